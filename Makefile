@@ -1,0 +1,52 @@
+# The commands of the README; .ci/run calls these and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install quickstart quickstart-short test test-slow check bench docs clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing the pinned packages into .venv (a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
+	@touch $(INSTALLED)
+
+shards/stdlib: $(INSTALLED)
+	@$(BIN)/stoker data pack stdlib shards/stdlib
+
+shards/digits: $(INSTALLED)
+	@$(BIN)/stoker data pack digits shards/digits
+
+quickstart: shards/stdlib
+	@$(BIN)/stoker train configs/gpt_tiny.yaml
+
+# The same path in less time, in a run folder of its own: for CI.
+quickstart-short: shards/stdlib
+	@$(BIN)/stoker train configs/gpt_tiny.yaml run.name=gpt-tiny-short run.steps=40 schedule.warmup_steps=5 \
+	  validation.max_samples=256
+
+digits: shards/digits
+	@$(BIN)/stoker train configs/resnet_digits.yaml
+
+test: $(INSTALLED)
+	@$(BIN)/pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	@$(BIN)/pytest -m slow --timeout 900
+
+check: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	@$(BIN)/python benchmarks/step.py
+
+docs: $(INSTALLED)
+	@$(BIN)/python -m configs.reference docs
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,154 @@
+"""A private Ray on this host for one run: loopback only, behind a token, gone without a trace afterwards."""
+
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.guard import Guard
+from cluster.session_folder import session_folder
+from cluster.sessions import Session, end
+from configs.errors import StokerError
+
+LOOPBACK = "127.0.0.1"
+OBJECT_STORE_BYTES = 128 << 20  # Ray Train passes the worker function and its configuration only
+
+
+class LocalRay:
+    """Ray with `cpus` and `gpus` inside a `with`, which must be in the main thread: Ray's processes die with it.
+
+    At the end, however it comes, none of its processes and files remain, and the environment is what it was. Should
+    this process be killed, the kernel and a guard process do the same.
+    Raises StokerError when Ray cannot start.
+    """
+
+    def __init__(self, cpus: int, gpus: int, say: Callable[[str], None]) -> None:
+        self.cpus, self.gpus, self._say = cpus, gpus, say
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._say(f"starting Ray on this host: {self.cpus} cpus, {self.gpus} gpus")
+        with ExitStack() as stack:
+            folder = stack.enter_context(session_folder())
+            stack.enter_context(_environment(_settings(folder, self.gpus)))
+            guard = stack.enter_context(Guard(str(folder)))
+            started: list[Session] = []
+            stack.callback(_stop, started)
+            with _own_sessions(started, guard), _signal_handlers_kept():
+                _start(folder, self.cpus, self.gpus)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def _settings(folder: Path, gpus: int) -> dict[str, str]:
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    settings = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # Named for Windows and macOS; on Linux too it makes every part of Ray listen on loopback only.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        # Workers started ahead never fit Ray Train's (their runtime environment differs): they only cost time.
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one host: when it goes, all goes
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+    return settings if gpus else settings | {"DS_ACCELERATOR": "cpu"}
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """`settings`, and no other RAY_* variable: an address or a token of the surroundings must not reach this Ray."""
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith("RAY_")]:
+        del os.environ[name]
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _own_sessions(started: list[Session], guard: Guard) -> Iterator[None]:
+    """Ray's processes start in sessions of their own, which go to `started` and to `guard`.
+
+    A signal to the process group of the terminal or of `timeout` then reaches the driver alone, and `started` tells
+    Ray's processes from any other.
+    """
+    from ray._private import services
+
+    original = services.ConsolePopen
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        process = original(*arguments, **options, start_new_session=True)
+        started.append(Session.of(process.pid))
+        guard.watch(started[-1])
+        return process
+
+    services.ConsolePopen = popen
+    try:
+        yield
+    finally:
+        services.ConsolePopen = original
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(folder: Path, cpus: int, gpus: int) -> None:
+    # Imported here because Ray reads its settings from the environment when it is imported.
+    import ray
+    from ray._private import worker
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    worker._worker_logs_enabled = False  # or Ray prints its view of a dead worker in the middle of ours
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=gpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=str(folder / "ray"),  # Ray opens it to every user; `folder` is closed
+        _node_ip_address=LOOPBACK,
+    )
+    address = ray.util.get_node_ip_address()
+    if address != LOOPBACK:
+        raise StokerError(f"Ray listens on {address}, not on {LOOPBACK} only: import cluster.local_ray before ray")
+
+
+def _stop(started: list[Session]) -> None:
+    import ray
+
+    try:
+        ray.shutdown()
+    finally:
+        end(started, grace_s=3.0)

@@ -1,0 +1,47 @@
+"""Which keys decide a run's result, and how two recipes differ in them."""
+
+import hashlib
+import json
+from typing import Any
+
+from configs.recipe import Recipe
+
+# Where and how a run is executed; by promise 1 none of these changes what is computed (beyond float rounding).
+_FREE_SECTIONS = ("workers", "checkpoint", "validation", "monitor", "zero")
+_FREE_KEYS = ("run.dir", "run.name")
+
+
+def result_differences(old: Recipe, new: Recipe) -> list[str]:
+    """`key: old -> new` for each key that changes the result; empty when `new` may continue the run of `old`."""
+    old_keys, new_keys = _flat(old), _flat(new)
+    return [
+        f"{key}: {old_keys.get(key, 'absent')} -> {new_keys.get(key, 'absent')}"
+        for key in dict.fromkeys((*old_keys, *new_keys))
+        if old_keys.get(key) != new_keys.get(key) and not _is_free(key, new)
+    ]
+
+
+def _is_free(key: str, recipe: Recipe) -> bool:
+    # With a constant rate no earlier step depends on how long the run is, so it may be prolonged.
+    prolongs = key == "run.steps" and recipe.schedule.kind == "constant"
+    return prolongs or key in _FREE_KEYS or key.split(".")[0] in _FREE_SECTIONS
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            flat[prefix] = value
+
+    walk("", recipe.model_dump(mode="json", by_alias=True))
+    return flat
+
+
+def result_sha256(recipe: Recipe) -> str:
+    """Fingerprint of the keys that change the result, the prolongable number of steps left out."""
+    keys = {key: value for key, value in _flat(recipe).items() if not _is_free(key, recipe)}
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()

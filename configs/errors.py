@@ -1,0 +1,42 @@
+"""Errors that users see: one class per kind, each with the exit code that scripts rely on."""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER = 2
+EXIT_REQUEUE = 75  # BSD's EX_TEMPFAIL: stopped by a signal with a checkpoint saved
+
+
+class StokerError(Exception):
+    """A failure with a message fit for the user: what was found, where, what was expected, what to do."""
+
+    exit_code = EXIT_FAILED
+
+
+class UserError(StokerError):
+    """The user's mistake: shown as one line, never with a traceback."""
+
+    exit_code = EXIT_USER
+
+
+class RecipeError(UserError):
+    """The recipe or an override is wrong."""
+
+
+class DataError(UserError):
+    """A shard or a sample is missing, damaged, or not what the recipe says."""
+
+
+class RunFolderError(UserError):
+    """The run folder cannot be used: unwritable, busy, or made by another recipe."""
+
+
+class ResourceError(UserError):
+    """This machine or cluster lacks what the recipe asks for (cpus, gpus, memory, disk)."""
+
+
+class CheckpointError(StokerError):
+    """A checkpoint cannot be written, read or trusted."""
+
+
+class EngineError(StokerError):
+    """The engine's internals are not what Stoker was tested with."""

@@ -1,0 +1,100 @@
+"""Reading YAML so that every key knows its line, and every scalar its YAML 1.2 type."""
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.errors import RecipeError
+
+KeyPath = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 scalars: 3e-4 is a number, `on` and `yes` are words, 1:30 is no number."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - the base class's own attribute, filled below
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|)$"), ["~", "n", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+@dataclass
+class Source:
+    """A parsed recipe: plain data, and where each key stands."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+
+    def where(self, key: KeyPath) -> str:
+        """`file:line` of the key or of its nearest known parent."""
+        for end in range(len(key), 0, -1):
+            if key[:end] in self.lines:
+                return f"{self.path}:{self.lines[key[:end]]}"
+        return str(self.path)
+
+
+def parse_scalar(text: str) -> Any:
+    """One override value, typed as the recipe file would type it."""
+    return yaml.load(text, _Loader)
+
+
+def read_source(path: Path) -> Source:
+    """Parse the file. Raises RecipeError naming file and line for unreadable, malformed or duplicate content."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise RecipeError(f"recipe {path} cannot be read: {reason}; give the path of a YAML file") from error
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        source = Source(path, {})
+        if isinstance(node, yaml.MappingNode):
+            _record_lines(node, (), source)
+            source.data = loader.construct_document(node)
+            return source
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise RecipeError(f"{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    raise RecipeError(f"recipe {path} is empty or not a mapping: expected sections such as run:, model:, data:, batch:")
+
+
+def _record_lines(node: yaml.Node, prefix: KeyPath, source: Source) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = (*prefix, _key(key_node, source))
+            if key in source.lines:
+                raise RecipeError(
+                    f"{_dotted(key)} is given twice ({source.path}:{source.lines[key]} and "
+                    f"{key_node.start_mark.line + 1}): remove one"
+                )
+            source.lines[key] = key_node.start_mark.line + 1
+            _record_lines(value_node, key, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            source.lines[(*prefix, index)] = item.start_mark.line + 1
+            _record_lines(item, (*prefix, index), source)
+
+
+def _key(node: yaml.Node, source: Source) -> str:
+    value: Hashable = node.value
+    if not isinstance(node, yaml.ScalarNode) or not isinstance(value, str):
+        raise RecipeError(f"{source.path}:{node.start_mark.line + 1}: a key must be a plain word")
+    return value
+
+
+def _dotted(key: KeyPath) -> str:
+    return ".".join(map(str, key))

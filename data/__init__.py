@@ -1,0 +1,1 @@
+"""Data: shards -> index -> order -> fetch -> decode -> batches. numpy only."""

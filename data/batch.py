@@ -1,0 +1,55 @@
+"""Which positions form which micro-batch on which worker. Pure."""
+
+from dataclasses import dataclass
+
+from configs.recipe import Batch
+from data.types import Array
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Micro-batch `micro` covers positions start … stop-1 of the stream; empty when start == stop."""
+
+    micro: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Arrays padded to a fixed number of rows; `targets` counts what is learnt from: labels or tokens not -100."""
+
+    arrays: dict[str, Array]
+    targets: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """`index` numbers it within the step's global batch; `samples` excludes blanks; `keys` are in order of position."""
+
+    step: int
+    index: int
+    arrays: dict[str, Array]
+    samples: int
+    targets: int
+    keys: list[str]
+
+
+def step_slices(step: int, batch: Batch, rank: int, ranks: int) -> list[Slice]:
+    """This rank's micro-batches of step `step` (counted from 1); on every rank accumulation(ranks) of them."""
+    start = (step - 1) * batch.global_
+    return _deal(start, start + batch.global_, batch.micro, rank, ranks)
+
+
+def eval_slices(count: int, micro: int, rank: int, ranks: int) -> list[Slice]:
+    """This rank's micro-batches of one pass over positions 0 … count-1, equally many on every rank."""
+    return _deal(0, count, micro, rank, ranks)
+
+
+def _deal(start: int, stop: int, micro: int, rank: int, ranks: int) -> list[Slice]:
+    rounds = -(-(stop - start) // (micro * ranks))
+    slices = []
+    for index in range(rank, rounds * ranks, ranks):
+        first = min(start + index * micro, stop)
+        slices.append(Slice(index, first, min(first + micro, stop)))
+    return slices

@@ -1,0 +1,157 @@
+"""A real private Ray: what it leaves behind, who may talk to it, and what signals do to it."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.session_folder import remove_abandoned, session_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+class Driver:
+    """A driver process in a process group of its own, with one worker that runs."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        with (folder / "output").open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.cluster.driver", str(folder)],
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def beats(self) -> int:
+        path = self.folder / "beats"
+        return len(path.read_text().split()) if path.exists() else 0
+
+    def session_folder(self) -> Path:
+        return Path((self.folder / "session").read_text()).parent
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def output(self) -> str:
+        return (self.folder / "output").read_text()
+
+
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Driver, Driver]]:
+    """Two at once, on one host."""
+    folder = tmp_path_factory.mktemp("drivers")
+    pair = Driver(folder / "a"), Driver(folder / "b")
+    try:
+        for driver in pair:
+            wait_for(lambda driver=driver: driver.beats() > 0, 120, driver.output)  # type: ignore[misc]
+        yield pair
+    finally:
+        for driver in pair:
+            driver.process.kill()
+            driver.process.wait()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float, describe: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, describe()
+        time.sleep(0.1)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_only_the_token_opens_the_private_ray(drivers: tuple[Driver, Driver]) -> None:
+    folder = drivers[0].session_folder()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+    port = next(folder.glob("ray/session_*/gcs_server_port*")).read_text().strip()
+    client = (
+        "import sys, ray._raylet as r\n"
+        "g = r.GcsClient(address=sys.argv[1])\n"
+        "print('NODES', len(g.get_all_node_info(timeout=5)))"
+    )
+
+    def connect(**settings: str) -> str:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        done = subprocess.run(
+            [sys.executable, "-c", client, f"127.0.0.1:{port}"],
+            env=clean | settings,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+    assert "NODES 1" in connect(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(folder / "token"))
+    for refused in (
+        connect(RAY_AUTH_MODE="disabled"),
+        connect(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64),
+    ):
+        assert "NODES" not in refused
+        assert "nauthenticated" in refused
+
+
+def test_ray_listens_on_loopback_only(drivers: tuple[Driver, Driver]) -> None:
+    family = {p.pid: p.name() for p in drivers[0].descendants()} | {drivers[0].process.pid: "driver"}
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in family]
+    assert len(listening) > 3
+    assert [(family.get(c.pid or 0), c.laddr) for c in listening if not str(c.laddr[0]).endswith("127.0.0.1")] == []
+
+
+def test_ctrl_c_reaches_the_driver_alone_and_a_second_one_ends_everything(drivers: tuple[Driver, Driver]) -> None:
+    driver = drivers[0]
+    family, folder = driver.descendants(), driver.session_folder()
+    os.killpg(driver.process.pid, signal.SIGINT)
+    wait_for((driver.folder / "requested").exists, 10, driver.output)
+    beats = driver.beats()
+    wait_for(lambda: driver.beats() > beats + 10, 10, driver.output)
+    assert alive(family) == family
+
+    os.killpg(driver.process.pid, signal.SIGINT)
+    driver.process.wait(timeout=30)
+    assert alive(family) == []
+    assert not folder.exists()
+    assert "KeyboardInterrupt" in driver.output()
+
+
+def test_a_killed_driver_takes_its_ray_and_its_folder_along(drivers: tuple[Driver, Driver]) -> None:
+    driver = drivers[1]
+    family, folder = driver.descendants(), driver.session_folder()
+    assert len(family) > 5
+    assert remove_abandoned(folder.parent) == []  # its owner lives
+    driver.process.kill()
+    driver.process.wait()
+    wait_for(lambda: alive(family) == [], 10, lambda: str(alive(family)))
+    assert not folder.exists()
+
+
+def test_a_folder_whose_owner_was_killed_is_removed_at_the_next_start() -> None:
+    hold = (
+        "import sys; from cluster.session_folder import session_folder\n"
+        "with session_folder() as folder: print(folder, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        folder = Path(owner.stdout.readline().strip())
+        assert remove_abandoned(folder.parent) == []
+        owner.kill()
+        owner.wait()
+    with session_folder() as own:
+        assert own.exists()
+        assert not folder.exists()
+    assert not own.exists()

@@ -1,0 +1,88 @@
+"""Real workers: their process group, their restarts, their failures, and the silence of Ray."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.local_ray import LocalRay
+from cluster.ray_train import WorkerFailure, run_workers
+from configs.errors import EXIT_FAILED, EXIT_USER, DataError
+from configs.recipe import Workers
+
+
+def run(function: Callable[[dict[str, Any]], None], folder: Path, **workers: int) -> None:
+    setting = Workers.model_validate(workers)
+    run_workers(function, {"folder": str(folder)}, name="t", workers=setting, backend="gloo", poll=lambda: None)
+
+
+def sum_of_ranks(config: dict[str, Any]) -> None:
+    """Writes what the group is and computes; rank 1 kills itself in its first attempt."""
+    import torch
+    from torch import distributed
+
+    rank, folder = distributed.get_rank(), Path(config["folder"])
+    total = torch.tensor([float(rank)])
+    distributed.all_reduce(total)
+    facts = distributed.get_world_size(), distributed.get_backend(), total.item(), os.environ["OMP_NUM_THREADS"]
+    attempt = len(list(folder.glob(f"*-rank{rank}")))
+    (folder / f"{attempt}-rank{rank}").write_text(repr((*facts, time.time())))
+    print("CHATTER of a worker")
+    distributed.barrier()
+    if rank == 1 and attempt == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.barrier()
+
+
+def rank_1_fails(config: dict[str, Any]) -> None:
+    from torch import distributed
+
+    if distributed.get_rank() == 1:
+        raise ValueError("the seventh seal\nis broken")
+    distributed.barrier()
+
+
+def bad_data(config: dict[str, Any]) -> None:
+    with (Path(config["folder"]) / "attempts").open("a") as file:
+        file.write("x")
+    raise DataError("train-000.tar sample 7: not a JPEG")
+
+
+def test_a_killed_worker_comes_back_and_ray_leaves_no_trace(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "203.0.113.1:6379")
+    environment, handlers = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    with LocalRay(2, 0, lambda line: None):
+        session = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
+        run(sum_of_ranks, tmp_path, count=2, max_failures=1)
+        family = psutil.Process().children(recursive=True)
+    for attempt in (0, 1):
+        for rank in (0, 1):
+            assert (tmp_path / f"{attempt}-rank{rank}").read_text().startswith("(2, 'gloo', 1.0, '1', ")
+    assert len(family) > 3
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert not session.exists()
+    assert dict(os.environ) == environment
+    assert signal.getsignal(signal.SIGTERM) is handlers
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failure_names_its_first_cause_and_a_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
+    with LocalRay(2, 0, lambda line: None):
+        with pytest.raises(WorkerFailure) as failure:
+            run(rank_1_fails, tmp_path, count=2, max_failures=0)
+        assert str(failure.value) == "worker 1 failed: ValueError: the seventh seal"
+        assert "is broken" in failure.value.details
+        assert failure.value.exit_code == EXIT_FAILED
+
+        with pytest.raises(WorkerFailure) as failure:
+            run(bad_data, tmp_path, count=1, max_failures=3)
+    assert str(failure.value) == "worker 0 failed: train-000.tar sample 7: not a JPEG"
+    assert failure.value.exit_code == EXIT_USER
+    assert (tmp_path / "attempts").read_text() == "x"

@@ -1,0 +1,158 @@
+"""A recipe is valid, or the user gets one line that names the key, the place and the remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.compare import result_differences, result_sha256
+from configs.errors import RecipeError
+from configs.load import dump_recipe, load_recipe
+from configs.reference import reference, schema
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = """\
+run: {name: tiny, steps: 10}
+model: {kind: gpt, layers: 2, heads: 4, width: 64, context: 32}
+data:
+  kind: text
+  train: {shards: "a-{0..3}.tar"}
+  val: {shards: b.tar}
+batch:
+  global: 64
+  micro: 8
+optimizer: {kind: adamw, lr: 3e-4}
+schedule: {kind: cosine}
+"""
+
+
+@pytest.fixture
+def recipe_path(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def error_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return str(caught.value)
+
+
+def test_a_mistyped_key_is_answered_with_its_line_and_the_key_that_was_meant(recipe_path: Path) -> None:
+    recipe_path.write_text(RECIPE.replace("  micro: 8", "  mikro: 8"))
+    message = error_of(recipe_path)
+    assert "batch.mikro is unknown" in message
+    assert "tiny.yaml:9" in message
+    assert "did you mean micro?" in message
+    assert "batch.micro is missing" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr is unknown (override 'optimizer.lrr=1'); did you mean lr?"),
+        ("optimizer.lr=fast", "optimizer.lr is 'fast' (override 'optimizer.lr=fast'): expected number"),
+        ("model.kind=gpd", "did you mean gpt?"),
+        ("model.heads=3", "model.heads is 3, which does not divide model.width 64"),
+        ("model.kv_heads=3", "model.kv_heads is 3, which does not divide model.heads 4"),
+        ("batch.micro=7", "batch.global is 64, not a multiple of batch.micro 7"),
+        ("batch.micro=128", "batch.micro is 128, larger than batch.global 64"),
+        ("batch.micro=8.5", "batch.micro is 8.5"),
+        ("precision=fp61", "expected 'fp32', 'bf16' or 'fp16'; did you mean fp16?"),
+        ("zero.stage=4", "zero.stage is 4"),
+        ("zero={stage: 0, offload_optimizer: cpu}", "zero.offload_optimizer needs zero.stage 1, 2 or 3"),
+        ("zero.offload_parameters=cpu", "zero.offload_parameters needs zero.stage 3, found 1"),
+        ("model.layers=0", "model.layers is 0"),
+        ("model=null", "model"),
+        ("model.kind=resnet", "model.layers is unknown"),
+        ("schedule.warmup_steps=11", "schedule.warmup_steps is 11, more than run.steps 10"),
+        ("schedule.min_lr=1.0", "schedule.min_lr is 1.0, above optimizer.lr 0.0003"),
+        ("run.name=../x", "run.name is '../x'"),
+        ("nonsense", "override 'nonsense' is not section.key=value"),
+        ("run.seed.deep=1", "run.seed is"),
+    ],
+)
+def test_a_wrong_value_is_named_with_the_remedy(recipe_path: Path, override: str, expected: str) -> None:
+    message = error_of(recipe_path, override)
+    assert expected in message
+    assert "Traceback" not in message
+
+
+def test_sections_must_agree(recipe_path: Path) -> None:
+    assert "data.val is not given" in error_of(recipe_path, "data.val=null", "validation.every_steps=5")
+    assert "stage 0 trains wrongly" in error_of(recipe_path, "precision=fp16", "zero.stage=0")
+    message = error_of(recipe_path, "data={kind: image, train: {shards: a.tar}}")
+    assert "model.kind gpt trains on text or tokens" in message
+
+
+def test_every_mistake_is_told_at_once(recipe_path: Path) -> None:
+    lines = error_of(recipe_path, "optimizer.lrr=1", "model.layers=0", "run.steps=x").splitlines()
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "is empty or not a mapping"),
+        ("run: [", "is not valid YAML"),
+        ("- a\n- b\n", "is empty or not a mapping"),
+        (RECIPE + "batch: {global: 8, micro: 8}\n", "batch is given twice"),
+        (RECIPE + "? [a]\n: 1\n", "a key must be a plain word"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    message = error_of(path)
+    assert expected in message
+    assert "bad.yaml" in message
+
+
+def test_a_missing_or_binary_file_is_refused_by_name(tmp_path: Path) -> None:
+    assert "absent.yaml cannot be read" in error_of(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "binary.yaml cannot be read" in error_of(tmp_path / "binary.yaml")
+
+
+def test_scalars_have_their_yaml_1_2_types(recipe_path: Path) -> None:
+    recipe = load_recipe(recipe_path, ["optimizer.lr=1e-3", "run.name=on", "data.part=no"])
+    assert recipe.optimizer.lr == 1e-3
+    assert recipe.run.name == "on"
+
+
+def test_a_resolved_recipe_loads_to_itself(recipe_path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_path)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(dump_recipe(recipe))
+    assert load_recipe(resolved) == recipe
+
+
+def test_micro_batches_do_not_depend_on_the_number_of_workers(recipe_path: Path) -> None:
+    batch = load_recipe(recipe_path).batch
+    assert batch.micro_batches == 8
+    assert [batch.accumulation(workers) for workers in (1, 2, 3, 8, 16)] == [8, 4, 3, 1, 1]
+
+
+def test_only_keys_that_change_the_result_stand_in_the_way_of_a_resume(recipe_path: Path) -> None:
+    old = load_recipe(recipe_path)
+    free = load_recipe(recipe_path, ["workers.count=4", "zero.stage=3", "checkpoint.every_steps=1", "run.dir=/x"])
+    assert result_differences(old, free) == []
+    assert result_sha256(old) == result_sha256(free)
+    changed = load_recipe(recipe_path, ["optimizer.lr=1e-3", "run.steps=20"])
+    assert result_differences(old, changed) == ["run.steps: 10 -> 20", "optimizer.lr: 0.0003 -> 0.001"]
+    assert result_sha256(old) != result_sha256(changed)
+
+
+def test_a_run_at_constant_rate_may_be_prolonged(recipe_path: Path) -> None:
+    old = load_recipe(recipe_path, ["schedule.kind=constant"])
+    assert result_differences(old, load_recipe(recipe_path, ["schedule.kind=constant", "run.steps=20"])) == []
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_a_shipped_recipe_is_valid(path: Path) -> None:
+    load_recipe(path)
+
+
+def test_the_reference_in_docs_is_up_to_date() -> None:
+    assert (REPOSITORY / "docs" / "recipes.md").read_text() == reference()
+    assert (REPOSITORY / "docs" / "recipe.schema.json").read_text() == schema()

@@ -1,0 +1,118 @@
+"""Small real runs for tests: shards on disk, a recipe, and the worker's own entry point in processes of a gloo group."""
+
+import json
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from configs.load import dump_recipe
+from configs.recipe import Recipe
+from data.shard_writer import ShardLimits, ShardWriter
+from tests.processes import run_in_processes
+
+GPT = {"kind": "gpt", "layers": 2, "heads": 2, "width": 32, "context": 16, "dropout": 0.1}
+RESNET = {"kind": "resnet", "depth": 18, "classes": 3, "width": 4, "stem": "small", "dropout": 0.1}
+
+
+def write_text_shards(folder: Path, documents: int = 120) -> None:
+    """train-*.tar and val-*.tar with random printable documents of 5 to 60 bytes."""
+    rng = np.random.default_rng(7)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", documents), ("val", 9)):
+        writer = ShardWriter(folder, split, ShardLimits(samples=50))
+        for number in range(count):
+            text = rng.integers(97, 107, size=int(rng.integers(5, 60)), dtype=np.uint8).tobytes()
+            writer.write(f"{split}-{number:04d}", {"txt": text})
+        writer.finish()
+
+
+def write_image_shards(folder: Path, images: int = 60) -> None:
+    """train-*.tar and val-*.tar with 8×8 grey PNGs of 3 classes."""
+    rng = np.random.default_rng(7)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", images), ("val", 7)):
+        writer = ShardWriter(folder, split, ShardLimits(samples=25))
+        for number in range(count):
+            label = number % 3
+            pixels_HW = (rng.integers(0, 80, (8, 8)) + 80 * label).astype(np.uint8)
+            path = folder / "pixel.png"
+            Image.fromarray(pixels_HW).save(path)
+            writer.write(f"{split}-{number:04d}", {"png": path.read_bytes(), "cls": str(label).encode()})
+            path.unlink()
+        writer.finish()
+
+
+def recipe_of(folder: Path, model: dict[str, Any], name: str, **sections: Any) -> Recipe:
+    """A run of 10 steps on the shards of `folder`; `sections` replace the defaults here."""
+    shards = {split: {"shards": str(folder / f"{split}-*.tar")} for split in ("train", "val")}
+    image = {"kind": "image", "size": 8, "channels": 1, "augment": {"crop_padding": 1}}
+    data = {**(image if model["kind"] == "resnet" else {"kind": "text"}), **shards}
+    recipe: dict[str, Any] = {
+        "run": {"name": name, "dir": str(folder / "runs"), "steps": 10},
+        "model": model,
+        "data": data,
+        "batch": {"global": 8, "micro": 2},
+        "optimizer": {"kind": "adamw", "lr": 1e-2},
+        "schedule": {"kind": "cosine", "warmup_steps": 3},
+        "checkpoint": {"every_steps": 5},
+        "validation": {"every_steps": 5},
+        "workers": {"count": 2},
+        "monitor": {"every_steps": 1, "audit_samples": True},
+    }
+    return Recipe.model_validate({**recipe, **sections})
+
+
+def run_folder_of(recipe: Recipe) -> Path:
+    return Path(recipe.run.dir) / recipe.run.name
+
+
+def run_job(recipe: Recipe, stop_at: int | None = None) -> None:
+    """One invocation inside the calling worker process."""
+    import torch
+
+    from trainer.run_folder import RunFolder
+    from trainer.worker import Job, main
+
+    folder = RunFolder.of(recipe)
+    if torch.distributed.get_rank() == 0:
+        folder.make()
+        folder.recipe.write_text(dump_recipe(recipe))
+    torch.distributed.barrier()
+    box = [uuid.uuid4().hex]
+    torch.distributed.broadcast_object_list(box, src=0)
+    data = recipe.model_dump(mode="json", by_alias=True)
+    main(Job(data, str(folder.root), str(Path.cwd()), box[0], time.time(), stop_at).encode())
+    torch.distributed.barrier()
+
+
+def run_jobs(jobs: list[tuple[Recipe, int | None]]) -> None:
+    for recipe, stop_at in jobs:
+        run_job(recipe, stop_at)
+
+
+def train_in_processes(store: Path, world: int, jobs: list[tuple[Recipe, int | None]]) -> None:
+    """Each (recipe, stop_at) in turn, in one group of `world` worker processes."""
+    run_in_processes(run_jobs, world, store, jobs)
+
+
+_CLOCK = {"step_s", "samples_per_s", "tokens_per_s", "data_wait_s", "checkpoint_s", "validation_s", "mfu", "time"}
+
+
+def history(recipe: Recipe) -> list[dict[str, Any]]:
+    """The committed metrics without what a clock or the host says: equal runs have equal histories."""
+    lines = [json.loads(line) for line in (run_folder_of(recipe) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in _CLOCK | {"attempt", "host_bytes"}} for line in lines]
+
+
+def digests(recipe: Recipe, step: int) -> dict[str, str]:
+    """Fingerprints of every stored state of one checkpoint."""
+    from trainer.checkpoint_format import read_manifest
+    from trainer.checkpoint_reader import CheckpointReader
+
+    folder = run_folder_of(recipe) / "checkpoints" / f"step-{step:08d}"
+    with CheckpointReader(folder, read_manifest(folder)) as reader:
+        return reader.digests()

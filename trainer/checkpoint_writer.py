@@ -1,0 +1,178 @@
+"""Saving: a copy to host memory at the step boundary, then write and publish, in the background if asked.
+
+Each rank writes its own file and a receipt into a staging folder; rank 0 waits for every receipt, writes the manifest
+last and renames the folder. The ranks agree through the shared file system alone, so no collective runs in a thread.
+"""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from configs.errors import CheckpointError
+from configs.recipe import Checkpoint
+from trainer.checkpoint_format import MANIFEST, Manifest, StoredFile, StoredFragment, check_coverage, file_sha256
+from trainer.durable import fsync_folder, to_json, write_durably
+from trainer.engine import Engine
+from trainer.ranks import Ranks
+from trainer.run_folder import RunFolder
+
+_RECEIPT_POLL_S = 0.02
+_PARTS_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's part of a checkpoint, copied to host memory."""
+
+    header: Manifest  # complete but for files and fragments
+    tensors: dict[str, torch.Tensor]
+    fragments: list[StoredFragment]
+    buffers: dict[str, str]
+
+
+def take_snapshot(engine: Engine, header: Manifest, ranks: Ranks) -> Snapshot:
+    """Copy this rank's state; training may go on as soon as this returns."""
+    file = f"rank-{ranks.rank:05d}-of-{ranks.world:05d}.safetensors"
+    tensors, fragments = {}, []
+    for fragment in engine.fragments():
+        key = f"{fragment.kind}/{fragment.parameter}/{fragment.start}"
+        tensors[key] = _host_copy(fragment.tensor)
+        count = fragment.tensor.numel()
+        fragments.append(StoredFragment(fragment.parameter, fragment.kind, fragment.start, count, file, key))
+    buffers = engine.buffers() if ranks.leads else {}
+    tensors |= {f"buffer/{name}": _host_copy(value) for name, value in buffers.items()}
+    return Snapshot(header, tensors, fragments, dict.fromkeys(buffers, file))
+
+
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    # A real copy on CPU too: the next step changes the live memory while the copy is written.
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+class CheckpointWriter:
+    """One checkpoint in flight; the next save waits for it. Errors surface at the next save or wait."""
+
+    def __init__(
+        self, folder: RunFolder, ranks: Ranks, settings: Checkpoint, published: Callable[[int, float], None]
+    ) -> None:
+        self._folder, self._ranks, self._settings, self._published = folder, ranks, settings, published
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Start writing. Raises the error of the checkpoint before, if it failed."""
+        self.wait()
+        if self._settings.background:
+            self._thread = threading.Thread(target=self._write_catching, args=(snapshot,), name="checkpoint")
+            self._thread.start()
+        else:
+            self._write(snapshot)
+
+    def wait(self) -> None:
+        """Until the checkpoint in flight is published (rank 0) or handed over (other ranks). Raises its error."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write_catching(self, snapshot: Snapshot) -> None:
+        try:
+            self._write(snapshot)
+        except Exception as error:  # carried to the training thread, raised there by wait()
+            self._error = error
+
+    def _write(self, snapshot: Snapshot) -> None:
+        started = time.monotonic()
+        step = snapshot.header.step
+        staging = self._folder.checkpoints / f".staging-{snapshot.header.attempt}-{step:08d}"
+        try:
+            staging.mkdir(parents=True, exist_ok=True)
+            self._write_own_part(staging, snapshot)
+            if self._ranks.leads:
+                self._publish(staging, snapshot)
+                self._published(step, time.monotonic() - started)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint of step {step} was not written in {staging}: {error.strerror}; "
+                "the one before it is kept: free space or mend the folder"
+            ) from error
+
+    def _write_own_part(self, staging: Path, snapshot: Snapshot) -> None:
+        name = f"rank-{self._ranks.rank:05d}-of-{self._ranks.world:05d}.safetensors"
+        path = staging / name
+        try:
+            save_file(snapshot.tensors, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            stored = StoredFile(name, path.stat().st_size, file_sha256(path))
+            receipt: dict[str, Any] = {"file": asdict(stored), "fragments": [asdict(f) for f in snapshot.fragments]}
+        except Exception as error:
+            receipt = {"error": f"rank {self._ranks.rank} could not write {path}: {error}"}
+            write_durably(_receipt(staging, self._ranks.rank), to_json(receipt))
+            raise
+        write_durably(_receipt(staging, self._ranks.rank), to_json(receipt))
+
+    def _publish(self, staging: Path, snapshot: Snapshot) -> None:
+        receipts = [self._await_receipt(staging, rank) for rank in range(self._ranks.world)]
+        manifest = replace(
+            snapshot.header,
+            files=[StoredFile(**receipt["file"]) for receipt in receipts],
+            fragments=[StoredFragment(**entry) for receipt in receipts for entry in receipt["fragments"]],
+            buffers=snapshot.buffers,
+        )
+        check_coverage(manifest)
+        for rank in range(self._ranks.world):
+            _receipt(staging, rank).unlink()
+        write_durably(staging / MANIFEST, manifest.encode())
+        target = self._folder.checkpoint(manifest.step)
+        if target.exists():  # a checkpoint of this step that could not be loaded, or it would have been resumed from
+            remove_checkpoint(target)
+        staging.rename(target)
+        fsync_folder(target.parent)
+        self._prune()
+
+    def _await_receipt(self, staging: Path, rank: int) -> dict[str, Any]:
+        deadline = time.monotonic() + _PARTS_TIMEOUT_S
+        path = _receipt(staging, rank)
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise CheckpointError(f"rank {rank} did not finish its part of {staging} in {_PARTS_TIMEOUT_S:.0f} s")
+            time.sleep(_RECEIPT_POLL_S)
+        receipt: dict[str, Any] = json.loads(path.read_bytes())
+        if "error" in receipt:
+            raise CheckpointError(receipt["error"])
+        return receipt
+
+    def _prune(self) -> None:
+        for step in self._folder.published_steps()[: -self._settings.keep_last]:
+            remove_checkpoint(self._folder.checkpoint(step))
+
+
+def _receipt(staging: Path, rank: int) -> Path:
+    return staging / f"rank-{rank:05d}.receipt.json"
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Hide it first, so that a crash half-way never leaves a torn checkpoint under its name."""
+    trash = folder.with_name(f".trash-{folder.name}")
+    if trash.exists():
+        shutil.rmtree(trash)
+    folder.rename(trash)
+    shutil.rmtree(trash)
+
+
+def clean_staging(folder: RunFolder) -> None:
+    """Remove what crashed attempts left; only while no other attempt can be writing."""
+    for path in (*folder.checkpoints.glob(".staging-*"), *folder.checkpoints.glob(".trash-*")):
+        shutil.rmtree(path)

@@ -1,0 +1,34 @@
+"""`stoker status`: where a run stands, what happened to it and how much of its time was training."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.run_lock import is_held
+from configs.load import load_recipe
+from trainer.commands.checkpoint import open_run
+from trainer.history import read_history
+from trainer.ledger import read_json_lines
+from trainer.terminal import say
+
+
+def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
+    """State, progress, faults and goodput of a run."""
+    folder = open_run(run_dir)
+    steps = load_recipe(folder.recipe).run.steps
+    metrics = read_json_lines(folder.metrics)
+    history = read_history(read_json_lines(folder.ledger), metrics, time.time(), busy=is_held(folder.root))
+    last = metrics[-1] if metrics else {"step": 0}
+    say(f"{folder.root}: {history.state}, step {last['step']} of {steps}, {history.attempts} attempts")
+    if metrics:
+        figures = ("loss", "val_loss", "val_accuracy", "lr", "step_s", "samples_per_s", "tokens_per_s", "data_wait_s")
+        say("  ".join(f"{name} {last[name]:.6g}" for name in figures if name in last))
+    say(f"newest checkpoint: step {history.checkpoint_step}" if history.checkpoint_step else "no checkpoint yet")
+    if history.goodput is not None:
+        say(f"goodput: {history.goodput:.1%} of the wall time was spent in committed training steps")
+    for event in history.faults[-5:]:
+        say(f"fault in attempt {event['attempt']}, rank {event['rank']}: {event['kind']}: {event['message']}")
+    for event in history.warnings[-5:]:
+        say(f"warning in attempt {event['attempt']}: {event['message']}")

@@ -1,0 +1,33 @@
+"""This worker in this attempt."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from configs.recipe import Recipe
+from trainer.ledger import Ledger
+from trainer.ranks import Ranks
+from trainer.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Context:
+    """Passed to whatever writes into the run folder."""
+
+    recipe: Recipe
+    folder: RunFolder
+    ledger: Ledger
+    ranks: Ranks
+    attempt: int
+    invocation: str  # of `stoker train`: several attempts belong to one
+
+    def record(self, event: str, **details: Any) -> None:
+        """Append to the ledger, from this rank."""
+        self.ledger.append(event, attempt=self.attempt, invocation=self.invocation, **details)
+
+    def record_once(self, event: str, **details: Any) -> None:
+        """What every rank knows is told by rank 0."""
+        if self.ranks.leads:
+            self.record(event, **details)
+
+    def warn(self, message: str) -> None:
+        self.record_once("warning", message=message)

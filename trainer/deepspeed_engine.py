@@ -1,0 +1,167 @@
+"""The engine that shards with DeepSpeed ZeRO. The only module that imports deepspeed."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from configs.recipe import Recipe
+from data.batch import MicroBatch
+from trainer import zero_state
+from trainer.context import Context
+from trainer.deepspeed_config import build_optimizer, deepspeed_config
+from trainer.engine import Fragment, ReadState, Scalars, StepResult, add_sums, to_device
+from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
+from trainer.optimizer_state import restore_state, step_count
+from trainer.randomness import enter_position
+from trainer.tasks.base import Task
+
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def select_accelerator(gpus: int) -> None:
+    """Fix DeepSpeed's accelerator before its first import; `gpus` is per worker."""
+    if gpus == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def collective_backend(gpus: int) -> str:
+    """The process-group backend for workers of this kind."""
+    return "nccl" if gpus else "gloo"
+
+
+class DeepSpeedEngine:
+    """ZeRO 0–3 in fp32, bf16 or fp16 (Rajbhandari et al. 2020), behind trainer.engine.Engine."""
+
+    def __init__(self, task: Task, context: Context) -> None:
+        recipe, ranks = context.recipe, context.ranks
+        self.name = f"deepspeed-zero{recipe.zero.stage}-{recipe.precision}"
+        self._task, self._recipe, self._ranks = task, recipe, ranks
+        self._names = {id(p): name for name, p in task.module.named_parameters()}
+        self._shapes = {n: tuple(p.shape) for n, p in task.module.named_parameters() if p.requires_grad}
+        deepspeed = _import_deepspeed(recipe, context.warn)
+        optimizer = build_optimizer(recipe.optimizer, task.parameter_groups())
+        self._engine, *_ = deepspeed.initialize(
+            model=task.module,
+            optimizer=optimizer,
+            config=deepspeed_config(recipe, ranks.world),
+            dist_init_required=False,
+        )
+        self._device = torch.device(self._engine.device)
+        self._optimizer = self._layout().base_optimizer
+        self._optimizer.state.clear()  # what the phantom step of half precision left behind
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, total_weight: float, lr: float) -> StepResult:
+        engine, module = self._engine, self._task.module
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        # DeepSpeed averages gradients over workers; the loss is a sum over them.
+        scale = self._ranks.world / total_weight
+        loss_sum = torch.zeros((), device=self._device)
+        for index, batch in enumerate(micro_batches):
+            enter_position(self._recipe.run.seed, step, batch.index)
+            set_micro_batch_weight(module, float(batch.samples))
+            engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            loss = engine(**to_device(batch, self._device))["loss"]
+            engine.backward(loss * scale, scale_wrt_gas=False)
+            loss_sum += loss.detach()
+        skipped_before = engine.skipped_steps
+        grad_norm = self._clip_unsharded()
+        engine.step()
+        self._commit_statistics()
+        norm = grad_norm if grad_norm is not None else float(engine.get_global_grad_norm() or 0.0)
+        return StepResult(loss_sum, norm, self._loss_scale(), engine.skipped_steps > skipped_before)
+
+    def _clip_unsharded(self) -> float | None:
+        """At stage 0 in fp32 the gradients lie in the model, and DeepSpeed does not tell their norm."""
+        if self._recipe.zero.stage or self._recipe.precision != "fp32":
+            return None
+        parameters = [p for p in self._task.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._recipe.optimizer.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._recipe.optimizer.grad_clip, norm)
+        return float(norm)
+
+    def _commit_statistics(self) -> None:
+        pending = pending_statistics(self._task.module)
+        if pending is not None:
+            commit_statistics(self._task.module, self._ranks.sum_tensor(pending.cpu()).to(self._device))
+
+    def _loss_scale(self) -> float:
+        return float(self._engine.optimizer.cur_scale) if self._recipe.precision == "fp16" else 1.0
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
+        self._engine.eval()
+        sums: dict[str, Any] = {}
+        with torch.no_grad():
+            for batch in micro_batches:
+                add_sums(sums, self._engine(**to_device(batch, self._device)))
+        self._engine.train()
+        return {name: float(value) for name, value in sums.items()}
+
+    def sample(self) -> str | None:
+        self._engine.eval()
+        with torch.no_grad():
+            text = self._task.samples(self._engine, self._device)
+        self._engine.train()
+        return text
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._shapes
+
+    def _layout(self) -> zero_state.Layout:
+        return zero_state.find_layout(self._engine, self._names)
+
+    def fragments(self) -> Iterator[Fragment]:
+        layout = self._layout()
+        for index, piece in enumerate(layout.pieces):
+            if layout.replicated and index % self._ranks.world != self._ranks.rank:
+                continue
+            yield Fragment(piece.parameter, "master", piece.start, piece.of(piece.flat))
+            for kind, state in sorted(layout.base_optimizer.state.get(piece.flat, {}).items()):
+                if isinstance(state, torch.Tensor) and state.numel() == piece.flat.numel() and kind != "step":
+                    yield Fragment(piece.parameter, kind, piece.start, piece.of(state))
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        module = self._task.module
+        frozen = {name: p.data for name, p in module.named_parameters() if not p.requires_grad}
+        persistent = {name: b for name, b in module.named_buffers() if name in module.state_dict(keep_vars=True)}
+        return {**frozen, **persistent}
+
+    def scalars(self) -> Scalars:
+        fields = {}
+        if self._recipe.precision == "fp16":
+            fields = {name: getattr(self._engine.optimizer.loss_scaler, name) for name in _SCALER_FIELDS}
+        return Scalars(step_count(self._optimizer), fields, self._engine.skipped_steps)
+
+    def load(self, read: ReadState, buffers: dict[str, torch.Tensor], scalars: Scalars) -> None:
+        layout = self._layout()
+        restore_state(layout, read, scalars.optimizer)
+        layout.refresh()
+        self._layout()  # its self-test: the live weights are the restored masters
+        own = self.buffers()
+        for name, stored in buffers.items():
+            own[name].copy_(stored)
+        for name, value in scalars.loss_scaler.items():
+            setattr(self._engine.optimizer.loss_scaler, name, value)
+        self._engine.skipped_steps = scalars.skipped_steps
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def _import_deepspeed(recipe: Recipe, warn: Callable[[str], None]) -> Any:
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # The shared-memory op serves inference only, and takes a minute and a compiler to build.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = get_accelerator()
+    if recipe.precision == "fp16" and not accelerator.is_fp16_supported():
+        warn("precision fp16 has no hardware support here: it is computed, slowly, which is good for tests only")
+        accelerator.is_fp16_supported = lambda: True
+    return deepspeed

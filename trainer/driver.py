@@ -1,0 +1,150 @@
+"""`stoker train` on the driver: check everything, start the workers, watch them, tell how it ended."""
+
+import json
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.local_ray import LocalRay
+from cluster.preflight import check_writable
+from cluster.ray_train import WorkerFailure, run_workers
+from cluster.run_lock import RunLock
+from cluster.stop_signals import StopSignals
+from configs.errors import EXIT_DONE, EXIT_REQUEUE
+from configs.load import dump_recipe
+from configs.recipe import Recipe
+from trainer.deepspeed_engine import collective_backend, select_accelerator
+from trainer.durable import write_durably
+from trainer.ledger import Event, Ledger
+from trainer.planning import preflight
+from trainer.run_folder import RunFolder
+from trainer.summary import summarize
+from trainer.terminal import ProgressView, fail, say
+from trainer.worker import Job, main
+
+
+@dataclass
+class Watch:
+    """Reads what the workers leave in the run folder, and passes the user's wish to stop on to them."""
+
+    folder: RunFolder
+    ledger: Ledger
+    signals: StopSignals
+    view: ProgressView
+    since: float
+    seen: int = 0
+    asked: bool = False
+
+    def poll(self) -> None:
+        """Called a few times a second while the workers run."""
+        events = self.ledger.events()
+        for event in events[self.seen :]:
+            if event["time"] >= self.since and (line := _news(event)):
+                say(line)
+        self.seen = len(events)
+        progress = _read_progress(self.folder.progress)
+        if progress and progress["time"] >= self.since:
+            self.view.show(progress)
+        if self.signals.requested and not self.asked:
+            self.asked = True
+            self.folder.stop_request.touch()
+            say(f"{self.signals.requested}: saving a checkpoint at the next step boundary, then leaving")
+
+
+def train(recipe: Recipe, stop_at: int | None) -> int:
+    """Run to the end, or until something stops it. Returns the exit code; raises StokerError for what never started."""
+    folder = RunFolder.of(recipe)
+    preflight(recipe, say)
+    check_writable(folder.root)
+    with RunLock(folder.root):
+        if _is_finished(recipe, folder):
+            say(f"run {folder.root} is finished at step {recipe.run.steps}: nothing to do")
+            return EXIT_DONE
+        folder.make()
+        write_durably(folder.recipe, dump_recipe(recipe).encode())
+        folder.stop_request.unlink(missing_ok=True)
+        return _run(recipe, folder, stop_at)
+
+
+def _is_finished(recipe: Recipe, folder: RunFolder) -> bool:
+    return folder.checkpoint(recipe.run.steps).exists()
+
+
+def _run(recipe: Recipe, folder: RunFolder, stop_at: int | None) -> int:
+    ledger = Ledger(folder.ledger)
+    invocation = uuid.uuid4().hex
+    started = time.time()
+    recipe_data = recipe.model_dump(mode="json", by_alias=True)
+    job = Job(recipe_data, str(folder.root), str(Path.cwd()), invocation, started, stop_at)
+    ledger.append("command", invocation=invocation, workers=recipe.workers.count)
+    select_accelerator(recipe.workers.gpus)
+    cpus, gpus = recipe.workers.count * recipe.workers.cpus, recipe.workers.count * recipe.workers.gpus
+    failure: WorkerFailure | None = None
+    with StopSignals() as signals, ProgressView() as view:
+        watch = Watch(folder, ledger, signals, view, started, seen=len(ledger.events()))
+        try:
+            with LocalRay(cpus, gpus, say):
+                say(f"starting {recipe.workers.count} workers")
+                run_workers(
+                    main,
+                    job.encode(),
+                    name=recipe.run.name,
+                    workers=recipe.workers,
+                    backend=collective_backend(recipe.workers.gpus),
+                    poll=watch.poll,
+                )
+        except WorkerFailure as error:
+            failure = error
+        finally:
+            folder.stop_request.unlink(missing_ok=True)
+        watch.poll()
+    return _verdict(recipe, folder, [e for e in ledger.events() if e["time"] >= started], failure)
+
+
+def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: WorkerFailure | None) -> int:
+    faults = [event for event in events if event["event"] == "fault"]
+    final = next((event for event in faults if event.get("final")), None)
+    if final:
+        fail(final["message"])
+        return int(final["exit_code"])
+    if failure is not None:
+        fail(str(failure))
+        fail(_first_cause(faults, folder))
+        return failure.exit_code
+    ended = next(event for event in reversed(events) if event["event"] in ("finished", "stopped"))
+    if ended["event"] == "stopped":
+        say(f"stopped by {ended['reason']} after step {ended['step']} with a checkpoint; the same command resumes")
+        return EXIT_REQUEUE
+    for line in summarize(recipe, folder):
+        say(line)
+    return EXIT_DONE
+
+
+def _first_cause(faults: list[Event], folder: RunFolder) -> str:
+    if not faults:
+        return (
+            f"no worker told of a cause: killed from outside, or out of memory; see {folder.root / 'logs'}"
+        )
+    first = faults[0]
+    return f"first cause: {first['kind']} on rank {first['rank']}: {first['message']}; see {first['log']}"
+
+
+def _news(event: Event) -> str | None:
+    """The events that a user wants to read as they happen."""
+    match event["event"]:
+        case "warning":
+            return f"warning: {event['message']}"
+        case "resumed":
+            return f"attempt {event['attempt']}: resumed from the checkpoint of step {event['step']}"
+        case "attempt_started" if event["attempt"] > 1:
+            return f"attempt {event['attempt']} started with {event['workers']} workers"
+        case "fault" if not event.get("final"):
+            return f"fault on rank {event['rank']}: {event['kind']}: {event['message']}"
+        case _:
+            return None
+
+
+def _read_progress(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,42 @@
+"""ledger.jsonl: what happened to a run, one event a line, only ever appended to."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+
+class Ledger:
+    """Appends events; each is one write of one line, so that several processes may share the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, event: str, **details: Any) -> None:
+        """Write one event durably: it is on disk when this returns."""
+        line = json.dumps({"event": event, "time": time.time(), **details}) + "\n"
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def events(self) -> list[Event]:
+        """All whole lines; a line torn by a crash is the last one and is left out."""
+        return read_json_lines(self._path)
+
+    def attempts(self) -> int:
+        """Attempts that began so far."""
+        return sum(event["event"] == "attempt_started" for event in self.events())
+
+
+def read_json_lines(path: Path) -> list[Event]:
+    """The whole lines of a JSON-lines file; a last line without newline was torn by a crash and does not count."""
+    if not path.exists():
+        return []
+    *whole, _torn = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]

@@ -1,0 +1,105 @@
+"""The training loop: data in, steps, validation, figures, checkpoints; and how the workers agree to leave."""
+
+from collections.abc import Iterator
+
+from configs.errors import CheckpointError, DataError
+from data.batch import eval_slices
+from data.dataset import read_micro_batch
+from data.loader import Loader, StepBatch
+from trainer.run_state import Attempt, Outcome
+from trainer.schedule import learning_rate
+
+
+def train(run: Attempt) -> Outcome:
+    """Train from the step after `run.resumed_step`. Every rank returns the same outcome at the same step."""
+    recipe, step, saved = run.recipe, run.resumed_step, run.resumed_step
+    outcome = Outcome("finished", run.last_step)
+    if run.last_step < recipe.run.steps:
+        outcome = Outcome("stopped", run.last_step, f"--stop-at {run.last_step}")
+    with _loader(run) as loader:
+        batches = iter(loader)
+        while step < run.last_step:
+            run.reporter.phase("training", step)
+            batch, fault = _next(batches)
+            total_weight, stops, faults = run.ranks.sum([_weight(batch), run.stop_requested(), batch is None])
+            if faults or stops:
+                outcome = _leave(run, step, fault) if faults else Outcome("stopped", step, "a signal")
+                break
+            assert batch is not None  # or this rank would have told of a fault
+            step += 1
+            lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.run.steps)
+            result = run.engine.train_step(batch.micro_batches, step, total_weight, lr)
+            run.reporter.stepped(step, batch, result, total_weight, lr)
+            if run.val_data is not None and _validates(run, step):
+                validate(run, step)
+            run.reporter.log_if_due(step)
+            if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
+                saved = _save_or_warn(run, step, saved)
+    if step > saved:
+        run.save(step)
+    run.reporter.phase("saving", step)
+    run.writer.wait()
+    run.ranks.sum([0.0])  # rank 0 publishes: nobody leaves before it has
+    return outcome
+
+
+def validate(run: Attempt, step: int) -> None:
+    """One pass over the validation set, shared out over the workers; figures are means over all of it."""
+    assert run.val_data is not None and run.recipe.validation is not None
+    data, micro = run.val_data, run.recipe.batch.micro
+    run.reporter.phase("validating", step)
+    with run.reporter.watch.phase("validation"):
+        count = min(data.count, run.recipe.validation.max_samples or data.count)
+        slices = eval_slices(count, micro, run.ranks.rank, run.ranks.world)
+        sums = run.engine.evaluate(read_micro_batch(data, step, part, micro) for part in slices)
+        totals = run.ranks.sum([sums[name] for name in sorted(sums)])
+        figures = run.task.metrics(dict(zip(sorted(sums), totals, strict=True)))
+        text = run.engine.sample()
+    run.reporter.validated(step, figures, text)
+
+
+def _loader(run: Attempt) -> Loader:
+    return Loader(
+        run.train_data,
+        run.recipe.batch,
+        rank=run.ranks.rank,
+        ranks=run.ranks.world,
+        first_step=run.resumed_step + 1,
+        last_step=run.last_step,
+    )
+
+
+def _next(batches: Iterator[StepBatch]) -> tuple[StepBatch | None, DataError | None]:
+    """This rank's part of the next global batch, or why it cannot be had: told to the others before anyone leaves."""
+    try:
+        return next(batches), None
+    except DataError as error:
+        return None, error
+
+
+def _weight(batch: StepBatch | None) -> float:
+    return float(sum(b.targets for b in batch.micro_batches)) if batch else 0.0
+
+
+def _leave(run: Attempt, step: int, fault: DataError | None) -> Outcome:
+    """A shard or sample cannot be used: keep what was trained, and let the rank that knows tell why."""
+    if fault is not None:
+        run.reporter.fault(fault, step)
+    return Outcome("data_fault", step, "a data fault")
+
+
+def _validates(run: Attempt, step: int) -> bool:
+    every = run.recipe.validation.every_steps if run.recipe.validation else 0
+    return bool(every) and (step % every == 0 or step == run.recipe.run.steps)
+
+
+def _save_or_warn(run: Attempt, step: int, saved: int) -> int:
+    """The step of the newest checkpoint taken. One that fails costs no training: the one before it is kept."""
+    run.reporter.phase("saving", step)
+    with run.reporter.watch.phase("checkpoint"):
+        try:
+            run.save(step)
+        except CheckpointError as error:
+            run.context.warn(str(error))
+            return saved
+    return step

@@ -1,0 +1,130 @@
+"""Where a run's figures go: metrics.jsonl (the committed history), TensorBoard, and the live progress file."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.durable import write_durably
+from trainer.ledger import read_json_lines
+from trainer.run_folder import RunFolder
+
+_PROGRESS_INTERVAL_S = 0.4
+
+# metrics.jsonl key -> TensorBoard tag
+TAGS = {
+    "loss": "train/loss",
+    "lr": "train/lr",
+    "grad_norm": "train/grad_norm",
+    "loss_scale": "train/loss_scale",
+    "val_loss": "val/loss",
+    "val_accuracy": "val/accuracy",
+    "val_perplexity": "val/perplexity",
+    "samples_per_s": "speed/samples_per_s",
+    "tokens_per_s": "speed/tokens_per_s",
+    "step_s": "speed/step_s",
+    "mfu": "speed/mfu",
+    "data_wait_s": "time/data_wait_s",
+    "checkpoint_s": "time/checkpoint_s",
+    "goodput": "goodput/fraction",
+    "host_bytes": "memory/host_bytes",
+    "device_bytes": "memory/device_bytes",
+}
+
+
+class MetricSink(Protocol):
+    """One destination of logged steps."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """One logged step, with `step` in it."""
+
+    def text(self, step: int, text: str) -> None:
+        """A sample that the task shows."""
+
+    def flush(self) -> None:
+        """Make what was logged durable: called before each checkpoint, which must not be ahead of its history."""
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """metrics.jsonl: each step of the committed history once, floats at full precision."""
+
+    def __init__(self, folder: RunFolder, attempt: int, resumed_step: int) -> None:
+        self._path = folder.metrics
+        _put_lost_lines_aside(self._path, folder.superseded(attempt), resumed_step)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def text(self, step: int, text: str) -> None:
+        """Samples are no metrics: TensorBoard and the ledger show them."""
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _put_lost_lines_aside(path: Path, aside: Path, resumed_step: int) -> None:
+    """Steps after the checkpoint that is resumed from will be trained again: their lines are superseded."""
+    lines = read_json_lines(path)
+    lost = [line for line in lines if line["step"] > resumed_step]
+    kept = [line for line in lines if line["step"] <= resumed_step]
+    if lost:
+        write_durably(aside, _encode(lost))
+    if path.exists():
+        write_durably(path, _encode(kept))  # also drops a line torn by a crash
+
+
+def _encode(lines: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+class TensorBoard:
+    """Event files with the tags of TAGS; steps after the resumed one are purged from view."""
+
+    def __init__(self, folder: RunFolder, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes over a second: not while workers start
+
+        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        for key, tag in TAGS.items():
+            if key in line:
+                self._writer.add_scalar(tag, line[key], line["step"])
+
+    def text(self, step: int, text: str) -> None:
+        self._writer.add_text("val/sample", f"```\n{text}\n```", step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Progress:
+    """progress.json: what rank 0 is doing now, for the terminal and `stoker status`; at most about twice a second."""
+
+    def __init__(self, folder: RunFolder, attempt: int, steps: int) -> None:
+        self._path = folder.progress
+        self._fields: dict[str, Any] = {"attempt": attempt, "steps": steps}
+        self._written = 0.0
+
+    def update(self, phase: str, **fields: Any) -> None:
+        """A change of phase is written at once."""
+        changed = phase != self._fields.get("phase")
+        self._fields |= {"phase": phase, **fields}
+        now = time.time()
+        if changed or now - self._written > _PROGRESS_INTERVAL_S:
+            self._written = now
+            temporary = self._path.with_name(".progress.json")
+            # Not fsynced: it tells of this moment, and means nothing after a crash.
+            temporary.write_text(json.dumps({**self._fields, "time": now}))
+            temporary.replace(self._path)

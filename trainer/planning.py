@@ -1,0 +1,110 @@
+"""What can be known before anything starts, and the checks that `stoker plan` and `stoker train` share."""
+
+from collections.abc import Callable
+
+from cluster.preflight import available_cpus, available_gpus, check_disk, check_resources
+from configs.compare import result_differences
+from configs.errors import DataError, ResourceError, RunFolderError
+from configs.load import load_recipe
+from configs.recipe import Recipe
+from data.dataset import open_dataset
+from trainer.estimate import estimate
+from trainer.run_folder import RunFolder
+
+
+def describe(recipe: Recipe) -> list[str]:
+    """Batch arithmetic and model figures, one line each."""
+    figures, batch, workers = estimate(recipe), recipe.batch, recipe.workers.count
+    rounds = batch.accumulation(workers)
+    empty = rounds * workers - batch.micro_batches
+    gaps = f", {empty} of them empty (weight zero)" if empty else ""
+    unit = "image" if recipe.model.kind == "resnet" else "token"
+    return [
+        f"batch: {batch.global_} samples per step = {batch.micro_batches} micro-batches of {batch.micro}; "
+        f"{workers} workers × {rounds} accumulation rounds = {rounds * workers} micro-batches{gaps}",
+        f"run: {recipe.run.steps:,} steps × {figures.targets_per_step:,} {unit}s = "
+        f"{recipe.run.steps * figures.targets_per_step:,} {unit}s, {recipe.run.steps * figures.flops_per_step:.3g} FLOPs",
+        f"model: {figures.parameters:,} parameters, {figures.flops_per_target:.4g} FLOPs per {unit} (forward + backward)",
+        f"checkpoint: {readable(figures.checkpoint_bytes)} each; {recipe.checkpoint.keep_last} kept and one in the making "
+        f"need {readable(disk_bytes(recipe))}",
+    ]
+
+
+def readable(size_bytes: float) -> str:
+    """In the largest unit that leaves at least 1."""
+    for unit in ("B", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.4g} GiB"
+
+
+def disk_bytes(recipe: Recipe) -> int:
+    """For the checkpoints that are kept and the one being written."""
+    return estimate(recipe).checkpoint_bytes * (recipe.checkpoint.keep_last + 1)
+
+
+def memory_rows(recipe: Recipe) -> list[list[str]]:
+    """A table of estimated memory per worker, header first; the recipe's stage has a star."""
+    rows = [["ZeRO", "weights", "gradients", "optimizer", "activations", "device", "offloaded"]]
+    for memory in estimate(recipe).memory:
+        mark = " *" if memory.stage == recipe.zero.stage else ""
+        sizes = (
+            memory.weights_bytes,
+            memory.gradients_bytes,
+            memory.optimizer_bytes,
+            memory.activations_bytes,
+            memory.device_bytes,
+            memory.offloaded_bytes,
+        )
+        rows.append([f"{memory.stage}{mark}", *map(readable, sizes)])
+    return rows
+
+
+def preflight(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Everything that must be so before a run may start. Raises the UserError of the first thing that is not."""
+    folder = RunFolder.of(recipe)
+    check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
+    check_resumable(recipe, folder)
+    check_data(recipe, say)
+    if not folder.published_steps():  # or most of the space is in use already, by this very run
+        check_disk(folder.root, disk_bytes(recipe))
+
+
+def preflight_elsewhere(recipe: Recipe, say: Callable[[str], None]) -> bool:
+    """For a recipe that needs gpus where there are none: tell what is missing here; True when it was such a recipe."""
+    if not recipe.workers.gpus or available_gpus():
+        return False
+    say(f"this machine has no gpus, the recipe wants {recipe.workers.count}: it is planned for another machine")
+    try:
+        check_data(recipe, say)
+        check_disk(RunFolder.of(recipe).root, disk_bytes(recipe))
+    except (DataError, ResourceError) as error:
+        say(f"not ready on this machine: {error}")
+    return True
+
+
+def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
+    """Raises RunFolderError with the differences when the folder holds a run of a recipe with another result."""
+    if not folder.recipe.exists() or not folder.published_steps():
+        return
+    differences = result_differences(load_recipe(folder.recipe), recipe)
+    if differences:
+        raise RunFolderError(
+            f"{folder.root} holds a run of another recipe ({'; '.join(differences)}): "
+            "undo the change, or start a new run with another run.name"
+        )
+
+
+def check_data(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Index the shards, check that every sample has its parts, and say what is there. Raises DataError."""
+    unit = "images" if recipe.data.kind == "image" else "rows"
+    splits = [("train", recipe.data.train), ("val", recipe.data.val)]
+    for split in [name for name, shards in splits if shards is not None]:
+        dataset = open_dataset(recipe, "train" if split == "train" else "val", say)
+        size_bytes = sum(index.shard_bytes for index in dataset.catalog.indexes)
+        say(
+            f"{split} data: {len(dataset.catalog.shards)} shards, {dataset.catalog.count:,} samples, "
+            f"{size_bytes / 1e6:,.1f} MB, {dataset.count:,} {unit} per epoch"
+        )
+        dataset.close()

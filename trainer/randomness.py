@@ -1,0 +1,16 @@
+"""Random draws keyed by position: (seed, step, micro-batch) decides dropout, wherever the micro-batch is computed."""
+
+import hashlib
+
+import torch
+
+
+def position_seed(seed: int, *position: int) -> int:
+    """A 63-bit generator seed from the run's seed and a position such as (step, micro-batch)."""
+    text = ",".join(map(str, (seed, *position))).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def enter_position(seed: int, step: int, micro_batch: int) -> None:
+    """Point the default generators of host and device at this micro-batch of this step."""
+    torch.manual_seed(position_seed(seed, step, micro_batch))

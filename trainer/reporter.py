@@ -1,0 +1,121 @@
+"""Turns what the loop does into figures, on rank 0: metrics.jsonl, TensorBoard, progress, ledger, audit."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import torch
+
+from configs.errors import StokerError
+from data.loader import StepBatch
+from trainer.context import Context
+from trainer.engine import StepResult
+from trainer.hardware import memory_bytes, peak_flops
+from trainer.metrics import MetricSink, Progress
+from trainer.stopwatch import Stopwatch
+from trainer.tasks.base import Task
+
+
+class Reporter:
+    """One per rank; every rank takes part in the sums, rank 0 writes."""
+
+    def __init__(
+        self, context: Context, task: Task, progress: Progress, sinks: Sequence[MetricSink], audit: TextIO | None
+    ) -> None:
+        self.watch = Stopwatch()
+        self._context, self._recipe, self._ranks, self._task = context, context.recipe, context.ranks, task
+        self._progress, self._sinks, self._audit = progress, sinks, audit
+        self._validation: dict[str, float] = {}
+        self._line: dict[str, Any] = {}
+        self._loss_sum: torch.Tensor | None = None
+        self._steps, self._targets = 0, 0.0
+
+    def phase(self, name: str, step: int) -> None:
+        """What happens now, for whoever watches."""
+        if self._ranks.leads:
+            self._progress.update(name, step=step)
+
+    def stepped(self, step: int, batch: StepBatch, result: StepResult, total_weight: float, lr: float) -> None:
+        """After each optimizer step; cheap, without waiting for the device."""
+        self.watch.add("data_wait", batch.wait_s)
+        self._steps += 1
+        self._targets += total_weight
+        self._loss_sum = result.loss_sum / total_weight
+        self._line = {"step": step, "lr": lr, "grad_norm": result.grad_norm, "loss_scale": result.loss_scale}
+        if result.skipped:
+            self._context.record_once("step_skipped", step=step, loss_scale=result.loss_scale)
+        if self._audit is not None:
+            keys = [key for micro_batch in batch.micro_batches for key in micro_batch.keys]
+            self._audit.write(json.dumps({"step": step, "keys": keys}) + "\n")
+
+    def validated(self, step: int, figures: Mapping[str, float], text: str | None) -> None:
+        self._validation = {f"val_{name}": value for name, value in figures.items()}
+        self._context.record_once("validated", step=step, sample=text, **self._validation)
+        if text is not None:
+            for sink in self._sinks:
+                sink.text(step, text)
+
+    def log_if_due(self, step: int) -> None:
+        """The first and last step of the run, every `monitor.every_steps`, and every validated one."""
+        first_or_last = step in (1, self._recipe.run.steps)
+        if not (first_or_last or self._validation or step % self._recipe.monitor.every_steps == 0):
+            return
+        assert self._loss_sum is not None
+        loss = self._ranks.sum([float(self._loss_sum)])[0]  # waits for the device: the interval's time is complete
+        if self._ranks.leads:
+            line = {**self._line, "loss": loss, **self._rates(), **self._validation, "attempt": self._context.attempt}
+            line |= {**memory_bytes(), "time": time.time()}
+            for sink in self._sinks:
+                sink.log(line)
+            keys = ("loss", "lr", "step_s", "samples_per_s", "tokens_per_s", "val_loss")
+            self._progress.update("training", step=step, **{k: line[k] for k in keys if k in line})
+        self._validation, self._steps, self._targets = {}, 0, 0.0
+        self.watch.reset()
+
+    def _rates(self) -> dict[str, float]:
+        """Of the logging interval that ends now. Seconds are sums over the interval, `step_s` is per step."""
+        wait_s, checkpoint_s = self.watch.seconds("data_wait"), self.watch.seconds("checkpoint")
+        train_s = max(self.watch.training_s(), 1e-9)
+        loop_s = train_s + wait_s + checkpoint_s
+        batch = self._recipe.batch.global_
+        rates = {
+            "samples": self._line["step"] * batch,
+            "samples_per_s": self._steps * batch / loop_s,
+            "step_s": train_s / max(self._steps, 1),
+            "data_wait_s": wait_s,
+            "checkpoint_s": checkpoint_s,
+            "validation_s": self.watch.seconds("validation"),
+        }
+        flops = self._targets * self._task.flops_per_target() / loop_s
+        rates["mfu"] = flops / (peak_flops(self._recipe.precision) * self._ranks.world)
+        if self._task.units == "tokens":
+            rates["tokens"] = round(self._line["step"] * self._targets / max(self._steps, 1))
+            rates["tokens_per_s"] = self._targets / loop_s
+        return rates
+
+    def fault(self, error: StokerError, step: int) -> None:
+        """From the rank that has it; `final` tells the driver not to try again."""
+        self._context.record(
+            "fault",
+            kind=type(error).__name__,
+            message=str(error),
+            rank=self._ranks.rank,
+            step=step,
+            exit_code=error.exit_code,
+            final=True,
+        )
+
+    def flush(self) -> None:
+        """Before a checkpoint: the history on disk is never behind the state on disk."""
+        for sink in self._sinks:
+            sink.flush()
+        if self._audit is not None:
+            self._audit.flush()
+
+    def close(self) -> None:
+        self.flush()
+        for sink in self._sinks:
+            sink.close()
+        if self._audit is not None:
+            self._audit.close()

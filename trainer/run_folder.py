@@ -1,0 +1,74 @@
+"""The run folder: one owner for every path in it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.recipe import Recipe
+
+_STEP = re.compile(r"^step-(\d{8})$")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. Nothing here touches the disk except `make` and the listings."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RunFolder":
+        return cls((Path(recipe.run.dir) / recipe.run.name).absolute())
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """Where the running attempt is: replaced about twice a second by rank 0."""
+        return self.root / "progress.json"
+
+    @property
+    def stop_request(self) -> Path:
+        """Exists while the driver asks the workers to leave at the next step boundary."""
+        return self.root / ".stop"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    def audit(self, attempt: int, rank: int) -> Path:
+        return self.root / "audit" / f"attempt-{attempt}-rank-{rank}.jsonl"
+
+    def log(self, attempt: int, rank: int) -> Path:
+        return self.root / "logs" / f"attempt-{attempt}" / f"rank-{rank}.log"
+
+    def superseded(self, attempt: int) -> Path:
+        """Metrics lines of lost work, put aside when this attempt began."""
+        return self.root / "logs" / f"attempt-{attempt}" / "superseded.jsonl"
+
+    def published_steps(self) -> list[int]:
+        """Steps of the published checkpoints, oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        matches = (_STEP.match(path.name) for path in self.checkpoints.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def make(self) -> None:
+        for folder in (self.checkpoints, self.tensorboard, self.root / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,62 @@
+"""What one attempt works with: everything the loop needs, made once by the worker."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.recipe import Recipe
+from data.dataset import Dataset
+from trainer.checkpoint_format import Manifest
+from trainer.checkpoint_writer import CheckpointWriter, take_snapshot
+from trainer.context import Context
+from trainer.engine import Engine
+from trainer.ranks import Ranks
+from trainer.reporter import Reporter
+from trainer.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended when no process broke."""
+
+    kind: Literal["finished", "stopped", "data_fault"]
+    step: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One group of workers training from `resumed_step` on, until the run ends or something stops it."""
+
+    context: Context
+    resumed_step: int
+    stop_at: int | None
+    task: Task
+    engine: Engine
+    train_data: Dataset
+    val_data: Dataset | None
+    writer: CheckpointWriter
+    reporter: Reporter
+    header: Callable[[int], Manifest]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.context.recipe
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.context.ranks
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this attempt ends by itself."""
+        return min(self.recipe.run.steps, self.stop_at or self.recipe.run.steps)
+
+    def stop_requested(self) -> bool:
+        """Asked on rank 0 only: a file may be seen by one rank a step earlier than by another."""
+        return self.ranks.leads and self.context.folder.stop_request.exists()
+
+    def save(self, step: int) -> None:
+        """Take a checkpoint of `step`. Raises CheckpointError when the one before it failed."""
+        self.reporter.flush()
+        self.writer.save(take_snapshot(self.engine, self.header(step), self.ranks))

@@ -1,0 +1,56 @@
+"""Recipe -> task."""
+
+import torch
+
+from configs.errors import RecipeError
+from configs.recipe import GptModel, ImageData, Recipe, ResnetModel
+from data.tokenize import open_tokenizer
+from trainer.tasks.base import Task
+from trainer.tasks.classification import ClassificationTask
+from trainer.tasks.language import LanguageTask
+
+
+def build_task(recipe: Recipe) -> Task:
+    """The recipe's task with its initial weights, which follow from run.seed alone: equal on every worker.
+
+    Raises RecipeError where model and data do not fit, DataError for a tokenizer that cannot be read.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.run.seed)
+        if isinstance(recipe.model, GptModel):
+            return _language(recipe, recipe.model)
+        return _classification(recipe, recipe.model)
+
+
+def _language(recipe: Recipe, config: GptModel) -> LanguageTask:
+    seed, optimizer, data = recipe.run.seed, recipe.optimizer, recipe.data
+    if data.kind == "image":
+        raise RecipeError(f"data.kind is image, but model.kind {config.kind} trains on text or tokens")
+    if data.kind == "tokens":
+        _check_vocab(config, data.vocab, "data.vocab")
+        return LanguageTask(config, optimizer, seed, data.vocab, lambda ids: " ".join(map(str, ids)), [0])
+    tokenizer = open_tokenizer(data.tokenizer)
+    _check_vocab(config, tokenizer.vocab_size, f"data.tokenizer {data.tokenizer}")
+    prompt = [tokenizer.end_of_document]
+    return LanguageTask(config, optimizer, seed, tokenizer.vocab_size, tokenizer.decode, prompt)
+
+
+def _check_vocab(config: GptModel, needed: int, source: str) -> None:
+    if config.vocab is not None and config.vocab < needed:
+        raise RecipeError(
+            f"model.vocab is {config.vocab}, but {source} has ids up to {needed - 1}: "
+            f"raise model.vocab to at least {needed}, or drop it"
+        )
+
+
+def _classification(recipe: Recipe, config: ResnetModel) -> ClassificationTask:
+    if not isinstance(recipe.data, ImageData):
+        raise RecipeError(f"data.kind is {recipe.data.kind}, but model.kind {config.kind} trains on image")
+    # The last stage halves the image five times (imagenet stem) or three times (small), rounding up.
+    smallest = 32 if config.stem == "imagenet" else 8
+    if recipe.batch.micro == 1 and recipe.data.size <= smallest:
+        raise RecipeError(
+            f"batch.micro is 1 and data.size {recipe.data.size}: batch normalisation would see one value per channel "
+            f"in the last stage: raise batch.micro, or data.size above {smallest}"
+        )
+    return ClassificationTask(config, recipe.data, recipe.optimizer)

@@ -1,0 +1,72 @@
+"""Telling what an image shows."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from configs.recipe import ImageData, Optimizer, ResnetModel
+from trainer.models.cost import resnet_flops_per_image
+from trainer.models.resnet import Resnet
+from trainer.tasks.base import IGNORED, ParameterGroup, mean, parameter_groups
+
+# Of ImageNet's training images, in 0 … 1, as everybody uses them; and a neutral choice for grey images.
+DEFAULT_MEAN = {1: [0.5], 3: [0.485, 0.456, 0.406]}
+DEFAULT_STD = {1: [0.5], 3: [0.229, 0.224, 0.225]}
+
+
+class ClassificationModule(nn.Module):
+    """The model with normalisation before it and the loss after it."""
+
+    def __init__(self, model: Resnet, mean: list[float], std: list[float], label_smoothing: float) -> None:
+        super().__init__()
+        self.model = model
+        self.mean = mean
+        self.std = std
+        self.label_smoothing = label_smoothing
+
+    def forward(self, images_BHWC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """uint8 images, int64 labels -> sums "loss" (nats), "weight" (labelled images) and "correct" (of these)."""
+        logits_BC = self.model(self.normalise(images_BHWC)).float()
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss = F.cross_entropy(logits_BC, labels_B, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        correct = (logits_BC.argmax(dim=1) == labels_B).sum()
+        return {"loss": loss, "weight": (labels_B != IGNORED).sum().float(), "correct": correct.float()}
+
+    def normalise(self, images_BHWC: Tensor) -> Tensor:
+        """Bytes -> zero mean and unit deviation per channel, images_BCHW in the parameters' dtype.
+
+        Computed in fp32. The channels stay last in memory, as tensor cores like them.
+        """
+        std = torch.tensor(self.std, device=images_BHWC.device)
+        mean = torch.tensor(self.mean, device=images_BHWC.device)
+        normal_BHWC = (images_BHWC / 255.0 - mean) / std
+        return normal_BHWC.to(self.model.fc.weight.dtype).permute(0, 3, 1, 2)
+
+
+class ClassificationTask:
+    """Trains a Resnet."""
+
+    units: Literal["tokens", "images"] = "images"
+
+    def __init__(self, config: ResnetModel, data: ImageData, optimizer: Optimizer) -> None:
+        mean, std = data.mean or DEFAULT_MEAN[data.channels], data.std or DEFAULT_STD[data.channels]
+        model = Resnet(config, data.channels)
+        self.module: nn.Module = ClassificationModule(model, mean, std, config.label_smoothing)
+        self._optimizer = optimizer
+        self._flops_per_image = resnet_flops_per_image(model, data.size)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return parameter_groups(self.module, self._optimizer)
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Mean loss in nats per image, and the fraction of images whose likeliest class is right."""
+        return {"loss": mean(sums, "loss"), "accuracy": mean(sums, "correct")}
+
+    def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device) -> str | None:
+        return None
+
+    def flops_per_target(self) -> float:
+        return self._flops_per_image

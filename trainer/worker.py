@@ -1,0 +1,198 @@
+"""What each worker process runs: build everything, resume, train, tell how it ended."""
+
+import os
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from configs.compare import result_sha256
+from configs.errors import CheckpointError, StokerError, UserError
+from configs.recipe import Recipe
+from data.dataset import Dataset, open_dataset
+from trainer.checkpoint_format import Manifest
+from trainer.checkpoint_reader import newest_valid, restore
+from trainer.checkpoint_writer import CheckpointWriter, clean_staging
+from trainer.context import Context
+from trainer.deepspeed_engine import DeepSpeedEngine, select_accelerator
+from trainer.engine import Engine
+from trainer.ledger import Ledger
+from trainer.loop import train
+from trainer.metrics import JsonLines, MetricSink, Progress, TensorBoard
+from trainer.ranks import Ranks
+from trainer.reporter import Reporter
+from trainer.run_folder import RunFolder
+from trainer.run_state import Attempt
+from trainer.tasks.base import Task
+from trainer.tasks.build import build_task
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver tells its workers; plain data, so that any launcher can carry it."""
+
+    recipe: dict[str, Any]
+    run_folder: str
+    working_folder: str  # relative paths of the recipe resolve against it
+    invocation: str
+    started: float
+    stop_at: int | None = None
+
+    def encode(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def main(config: dict[str, Any]) -> None:
+    """Entry point in a process whose torch process group exists."""
+    job = Job(**config)
+    os.chdir(job.working_folder)
+    recipe = Recipe.model_validate(job.recipe)
+    folder = RunFolder(Path(job.run_folder))
+    ledger = Ledger(folder.ledger)
+    if _cannot_be_mended(ledger, job.invocation):
+        return
+    select_accelerator(recipe.workers.gpus)
+    torch.set_num_threads(recipe.workers.cpus)
+    ranks = Ranks.connect()
+    attempt = ranks.from_leader(ledger.attempts() + 1)
+    context = Context(recipe, folder, ledger, ranks, attempt, job.invocation)
+    _log_to(folder.log(attempt, ranks.rank))
+    try:
+        _run_attempt(job, context)
+    except Exception as error:
+        _record_fault(context, error)
+        raise
+
+
+def _cannot_be_mended(ledger: Ledger, invocation: str) -> bool:
+    """True after a fault that no restart can mend: Ray restarts the workers all the same."""
+    return any(e.get("final") and e.get("invocation") == invocation for e in ledger.events())
+
+
+def _log_to(path: Path) -> None:
+    """Send all output of this process, native libraries' too, to its own log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _record_fault(context: Context, error: Exception) -> None:
+    context.record(
+        "fault",
+        kind=type(error).__name__,
+        message=str(error),
+        rank=context.ranks.rank,
+        host=socket.gethostname(),
+        final=isinstance(error, UserError),
+        exit_code=error.exit_code if isinstance(error, StokerError) else 1,
+        log=str(context.folder.log(context.attempt, context.ranks.rank)),
+    )
+
+
+def _run_attempt(job: Job, context: Context) -> None:
+    if context.ranks.leads:
+        clean_staging(context.folder)
+    context.record_once(
+        "attempt_started",
+        workers=context.ranks.world,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        since_command_s=time.time() - job.started,
+    )
+    with ExitStack() as cleanup:
+        progress = Progress(context.folder, context.attempt, context.recipe.run.steps)
+        if context.ranks.leads:
+            progress.update("building the model", step=0)
+        task = build_task(context.recipe)
+        engine = DeepSpeedEngine(task, context)
+        cleanup.callback(engine.close)
+        outcome = train(_build_attempt(job, context, task, engine, progress, cleanup))
+    context.record_once(outcome.kind, step=outcome.step, reason=outcome.reason)
+
+
+def _build_attempt(
+    job: Job, context: Context, task: Task, engine: Engine, progress: Progress, cleanup: ExitStack
+) -> Attempt:
+    train_data = _open(context.recipe, "train", cleanup)
+    val_data = _open(context.recipe, "val", cleanup) if context.recipe.validation else None
+    resumed = _resume(context, engine, train_data.fingerprint)
+    sinks: list[MetricSink] = []
+    if context.ranks.leads:
+        sinks = [JsonLines(context.folder, context.attempt, resumed), TensorBoard(context.folder, resumed)]
+    reporter = Reporter(context, task, progress, sinks, _open_audit(context))
+    cleanup.callback(reporter.close)
+    writer = CheckpointWriter(
+        context.folder,
+        context.ranks,
+        context.recipe.checkpoint,
+        published=lambda step, seconds: context.record("checkpoint", step=step, seconds=seconds),
+    )
+    return Attempt(
+        context=context,
+        resumed_step=resumed,
+        stop_at=job.stop_at,
+        task=task,
+        engine=engine,
+        train_data=train_data,
+        val_data=val_data,
+        writer=writer,
+        reporter=reporter,
+        header=lambda step: _header(context, engine, train_data.fingerprint, step),
+    )
+
+
+def _open(recipe: Recipe, split: Any, cleanup: ExitStack) -> Dataset:
+    dataset = open_dataset(recipe, split)
+    cleanup.callback(dataset.close)
+    return dataset
+
+
+def _open_audit(context: Context) -> TextIO | None:
+    if not context.recipe.monitor.audit_samples:
+        return None
+    path = context.folder.audit(context.attempt, context.ranks.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w", encoding="utf-8")
+
+
+def _header(context: Context, engine: Engine, data_sha256: str, step: int) -> Manifest:
+    return Manifest(
+        step=step,
+        samples=step * context.recipe.batch.global_,
+        attempt=context.attempt,
+        workers=context.ranks.world,
+        engine=engine.name,
+        recipe_sha256=result_sha256(context.recipe),
+        data_sha256=data_sha256,
+        versions={name: version(name) for name in ("torch", "deepspeed", "stoker")},
+        parameters={name: list(shape) for name, shape in engine.parameter_shapes().items()},
+        files=[],
+        fragments=[],
+        scalars=asdict(engine.scalars()),
+    )
+
+
+def _resume(context: Context, engine: Engine, data_sha256: str) -> int:
+    """Load the newest valid checkpoint; the step it was taken after, 0 for a fresh start."""
+    manifest = newest_valid(context.folder, context.ranks, context.warn)
+    if manifest is None:
+        return 0
+    if manifest.data_sha256 != data_sha256:
+        raise CheckpointError(
+            f"checkpoint step {manifest.step} was trained on other data (fingerprint {manifest.data_sha256[:12]}, "
+            f"the shards have {data_sha256[:12]}): restore the shards, or start a new run with another run.name"
+        )
+    started = time.monotonic()
+    restore(engine, context.folder, manifest)
+    context.record_once("resumed", step=manifest.step, seconds=time.monotonic() - started)
+    return manifest.step

@@ -1,0 +1,165 @@
+"""Where DeepSpeed 0.19 keeps fp32 weights and optimizer state, for each ZeRO stage and precision.
+
+The only module that touches DeepSpeed's internals. Each layout is found by name, and a self-test compares every local
+fp32 piece with the live weights, so that another DeepSpeed is refused rather than misread.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from configs.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`count` elements of `parameter` from `start` on lie in `flat` (the optimizer's own tensor) from `offset` on."""
+
+    parameter: str
+    start: int
+    count: int
+    flat: torch.Tensor
+    offset: int
+    group: int
+    live: Callable[[], torch.Tensor]  # the same elements as the model uses them, maybe in half precision
+
+    def of(self, state: torch.Tensor) -> torch.Tensor:
+        """The piece's elements in a tensor laid out like `flat`: a 1-D view of the live memory."""
+        return state.detach().view(-1).narrow(0, self.offset, self.count)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This rank's pieces, and how to bring changed master weights into the model."""
+
+    pieces: list[Piece]
+    replicated: bool  # every rank holds everything (stage 0)
+    base_optimizer: Any
+    refresh: Callable[[], None]
+
+
+def find_layout(engine: Any, names: dict[int, str]) -> Layout:
+    """The layout of a DeepSpeed engine. `names` maps id(parameter) to its name.
+
+    Raises EngineError naming the optimizer class when its layout is not known or fails the self-test.
+    """
+    optimizer = engine.optimizer
+    finders: list[tuple[str, Callable[[Any, dict[int, str]], Layout]]] = [
+        ("fp32_partitioned_groups_flat", _stage_3),
+        ("single_partition_of_fp32_groups", _stage_1_and_2),
+        ("fp32_groups_flat_partition", _bf16_optimizer),
+        ("fp32_groups", _unsharded_half),
+        ("param_groups", _unsharded_fp32),
+    ]
+    for attribute, find in finders:
+        if hasattr(optimizer, attribute):
+            layout = find(optimizer, names)
+            _self_test(layout, optimizer)
+            return layout
+    raise EngineError(
+        f"DeepSpeed's {type(optimizer).__name__} is unknown to Stoker: use the versions of constraints.txt"
+    )
+
+
+def _self_test(layout: Layout, optimizer: Any) -> None:
+    for piece in layout.pieces:
+        live = piece.live()
+        if not torch.equal(piece.of(piece.flat).to(live.dtype).cpu(), live.detach().cpu()):
+            raise EngineError(
+                f"DeepSpeed's {type(optimizer).__name__} keeps {piece.parameter} elsewhere than Stoker expects: "
+                "use the versions of constraints.txt"
+            )
+
+
+def _whole(parameter: torch.Tensor, start: int, count: int) -> Callable[[], torch.Tensor]:
+    return lambda: parameter.data.reshape(-1).narrow(0, start, count)
+
+
+def _stage_1_and_2(optimizer: Any, names: dict[int, str]) -> Layout:
+    pieces: list[Piece] = []
+    for group, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+        first = torch.distributed.get_rank(optimizer.real_dp_process_group[group]) * flat.numel()
+        parameters = optimizer.round_robin_bit16_groups[group]
+        offsets = optimizer.round_robin_bit16_offsets[group]
+        pieces += _overlaps(parameters, offsets, first, flat, group, names)
+    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params)
+
+
+def _bf16_optimizer(optimizer: Any, names: dict[int, str]) -> Layout:
+    pieces: list[Piece] = []
+    for group, flat in enumerate(optimizer.fp32_groups_flat_partition):
+        first = torch.distributed.get_rank(optimizer.real_dp_process_group[group]) * flat.numel()
+        parameters = optimizer.bf16_groups[group]
+        offsets = [sum(p.numel() for p in parameters[:i]) for i in range(len(parameters))]
+        pieces += _overlaps(parameters, offsets, first, flat, group, names)
+    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params)
+
+
+def _overlaps(
+    parameters: list[Any], offsets: list[int], first: int, flat: torch.Tensor, group: int, names: dict[int, str]
+) -> Iterator[Piece]:
+    """The parts of `parameters`, laid out at `offsets` of a flattened group, that fall within `flat`, which begins at `first`."""
+    for parameter, begin in zip(parameters, offsets, strict=True):
+        low, high = max(begin, first), min(begin + parameter.numel(), first + flat.numel())
+        if low < high:
+            start, count = low - begin, high - low
+            live = _whole(parameter, start, count)
+            yield Piece(names[id(parameter)], start, count, flat, low - first, group, live)
+
+
+def _stage_3(optimizer: Any, names: dict[int, str]) -> Layout:
+    pieces: list[Piece] = []
+    for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+        offset = 0
+        for parameter in optimizer.fp16_groups[index]:
+            share = parameter.partition_numel()
+            start = torch.distributed.get_rank(parameter.ds_process_group) * share
+            count = min(share, parameter.ds_numel - start)
+            if count > 0:
+                live = _partition(parameter, count)
+                group = optimizer.sub_group_to_group_id[index]
+                pieces.append(Piece(names[id(parameter)], start, count, flat, offset, group, live))
+            offset += share
+    return Layout(pieces, False, optimizer.optimizer, lambda: _refresh_stage_3(optimizer))
+
+
+def _partition(parameter: Any, count: int) -> Callable[[], torch.Tensor]:
+    return lambda: parameter.ds_tensor.data.reshape(-1).narrow(0, 0, count)
+
+
+def _refresh_stage_3(optimizer: Any) -> None:
+    for index in range(len(optimizer.fp16_groups)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(index)
+    if persistent := optimizer.persistent_parameters:
+        persistent[0].partition(persistent)
+        persistent[0].all_gather(persistent)
+
+
+def _unsharded_half(optimizer: Any, names: dict[int, str]) -> Layout:
+    pieces, pairs = [], []
+    for group, (live_group, master_group) in enumerate(zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)):
+        for live, master in zip(live_group, master_group, strict=True):
+            pairs.append((live, master))
+            pieces.append(_unsharded_piece(live, master, group, names))
+
+    def refresh() -> None:
+        for live, master in pairs:
+            live.data.copy_(master.data)
+
+    return Layout(pieces, True, optimizer.optimizer, refresh)
+
+
+def _unsharded_fp32(optimizer: Any, names: dict[int, str]) -> Layout:
+    pieces = [
+        _unsharded_piece(parameter, parameter, group, names)
+        for group, param_group in enumerate(optimizer.param_groups)
+        for parameter in param_group["params"]
+    ]
+    return Layout(pieces, True, optimizer, lambda: None)
+
+
+def _unsharded_piece(live: torch.Tensor, master: torch.Tensor, group: int, names: dict[int, str]) -> Piece:
+    # The optimizer's state is keyed by the master itself, so the flat view is taken where elements are read.
+    return Piece(names[id(live)], 0, live.numel(), master, 0, group, _whole(live, 0, live.numel()))
