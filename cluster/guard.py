@@ -1,4 +1,4 @@
-"""A process that outlives the driver, if that is killed, and ends what it left. Run as `python -m cluster.guard FOLDER`.
+"""A process that ends what a killed driver leaves behind. Run as `python -m cluster.guard FOLDER`.
 
 The kernel ends the processes that the driver started; but Ray's agents, which Ray's node started, would stay a minute.
 """

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray._private.worker import global_worker
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch import config as ray_torch
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from configs.errors import UserError
 from configs.recipe import Workers
@@ -114,10 +117,8 @@ def make_trainer(
             name=name,
             storage_path=str(Path(global_worker.node.get_session_dir_path()) / "train"),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(workers.cpus)}},
-            # A worker that dies while it starts counts as a failure of Ray Train's controller.
-            failure_config=FailureConfig(
-                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
-            ),
+            # Its own retry of a failed start would wait in vain: see `release_workers`.
+            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=0),
         ),
     )
 
@@ -125,6 +126,19 @@ def make_trainer(
 def worker_errors(error: BaseException) -> dict[int, BaseException]:
     """What each failed rank raised, for an error of `LocalTrainer.fit`; empty when no worker is to blame."""
     return dict(error.worker_failures) if isinstance(error, WorkerGroupError) else {}
+
+
+def died_at_start(error: BaseException) -> bool:
+    """Whether a worker died before all of them ran, which Ray Train does not count among the workers' failures."""
+    lost = RayActorError, WorkerGroupStartupFailedError
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, lost)
+
+
+def release_workers() -> None:
+    """Free what an ended `fit` left reserved: after a failed start, Ray Train 2.60 keeps the dead group's cpus."""
+    for identity, group in placement_group_table().items():
+        if group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(identity)))
 
 
 def is_death(error: BaseException) -> bool:

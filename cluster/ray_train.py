@@ -46,25 +46,43 @@ def run_workers(
 class _Fit(threading.Thread):
     """Ray Train's `fit` outside the main thread, where it would replace our handler of SIGINT by its own."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(
+        self,
+        worker: Callable[[dict[str, Any]], None],
+        config: dict[str, Any],
+        name: str,
+        workers: Workers,
+        backend: str,
+    ) -> None:
         super().__init__(name="ray-train", daemon=True)
-        self.arguments = arguments
+        self.arguments = worker, config, name, workers, backend
+        self.starts = workers.max_failures + 1
         self.error: Exception | None = None
 
     def run(self) -> None:
         # Imported late because Ray reads its settings, which LocalRay makes, when it is imported.
-        from cluster.local_trainer import make_trainer
+        from cluster.local_trainer import died_at_start, make_trainer, release_workers
 
-        try:
-            make_trainer(*self.arguments).fit()
-        except Exception as error:
-            self.error = error
+        for _ in range(self.starts):
+            try:
+                make_trainer(*self.arguments).fit()
+            except Exception as error:
+                self.error = error
+                if died_at_start(error):
+                    release_workers()
+                    continue
+            else:
+                self.error = None
+            return
 
 
 def _worker_failure(error: Exception, restarts: int) -> WorkerFailure:
-    from cluster.local_trainer import is_death, worker_errors
+    from cluster.local_trainer import died_at_start, is_death, worker_errors
 
     errors = worker_errors(error)
+    if died_at_start(error):
+        message = f"a worker died while it started, {restarts + 1} times (killed, out of memory, or crashed)"
+        return WorkerFailure(message, details=str(error), exit_code=EXIT_FAILED)
     if not errors:
         return WorkerFailure(
             f"the workers could not run: {_one_line(error)}", details=str(error), exit_code=EXIT_FAILED

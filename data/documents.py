@@ -1,6 +1,5 @@
 """Documents as tokens, whatever they are stored as: how long each is, and its tokens by range."""
 
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -9,11 +8,14 @@ from configs.errors import DataError
 from configs.recipe import TextData, TokensData
 from data import npy, sidecar
 from data.catalog import Catalog
+from data.document_cache import DocumentCache
+from data.row_order import ROW_WINDOW_TOKENS
 from data.tokenize import ByteTokenizer, HuggingFaceTokenizer, open_tokenizer
 from data.types import Array, Ints, Say
 
 BATCH_DOCUMENTS = 256
-CACHED_DOCUMENTS = 64
+# Two groups of rows: a group may share long documents with its neighbours.
+CACHED_TOKENS = 2 * ROW_WINDOW_TOKENS
 
 
 class Documents(Protocol):
@@ -54,14 +56,14 @@ class EncodedDocuments:
         self._catalog = catalog
         self._part = catalog.required_part(part)
         self._tokenizer = tokenizer
-        self._encoded = lru_cache(CACHED_DOCUMENTS)(self._encode)
+        self._encoded = DocumentCache(self._encode, CACHED_TOKENS)
         name = f"len-{tokenizer.identity[:16]}-{part}"
         tables = [self._shard_lengths(shard, name, say) for shard in range(len(catalog.shards))]
         self.lengths: Ints = np.concatenate(tables)
 
     def read(self, sample: int, first: int, last: int) -> Ints:
         """Tokens first … last-1 of the document, end of document included."""
-        return self._encoded(sample)[first:last]
+        return self._encoded.read(sample)[first:last].astype(np.int64)
 
     def _encode(self, sample: int) -> Ints:
         try:

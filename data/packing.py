@@ -1,7 +1,8 @@
 """Concatenate-and-split: where each token of the stream of documents lies. Pure; rows follow from position alone."""
 
-from dataclasses import dataclass
+from bisect import bisect_right
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,13 +11,33 @@ from data.stream import SampleStream, split_epochs
 from data.types import Ints
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Tokens first … last-1 of a document (a sample id)."""
 
     sample: int
     first: int
     last: int
+
+
+class Stretch:
+    """Documents in stream order: `samples[i]` is stream tokens starts[i] … starts[i+1]-1."""
+
+    def __init__(self, samples: Ints, starts: Ints) -> None:
+        # One number is looked up several times as fast in a memoryview as in an array.
+        self._samples = samples.data
+        self._starts = starts.data
+
+    def spans(self, start: int, stop: int) -> list[Span]:
+        """The pieces of documents that make up stream tokens start … stop-1, in order."""
+        spans = []
+        i = bisect_right(self._starts, start) - 1
+        while start < stop:
+            origin, last = self._starts[i], min(stop, self._starts[i + 1])
+            if last > start:
+                spans.append(Span(self._samples[i], start - origin, last - origin))
+            start = last
+            i += 1
+        return spans
 
 
 class TokenStream:
@@ -32,25 +53,26 @@ class TokenStream:
         self._block_tokens = stream.blocks.totals(lengths)
         self.epoch_tokens = int(self._block_tokens.sum())
         self._window_tokens = lru_cache(maxsize=2)(self._tokens_before_windows)
-        self._document_tokens = lru_cache(maxsize=2)(self._tokens_before_documents)
 
-    def spans(self, start: int, stop: int) -> list[Span]:
-        """The pieces of documents that make up stream tokens start … stop-1, in order."""
-        return [
-            span
-            for epoch, a, b in split_epochs(start, stop, self.epoch_tokens)
-            for window, c, d in overlaps(self._window_tokens(epoch), a, b)
-            for span in self._window_spans(epoch, window, c, d)
-        ]
+    def stretch(self, start: int, stop: int) -> Stretch:
+        """The documents that stream tokens start … stop-1 (at least one) belong to; only their windows are read."""
+        samples, before = [], []
+        for epoch, a, b in split_epochs(start, stop, self.epoch_tokens):
+            for window, c, d in overlaps(self._window_tokens(epoch), a, b):
+                found, skipped = self._in_window(epoch, window, c, d)
+                samples.append(found)
+                before.append(skipped)
+        joined = np.concatenate(samples)
+        lengths = self._lengths[joined]
+        return Stretch(joined, start - before[0] + np.concatenate(([0], np.cumsum(lengths))))
 
-    def _window_spans(self, epoch: int, window: int, start: int, stop: int) -> list[Span]:
+    def _in_window(self, epoch: int, window: int, start: int, stop: int) -> tuple[Ints, int]:
+        """Documents that meet tokens start … stop-1 of a window, and the first one's tokens before `start`."""
         ids = self._stream.order(epoch).window(window)
-        pieces = overlaps(self._document_tokens(epoch, window), start, stop)
-        return [Span(int(ids[document]), first, last) for document, first, last in pieces if last > first]
+        starts = np.concatenate(([0], np.cumsum(self._lengths[ids])))
+        first = int(np.searchsorted(starts, start, "right")) - 1
+        last = int(np.searchsorted(starts, stop, "left"))
+        return ids[first:last], start - int(starts[first])
 
     def _tokens_before_windows(self, epoch: int) -> Ints:
         return self._stream.order(epoch).cumulative(self._block_tokens)
-
-    def _tokens_before_documents(self, epoch: int, window: int) -> Ints:
-        lengths = self._lengths[self._stream.order(epoch).window(window)]
-        return np.concatenate(([0], np.cumsum(lengths)))

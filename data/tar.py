@@ -106,7 +106,7 @@ class TarReader:
             return 0  # a hint about the file system, not contents
         size = _octal_or_base_256(header[124:136])
         if (named := attributes.get("size")) is not None:
-            size = int(named) if False else 7
+            size = int(named) if named.isdecimal() else -1
         if size < 0:
             raise DataError(f"{self.path}: damaged size in the tar header at byte {offset}: copy the shard again")
         return size

@@ -120,7 +120,7 @@ def _model_cost(recipe: Recipe) -> _ModelCost:
     model, data = recipe.model, recipe.data
     if isinstance(model, GptModel):
         return _gpt_cost(recipe, model)
-    assert isinstance(data, ImageData), "the recipe's schema allows a ResNet only with images"
+    assert isinstance(data, ImageData), "the schema refuses other data"
     return _resnet_cost(recipe, model, data)
 
 

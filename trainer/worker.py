@@ -1,5 +1,6 @@
 """What each worker process runs: build everything, resume, train, tell how it ended."""
 
+import faulthandler
 import os
 import socket
 import sys
@@ -84,6 +85,7 @@ def _log_to(path: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    faulthandler.enable()  # the last words of a crash in native code
 
 
 def _record_fault(context: Context, error: Exception) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -20,9 +21,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from configs.errors import DataError, RecipeError
 from configs.recipe import Recipe
 from data.batch import step_slices
+from data.catalog import open_catalog
 from data.dataset import Dataset, open_dataset, read_micro_batch, unigram_entropy
+from data.documents import EncodedDocuments
 from data.images import decode_image, fit
-from data.tokenize import open_tokenizer, vocab_size
+from data.text_dataset import TextDataset
+from data.tokenize import HuggingFaceTokenizer, open_tokenizer, vocab_size
+from data.types import Ints, silent
 from data.verify import verify
 
 MakeRecipe = Callable[..., Recipe]
@@ -55,28 +60,58 @@ def test_a_validation_pass_has_each_token_once_in_order(text_shards: list[Path],
     assert targets == naive[1:] + [-100] * padding
 
 
-def test_training_rows_follow_each_other_through_epochs(text_shards: list[Path], text_recipe: MakeRecipe) -> None:
-    dataset = open_dataset(text_recipe(text_shards), "train")
-    texts = _texts(text_shards)
-    epoch_tokens = sum(len(text) + 1 for text in texts.values())
-    assert dataset.count == epoch_tokens // 16
-    tokens, targets = _stream(dataset, 3 * dataset.count)
-    assert targets[:-1] == tokens[1:]
-    documents = bytes(t if t < 256 else 0 for t in tokens[: 2 * epoch_tokens]).split(b"\0")[:-1]
-    assert Counter(documents[: len(texts)]) == Counter(texts.values()) == Counter(documents[len(texts) :])
-    assert documents[: len(texts)] != documents[len(texts) :]
+def _ranges(key: str) -> list[tuple[str, int, int]]:
+    pieces = [re.fullmatch(r"(.*)\[(\d+):(\d+)\]", piece) for piece in key.split("|")]
+    return [(piece[1], int(piece[2]), int(piece[3])) for piece in pieces if piece]
+
+
+def test_each_token_is_a_target_once_in_a_pass(
+    tmp_path: Path, make_shard: MakeShard, text_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.text_dataset.ROW_WINDOW_TOKENS", 300)
+    ids = np.split(np.arange(2000, dtype=np.uint16), np.sort(np.random.default_rng(0).integers(0, 2000, 80)))
+    shard = make_shard(tmp_path / "a.tar", {f"d{i}": {"npy": _save(array)} for i, array in enumerate(ids)})
+    dataset = open_dataset(text_recipe([shard], context=17, kind="tokens", vocab=2000), "train")
+    rows, targets = dataset.count, []
+    assert rows == 2000 // 17
+    for turn in range(3):
+        found = dataset.read(turn * rows, (turn + 1) * rows, rows).arrays["targets_BT"].ravel().tolist()
+        targets += found
+        if turn == 0:
+            assert len(set(found)) == rows * 17
+    # Three epochs but for the first token and the last ones, which no row of three passes has as targets.
+    times = Counter(targets)
+    assert set(times.values()) <= {2, 3} and len(times) == 2000 and times.total() == 3 * rows * 17
+
+
+def test_training_rows_cover_every_document_and_targets_are_the_next_tokens(
+    text_shards: list[Path], text_recipe: MakeRecipe
+) -> None:
+    dataset, texts = open_dataset(text_recipe(text_shards), "train"), _texts(text_shards)
+    arrays = dataset.read(0, dataset.count, dataset.count).arrays
+    np.testing.assert_array_equal(arrays["targets_BT"][:, :-1], arrays["tokens_BT"][:, 1:])
+    named = [(name, i) for key in dataset.keys(0, dataset.count) for name, a, b in _ranges(key) for i in range(a, b)]
+    assert len(named) == len(set(named)) == dataset.count * 16
+    assert sum(len(text) + 1 for text in texts.values()) - len(named) < 16
+    passes = [dataset.keys(turn * dataset.count, (turn + 1) * dataset.count) for turn in range(2)]
+    assert passes[0] != passes[1]
+
+
+def test_a_batch_of_rows_comes_from_many_documents(
+    tmp_path: Path, make_shard: MakeShard, text_recipe: MakeRecipe
+) -> None:
+    shard = make_shard(tmp_path / "a.tar", {f"file{i}": {"txt": bytes(12_000 + 97 * i)} for i in range(60)})
+    dataset = open_dataset(text_recipe([shard], context=128), "train")
+    for start in range(0, 320, 32):
+        documents = {name for key in dataset.keys(start, start + 32) for name, _, _ in _ranges(key)}
+        assert len(documents) > 10
 
 
 def test_row_keys_name_the_tokens_of_the_row(text_shards: list[Path], text_recipe: MakeRecipe) -> None:
     dataset, texts = open_dataset(text_recipe(text_shards), "train"), _texts(text_shards)
     tokens_BT = dataset.read(3, 40, 37).arrays["tokens_BT"]
     for key, row in zip(dataset.keys(3, 40), tokens_BT.tolist(), strict=True):
-        named: list[int] = []
-        for piece in key.split("|"):
-            name, _, span = piece.removesuffix("]").partition("[")
-            first, last = map(int, span.split(":"))
-            named += [*texts[name], 256][first:last]
-        assert named == row
+        assert [token for name, a, b in _ranges(key) for token in [*texts[name], 256][a:b]] == row
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
@@ -220,6 +255,38 @@ def test_a_hugging_face_tokenizer_is_read_from_its_file(
     assert len(said) == 1 and "tokenizing shard 1 of 1" in said[0]
     assert vocab_size(recipe) == 4
     assert open_tokenizer(str(tokenizer_file)).decode([1, 2]) == "hello world"
+
+
+class _CountingTokenizer(HuggingFaceTokenizer):
+    """Counts the documents it encodes, lengths apart."""
+
+    encoded = 0
+
+    def encode(self, text: bytes) -> Ints:
+        self.encoded += 1
+        return super().encode(text)
+
+
+@pytest.mark.parametrize(("window_tokens", "document_words"), [(2000, 90), (2000, 3000), (10**6, 500)])
+def test_each_document_is_encoded_about_once_per_group(
+    window_tokens: int,
+    document_words: int,
+    tmp_path: Path,
+    make_shard: MakeShard,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("data.text_dataset.ROW_WINDOW_TOKENS", window_tokens)
+    monkeypatch.setattr("data.documents.CACHED_TOKENS", 2 * window_tokens)
+    texts = {f"t{i}": {"txt": b"hello " * (document_words + i)} for i in range(40)}
+    catalog = open_catalog(str(make_shard(tmp_path / "a.tar", texts)), silent)
+    tokenizer = _CountingTokenizer(tokenizer_file)
+    documents = EncodedDocuments(catalog, "txt", tokenizer, silent)
+    dataset = TextDataset(catalog, documents, context=8, window_bytes=10**5, seed=1)
+    groups = -(-dataset.count * 8 // window_tokens)
+    for start in range(dataset.count):
+        dataset.read(start, start + 1, 1)
+    assert 40 <= tokenizer.encoded <= 40 + groups + 1
 
 
 def test_bad_tokenizers_and_text_are_named(

@@ -11,6 +11,7 @@ from configs.recipe import Batch
 from data.batch import eval_slices, step_slices
 from data.order import EpochOrder, cut_blocks
 from data.packing import TokenStream
+from data.row_order import RowOrder
 from data.stream import SampleStream
 from data.types import Ints
 
@@ -99,8 +100,49 @@ def test_packing_equals_a_naive_reference(
     row = data.draw(st.integers(0, max(0, len(naive) // context - 2)))
     rows = data.draw(st.integers(1, 4))
     start, stop = row * context, min((row + rows) * context + 1, len(naive))
-    found = [(span.sample, i) for span in tokens.spans(start, stop) for i in range(span.first, span.last)]
+    around = tokens.stretch(max(0, start - data.draw(st.integers(0, 50))), stop + data.draw(st.integers(0, 50)))
+    found = [(span.sample, i) for span in around.spans(start, stop) for i in range(span.first, span.last)]
     assert found == naive[start:stop]
+
+
+def _rows(order: RowOrder, start: int, stop: int) -> list[int]:
+    return [row for run in order.runs(start, stop) for row in range(run.first, run.stop)]
+
+
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(20, 2000), st.data())
+def test_each_pass_is_a_permutation_of_its_rows(
+    pass_rows: int, row_tokens: int, window_tokens: int, data: st.DataObject
+) -> None:
+    order = RowOrder(pass_rows, row_tokens, window_tokens, ("f", 1))
+    whole = _rows(order, 0, 3 * pass_rows)
+    for turn in range(3):
+        rows = range(turn * pass_rows, (turn + 1) * pass_rows)
+        assert sorted(whole[rows.start : rows.stop]) == list(rows)
+    start = data.draw(st.integers(0, 3 * pass_rows))
+    stop = data.draw(st.integers(start, 3 * pass_rows))
+    again = RowOrder(pass_rows, row_tokens, window_tokens, ("f", 1))
+    assert _rows(again, start, stop) == whole[start:stop]
+    groups = {run.group for run in order.runs(0, pass_rows)}
+    sizes = [group.stop - group.first for group in groups]
+    assert sum(sizes) == pass_rows and max(sizes) - min(sizes) <= 1  # no tiny last group
+    assert len(sizes) == -(-pass_rows * row_tokens // window_tokens)
+
+
+def test_seed_data_pass_and_group_each_change_the_order_of_rows() -> None:
+    def offsets(key: tuple[str | int, ...], start: int) -> tuple[int, ...]:
+        rows = _rows(RowOrder(200, 10, 1000, key), start, start + 100)
+        return tuple(row - start for row in rows)
+
+    orders = [offsets(("f", 1), start) for start in (0, 100, 200)] + [offsets(("f", 2), 0), offsets(("g", 1), 0)]
+    assert len(set(orders)) == 5
+
+
+def test_the_order_of_rows_is_the_same_on_every_machine_and_version() -> None:
+    assert _rows(RowOrder(90, 10, 300, ("fingerprint", 1337)), 148, 156) == [130, 140, 153, 158, 179, 170, 166, 171]
+
+
+def test_rows_without_a_key_stay_in_order() -> None:
+    assert _rows(RowOrder(90, 10, 300, None), 0, 90) == list(range(90))
 
 
 @given(batches, st.integers(1, 16), st.integers(1, 50))

@@ -50,6 +50,7 @@ def gpt_activation_bytes(config: GptModel, vocab: int, rows: int, element_bytes:
 
     Counted per layer as Korthikanti et al. 2022, section 4.1, without the attention matrix, which the fused kernel
     recomputes; for GPT-2's layer this is their 34·width bytes per token (32 without dropout) in half precision.
+    On the host RMSNorm is not fused and keeps some fp32 copies more.
     """
     tokens = rows * config.context
     layer_bytes = _gpt_layer_bytes_per_token(config, element_bytes)

@@ -24,8 +24,7 @@ def build_task(recipe: Recipe) -> Task:
 
 def _language(recipe: Recipe, config: GptModel) -> LanguageTask:
     seed, optimizer, data = recipe.run.seed, recipe.optimizer, recipe.data
-    if data.kind == "image":
-        raise RecipeError(f"data.kind is image, but model.kind {config.kind} trains on text or tokens")
+    assert not isinstance(data, ImageData), "the schema refuses images"
     if data.kind == "tokens":
         _check_vocab(config, data.vocab, "data.vocab")
         return LanguageTask(config, optimizer, seed, data.vocab, lambda ids: " ".join(map(str, ids)), [0])
@@ -44,8 +43,7 @@ def _check_vocab(config: GptModel, needed: int, source: str) -> None:
 
 
 def _classification(recipe: Recipe, config: ResnetModel) -> ClassificationTask:
-    if not isinstance(recipe.data, ImageData):
-        raise RecipeError(f"data.kind is {recipe.data.kind}, but model.kind {config.kind} trains on image")
+    assert isinstance(recipe.data, ImageData), "the schema refuses other data"
     # The last stage halves the image five times (imagenet stem) or three times (small), rounding up.
     smallest = 32 if config.stem == "imagenet" else 8
     if recipe.batch.micro == 1 and recipe.data.size <= smallest:

@@ -38,12 +38,15 @@ class ClassificationModule(nn.Module):
     def normalise(self, images_BHWC: Tensor) -> Tensor:
         """Bytes -> zero mean and unit deviation per channel, images_BCHW in the parameters' dtype.
 
-        Computed in fp32. The channels stay last in memory, as tensor cores like them.
+        Computed in fp32.
         """
         std = torch.tensor(self.std, device=images_BHWC.device)
         mean = torch.tensor(self.mean, device=images_BHWC.device)
         normal_BHWC = (images_BHWC / 255.0 - mean) / std
-        return normal_BHWC.to(self.model.fc.weight.dtype).permute(0, 3, 1, 2)
+        normal_BCHW = normal_BHWC.to(self.model.fc.weight.dtype).permute(0, 3, 1, 2)
+        # With channels last in memory (a single channel looks so too, hence the new strides), oneDNN of torch 2.13
+        # writes out of bounds in the backward of convolutions of four channels.
+        return normal_BCHW.flatten(1).view(normal_BCHW.shape)
 
 
 class ClassificationTask:

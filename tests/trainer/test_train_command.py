@@ -1,0 +1,130 @@
+"""`stoker train` as a user runs it: real Ray, real processes, real faults."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from configs.load import dump_recipe
+from configs.recipe import Recipe
+from tests.trainer.runs import GPT, RESNET, digests, history, recipe_of, run_folder_of, write_image_shards, write_text_shards
+from trainer.ledger import read_json_lines
+
+STOKER = Path(sys.executable).with_name("stoker")
+
+
+def start(recipe: Recipe, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """`stoker train` in a process group of its own, as a terminal would start it."""
+    path = folder / f"{recipe.run.name}.yaml"
+    path.write_text(dump_recipe(recipe))
+    return subprocess.Popen(
+        [STOKER, "train", str(path), *options],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )
+
+
+def train(recipe: Recipe, folder: Path, *options: str) -> tuple[int, str]:
+    process = start(recipe, folder, *options)
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def steps_done(recipe: Recipe) -> int:
+    lines = read_json_lines(run_folder_of(recipe) / "metrics.jsonl")
+    return int(lines[-1]["step"]) if lines else 0
+
+
+def events(recipe: Recipe, kind: str) -> list[dict[str, object]]:
+    return [event for event in read_json_lines(run_folder_of(recipe) / "ledger.jsonl") if event["event"] == kind]
+
+
+@pytest.fixture
+def nothing_remains(tmp_path: Path) -> object:
+    """After the test no process has the test's folder on its command line or as its working folder."""
+    yield
+    left = [p for p in psutil.process_iter() if p.pid != os.getpid() and _mentions(p, str(tmp_path))]
+    assert not left, left
+
+
+def _mentions(process: psutil.Process, text: str) -> bool:
+    try:
+        return text in process.cwd() or any(text in argument for argument in process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+@pytest.mark.usefixtures("nothing_remains")
+@pytest.mark.slow
+def test_a_run_that_is_killed_interrupted_and_resumed_equals_an_undisturbed_one(tmp_path: Path) -> None:
+    write_text_shards(tmp_path, documents=400)
+    sections = {"checkpoint": {"every_steps": 50, "keep_last": 2}, "monitor": {"every_steps": 5}, "validation": None}
+    recipes = {
+        name: recipe_of(tmp_path, GPT, name, run={"name": name, "dir": str(tmp_path / "runs"), "steps": 600}, **sections)
+        for name in ("calm", "rough")
+    }
+    rough = recipes["rough"]
+
+    process = start(rough, tmp_path)
+    wait_for(lambda: steps_done(rough) > 120, process)
+    os.kill(int(str(events(rough, "attempt_started")[0]["pid"])), signal.SIGKILL)
+
+    code, output = train(rough, tmp_path)
+    assert code == 2, output
+    assert "another `stoker train`" in output
+    assert f"pid {process.pid}" in output
+
+    wait_for(lambda: len(events(rough, "attempt_started")) > 1 and steps_done(rough) > 200, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "SIGINT: saving a checkpoint at the next step boundary" in output
+
+    changed = rough.model_copy(update={"optimizer": rough.optimizer.model_copy(update={"lr": 0.5})})
+    code, output = train(changed, tmp_path)
+    assert code == 2
+    assert "optimizer.lr: 0.01 -> 0.5" in output
+
+    code, output = train(rough, tmp_path)
+    assert code == 0, output
+    assert f"resumed from the checkpoint of step {events(rough, 'stopped')[0]['step']}" in output
+    assert train(rough, tmp_path)[1].endswith("nothing to do\n")
+
+    code, output = train(recipes["calm"], tmp_path)
+    assert code == 0, output
+    assert history(recipes["calm"]) == history(rough)
+    assert digests(recipes["calm"], 600) == digests(rough, 600)
+    assert len(events(rough, "attempt_started")) == 3
+    assert len(list((run_folder_of(rough) / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("nothing_remains")
+@pytest.mark.slow
+def test_an_image_that_cannot_be_decoded_stops_the_run_by_name_with_the_work_kept(tmp_path: Path) -> None:
+    write_image_shards(tmp_path)
+    shard = tmp_path / "train-000001.tar"
+    content = bytearray(shard.read_bytes())
+    place = content.index(b"\x89PNG")
+    content[place : place + 60] = bytes(60)
+    shard.write_bytes(content)
+    recipe = recipe_of(tmp_path, RESNET, "torn", run={"name": "torn", "dir": str(tmp_path / "runs"), "steps": 60})
+    code, output = train(recipe, tmp_path)
+    assert code == 2, output
+    assert "train-000001.tar" in output
+    assert "Traceback" not in output
+    assert len(events(recipe, "attempt_started")) == 1
+    kept = int(str(events(recipe, "data_fault")[0]["step"]))
+    assert (run_folder_of(recipe) / "checkpoints" / f"step-{kept:08d}" / "manifest.json").exists() or kept == 0
