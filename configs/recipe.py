@@ -31,9 +31,7 @@ class GptModel(Section):
     heads: Positive = 4
     kv_heads: Positive | None = Field(None, description="grouped-query attention; default: `heads`")
     width: Positive = Field(128, description="model (embedding) dimension")
-    mlp_width: Positive | None = Field(
-        None, description="default: 4·width (gelu), or 8/3·width up to a multiple of 64"
-    )
+    mlp_width: Positive | None = Field(None, description="default: 4·width (gelu), or 8/3·width up to a multiple of 64")
     context: Positive = Field(64, description="tokens per row")
     vocab: Positive | None = Field(None, description="default: the tokenizer's size")
     positions: Literal["rope", "learned"] = "rope"
@@ -125,9 +123,7 @@ class ImageData(_Data):
     kind: Literal["image"]
     size: Positive = Field(224, description="pixels, square")
     channels: Literal[1, 3] = 3
-    mean: list[float] | None = Field(
-        None, description="per channel, in 0…1; default ImageNet's, 0.5 for one channel"
-    )
+    mean: list[float] | None = Field(None, description="per channel, in 0…1; default ImageNet's, 0.5 for one channel")
     std: list[float] | None = Field(None, description="per channel; default ImageNet's, 0.5 for one channel")
     augment: Augment = Augment()
 
@@ -145,9 +141,7 @@ Data = Annotated[TextData | TokensData | ImageData, Field(discriminator="kind")]
 
 
 class Batch(Section):
-    global_: Positive = Field(
-        alias="global", description="samples (rows or images) per optimizer step"
-    )
+    global_: Positive = Field(alias="global", description="samples (rows or images) per optimizer step")
     micro: Positive = Field(description="samples per forward and backward on one worker")
 
     @model_validator(mode="after")
@@ -278,9 +272,7 @@ class Recipe(Section):
             fits = "image" if wants_image else "text or tokens"
             raise ValueError(f"data.kind is {self.data.kind}, but model.kind {self.model.kind} trains on {fits}")
         if self.validation is not None and self.data.val is None:
-            raise ValueError(
-                "validation is asked for, but data.val is not given: add data.val.shards"
-            )
+            raise ValueError("validation is asked for, but data.val is not given: add data.val.shards")
         if self.schedule.warmup_steps > self.run.steps:
             raise ValueError(
                 f"schedule.warmup_steps is {self.schedule.warmup_steps}, more than run.steps {self.run.steps}"

@@ -115,9 +115,7 @@ def check_coverage(manifest: Manifest) -> None:
         position = 0
         for start, count in sorted(spans[name]):
             if start != position:
-                raise CheckpointError(
-                    f"the fragments of {name} gap or overlap at element {min(start, position)}"
-                )
+                raise CheckpointError(f"the fragments of {name} gap or overlap at element {min(start, position)}")
             position += count
         total = _product(shape)
         if position != total:

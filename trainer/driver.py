@@ -124,9 +124,7 @@ def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: Wo
 
 def _first_cause(faults: list[Event], folder: RunFolder) -> str:
     if not faults:
-        return (
-            f"no worker told of a cause: killed from outside, or out of memory; see {folder.root / 'logs'}"
-        )
+        return f"no worker told of a cause: killed from outside, or out of memory; see {folder.root / 'logs'}"
     first = faults[0]
     return f"first cause: {first['kind']} on rank {first['rank']}: {first['message']}; see {first['log']}"
 

@@ -23,9 +23,9 @@ def describe(recipe: Recipe) -> list[str]:
         f"batch: {batch.global_} samples per step = {batch.micro_batches} micro-batches of {batch.micro}; "
         f"{workers} workers × {rounds} accumulation rounds = {rounds * workers} micro-batches{gaps}",
         f"run: {recipe.run.steps:,} steps × {figures.targets_per_step:,} {unit}s = "
-        f"{recipe.run.steps * figures.targets_per_step:,} {unit}s, {recipe.run.steps * figures.flops_per_step:.3g} FLOPs",
-        f"model: {figures.parameters:,} parameters, {figures.flops_per_target:.4g} FLOPs per {unit} (forward + backward)",
-        f"checkpoint: {readable(figures.checkpoint_bytes)} each; {recipe.checkpoint.keep_last} kept and one in the making "
+        f"{recipe.run.steps * figures.targets_per_step:,}, {recipe.run.steps * figures.flops_per_step:.3g} FLOPs",
+        f"model: {figures.parameters:,} parameters, {figures.flops_per_target:.4g} FLOPs per {unit} (both passes)",
+        f"checkpoint: {readable(figures.checkpoint_bytes)} each; {recipe.checkpoint.keep_last} kept and one in work "
         f"need {readable(disk_bytes(recipe))}",
     ]
 

@@ -26,6 +26,4 @@ def _validation(recipe: Recipe, line: dict[str, float]) -> str:
     if "val_accuracy" in line:
         return f"{text}, accuracy {line['val_accuracy']:.2%}"
     entropy = unigram_entropy(open_dataset(recipe, "val"))
-    return (
-        f"{text} nats/token, perplexity {line['val_perplexity']:.2f} (unigram entropy of the data: {entropy:.4f})"
-    )
+    return f"{text} nats/token, perplexity {line['val_perplexity']:.2f} (unigram entropy of the data: {entropy:.4f})"

@@ -100,7 +100,7 @@ def _bf16_optimizer(optimizer: Any, names: dict[int, str]) -> Layout:
 def _overlaps(
     parameters: list[Any], offsets: list[int], first: int, flat: torch.Tensor, group: int, names: dict[int, str]
 ) -> Iterator[Piece]:
-    """The parts of `parameters`, laid out at `offsets` of a flattened group, that fall within `flat`, which begins at `first`."""
+    """The parts of `parameters`, laid out at `offsets` of a flattened group, that fall within `flat`, at `first`."""
     for parameter, begin in zip(parameters, offsets, strict=True):
         low, high = max(begin, first), min(begin + parameter.numel(), first + flat.numel())
         if low < high:

@@ -1,4 +1,4 @@
-"""Small real runs for tests: shards on disk, a recipe, and the worker's own entry point in processes of a gloo group."""
+"""Small real runs for tests: shards, a recipe, and the worker's own entry point in processes of a gloo group."""
 
 import json
 import time

@@ -72,6 +72,10 @@ def _recipe(folder: Path, name: str, **sections: Any) -> Recipe:
     return recipe_of(folder, model, name, **{**defaults, **sections})
 
 
+def _zero(stage: int, offload_to: str) -> dict[str, Any]:
+    return {"stage": stage, "offload_optimizer": offload_to}
+
+
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     write_text_shards(tmp_path)
@@ -104,8 +108,10 @@ def test_any_split_of_a_global_batch_with_unequal_token_counts_gives_the_referen
             np.testing.assert_allclose(per_rank[0][stage]["losses"], losses, rtol=1e-5)
             for results in per_rank:
                 for (name, start), piece in results[stage]["gradients"].items():
-                    expected = gradients[name.removeprefix("module.")].reshape(-1)[start : start + len(piece.reshape(-1))]
-                    np.testing.assert_allclose(piece.reshape(-1), expected, rtol=1e-4, atol=1e-6)
+                    expected = gradients[name].reshape(-1)[start : start + piece.size].numpy()
+                    # 1e-7: the gradient is read off weights of about 1, which fp32 rounds at that size.
+                    tolerance = 1e-5 * abs(expected).max() + 1e-7
+                    np.testing.assert_allclose(piece.reshape(-1), expected, rtol=1e-5, atol=tolerance)
 
 
 def test_half_precision_offload_and_clipping_train_at_every_stage(shards: Path) -> None:
@@ -113,7 +119,8 @@ def test_half_precision_offload_and_clipping_train_at_every_stage(shards: Path) 
     cases = [("bf16", stage, "none") for stage in range(4)] + [("fp16", stage, "none") for stage in (1, 2, 3)]
     cases += [("fp32", stage, "cpu") for stage in (1, 2, 3)] + [("fp32", 0, "none")]
     recipes = [
-        _recipe(shards, f"{p}-{s}-{o}", precision=p, zero={"stage": s, "offload_optimizer": o}, **adam) for p, s, o in cases
+        _recipe(shards, f"{precision}-{stage}-{to}", precision=precision, zero=_zero(stage, to), **adam)
+        for precision, stage, to in cases
     ]
     results = run_in_processes(_engine_run, 2, shards / "store", recipes)[0]
     expected = results[-1]["losses"]

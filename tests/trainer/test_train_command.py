@@ -13,7 +13,16 @@ import pytest
 
 from configs.load import dump_recipe
 from configs.recipe import Recipe
-from tests.trainer.runs import GPT, RESNET, digests, history, recipe_of, run_folder_of, write_image_shards, write_text_shards
+from tests.trainer.runs import (
+    GPT,
+    RESNET,
+    digests,
+    history,
+    recipe_of,
+    run_folder_of,
+    write_image_shards,
+    write_text_shards,
+)
 from trainer.ledger import read_json_lines
 
 STOKER = Path(sys.executable).with_name("stoker")
@@ -25,7 +34,11 @@ def start(recipe: Recipe, folder: Path, *options: str) -> subprocess.Popen[str]:
     path.write_text(dump_recipe(recipe))
     return subprocess.Popen(
         [STOKER, "train", str(path), *options],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -72,11 +85,8 @@ def _mentions(process: psutil.Process, text: str) -> bool:
 def test_a_run_that_is_killed_interrupted_and_resumed_equals_an_undisturbed_one(tmp_path: Path) -> None:
     write_text_shards(tmp_path, documents=400)
     sections = {"checkpoint": {"every_steps": 50, "keep_last": 2}, "monitor": {"every_steps": 5}, "validation": None}
-    recipes = {
-        name: recipe_of(tmp_path, GPT, name, run={"name": name, "dir": str(tmp_path / "runs"), "steps": 600}, **sections)
-        for name in ("calm", "rough")
-    }
-    rough = recipes["rough"]
+    run = {"dir": str(tmp_path / "runs"), "steps": 600}
+    calm, rough = (recipe_of(tmp_path, GPT, "", run={**run, "name": n}, **sections) for n in ("calm", "rough"))
 
     process = start(rough, tmp_path)
     wait_for(lambda: steps_done(rough) > 120, process)
@@ -103,10 +113,10 @@ def test_a_run_that_is_killed_interrupted_and_resumed_equals_an_undisturbed_one(
     assert f"resumed from the checkpoint of step {events(rough, 'stopped')[0]['step']}" in output
     assert train(rough, tmp_path)[1].endswith("nothing to do\n")
 
-    code, output = train(recipes["calm"], tmp_path)
+    code, output = train(calm, tmp_path)
     assert code == 0, output
-    assert history(recipes["calm"]) == history(rough)
-    assert digests(recipes["calm"], 600) == digests(rough, 600)
+    assert history(calm) == history(rough)
+    assert digests(calm, 600) == digests(rough, 600)
     assert len(events(rough, "attempt_started")) == 3
     assert len(list((run_folder_of(rough) / "checkpoints").iterdir())) == 2
 

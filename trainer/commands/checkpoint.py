@@ -20,9 +20,7 @@ def open_run(path: Path) -> RunFolder:
     """Raises RunFolderError when the path is no run folder."""
     folder = RunFolder(path.absolute())
     if not folder.recipe.exists():
-        raise RunFolderError(
-            f"{path} is not a run folder: no recipe.yaml in it; give {{run.dir}}/{{run.name}}"
-        )
+        raise RunFolderError(f"{path} is not a run folder: no recipe.yaml in it; give {{run.dir}}/{{run.name}}")
     return folder
 
 
