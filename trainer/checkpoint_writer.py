@@ -59,38 +59,36 @@ def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class CheckpointWriter:
-    """One checkpoint in flight; the next save waits for it. Errors surface at the next save or wait."""
+    """One checkpoint in flight; the next save waits for it.
+
+    A checkpoint that fails costs no training: its error is handed back by the next `save` or `wait`, on rank 0 always,
+    and on the rank where it happened.
+    """
 
     def __init__(
         self, folder: RunFolder, ranks: Ranks, settings: Checkpoint, published: Callable[[int, float], None]
     ) -> None:
         self._folder, self._ranks, self._settings, self._published = folder, ranks, settings, published
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._error: CheckpointError | None = None
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Start writing. Raises the error of the checkpoint before, if it failed."""
-        self.wait()
+    def save(self, snapshot: Snapshot) -> CheckpointError | None:
+        """Write the snapshot, in the background if the recipe says so; returns the error of the one before."""
+        error = self.wait()
+        # A daemon, so that a failed run is not kept from ending by a rank that will never hand its part over.
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
+        self._thread.start()
         if self._settings.background:
-            self._thread = threading.Thread(target=self._write_catching, args=(snapshot,), name="checkpoint")
-            self._thread.start()
-        else:
-            self._write(snapshot)
+            return error
+        return self.wait() or error
 
-    def wait(self) -> None:
-        """Until the checkpoint in flight is published (rank 0) or handed over (other ranks). Raises its error."""
+    def wait(self) -> CheckpointError | None:
+        """Until the checkpoint in flight is published (rank 0) or handed over (other ranks), or has failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _write_catching(self, snapshot: Snapshot) -> None:
-        try:
-            self._write(snapshot)
-        except Exception as error:  # carried to the training thread, raised there by wait()
-            self._error = error
+        error, self._error = self._error, None
+        return error
 
     def _write(self, snapshot: Snapshot) -> None:
         started = time.monotonic()
@@ -102,11 +100,14 @@ class CheckpointWriter:
             if self._ranks.leads:
                 self._publish(staging, snapshot)
                 self._published(step, time.monotonic() - started)
-        except OSError as error:
-            raise CheckpointError(
-                f"checkpoint of step {step} was not written in {staging}: {error.strerror}; "
-                "the one before it is kept: free space or mend the folder"
-            ) from error
+        except Exception as error:  # whatever it is, the training thread decides what to do about it
+            self._error = CheckpointError(
+                f"the checkpoint of step {step} was not written ({error}); the one before it is kept: "
+                f"see that {self._folder.checkpoints} can be written and has free space"
+            )
+            if self._ranks.leads:
+                # A full disk needs the room now. What cannot be removed is removed at the next start.
+                shutil.rmtree(staging, ignore_errors=True)
 
     def _write_own_part(self, staging: Path, snapshot: Snapshot) -> None:
         name = f"rank-{self._ranks.rank:05d}-of-{self._ranks.world:05d}.safetensors"

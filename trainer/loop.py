@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from configs.errors import CheckpointError, DataError
+from configs.errors import DataError
 from data.batch import eval_slices
 from data.dataset import read_micro_batch
 from data.loader import Loader, StepBatch
@@ -34,12 +34,12 @@ def train(run: Attempt) -> Outcome:
                 validate(run, step)
             run.reporter.log_if_due(step)
             if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
-                saved = _save_or_warn(run, step, saved)
-    if step > saved:
-        run.save(step)
+                saved = step
+                run.reporter.phase("saving", step)
+                with run.reporter.watch.phase("checkpoint"):
+                    run.save(step)
     run.reporter.phase("saving", step)
-    run.writer.wait()
-    run.ranks.sum([0.0])  # rank 0 publishes: nobody leaves before it has
+    run.save_last(step, saved)
     return outcome
 
 
@@ -91,15 +91,3 @@ def _leave(run: Attempt, step: int, fault: DataError | None) -> Outcome:
 def _validates(run: Attempt, step: int) -> bool:
     every = run.recipe.validation.every_steps if run.recipe.validation else 0
     return bool(every) and (step % every == 0 or step == run.recipe.run.steps)
-
-
-def _save_or_warn(run: Attempt, step: int, saved: int) -> int:
-    """The step of the newest checkpoint taken. One that fails costs no training: the one before it is kept."""
-    run.reporter.phase("saving", step)
-    with run.reporter.watch.phase("checkpoint"):
-        try:
-            run.save(step)
-        except CheckpointError as error:
-            run.context.warn(str(error))
-            return saved
-    return step

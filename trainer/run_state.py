@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from configs.errors import CheckpointError
 from configs.recipe import Recipe
 from data.dataset import Dataset
 from trainer.checkpoint_format import Manifest
@@ -57,6 +58,21 @@ class Attempt:
         return self.ranks.leads and self.context.folder.stop_request.exists()
 
     def save(self, step: int) -> None:
-        """Take a checkpoint of `step`. Raises CheckpointError when the one before it failed."""
+        """Take a checkpoint of `step`. If the one before failed, warn: training went on, and goes on."""
         self.reporter.flush()
-        self.writer.save(take_snapshot(self.engine, self.header(step), self.ranks))
+        error = self.writer.save(take_snapshot(self.engine, self.header(step), self.ranks))
+        if error is not None:
+            self.context.record("warning", message=str(error))
+
+    def save_last(self, step: int, saved: int) -> None:
+        """Return when the checkpoint of `step` is published; try twice, then raise CheckpointError on every rank."""
+        error: CheckpointError | None = None
+        for _ in range(2):
+            if step > saved:
+                self.save(step)
+            error = self.writer.wait()
+            # Nobody leaves before rank 0 has published.
+            if not self.ranks.sum([float(error is not None)])[0]:
+                return
+            saved = -1
+        raise error or CheckpointError(f"the checkpoint of step {step} was not written by another rank")

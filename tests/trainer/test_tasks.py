@@ -97,6 +97,11 @@ def test_images_are_normalised_per_channel_into_the_model_s_dtype(dtype: torch.d
     )
 
 
+def test_channels_lie_last_in_memory_on_an_accelerator() -> None:
+    normal = classifier().to("meta").normalise(image_batch()["images_BHWC"].to("meta"))
+    assert normal.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(("base", "batch"), BATCHES)
 def test_a_batch_without_targets_has_weight_zero_and_finite_zero_gradients(
     base: dict[str, Any], batch: dict[str, Tensor]

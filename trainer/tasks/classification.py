@@ -44,8 +44,10 @@ class ClassificationModule(nn.Module):
         mean = torch.tensor(self.mean, device=images_BHWC.device)
         normal_BHWC = (images_BHWC / 255.0 - mean) / std
         normal_BCHW = normal_BHWC.to(self.model.fc.weight.dtype).permute(0, 3, 1, 2)
-        # With channels last in memory (a single channel looks so too, hence the new strides), oneDNN of torch 2.13
-        # writes out of bounds in the backward of convolutions of four channels.
+        if normal_BCHW.device.type != "cpu":
+            return normal_BCHW  # with its channels last in memory, as tensor cores like them
+        # oneDNN of torch 2.13 writes out of bounds in the backward of channels-last convolutions with few input
+        # channels. New strides, as a single channel looks channels-last even where it is contiguous.
         return normal_BCHW.flatten(1).view(normal_BCHW.shape)
 
 
