@@ -31,10 +31,10 @@ digits: shards/digits
 	@$(BIN)/stoker train configs/resnet_digits.yaml
 
 test: $(INSTALLED)
-	@$(BIN)/pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
 
 test-slow: $(INSTALLED)
-	@$(BIN)/pytest -m slow --timeout 900
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 900
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check .

@@ -114,6 +114,7 @@ class CheckpointWriter:
         path = staging / name
         try:
             save_file(snapshot.tensors, path)
+            path.chmod(0o644)  # safetensors makes it private, unlike every other file of the run
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             stored = StoredFile(name, path.stat().st_size, file_sha256(path))

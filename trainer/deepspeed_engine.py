@@ -49,7 +49,7 @@ class DeepSpeedEngine:
             config=deepspeed_config(recipe, ranks.world),
             dist_init_required=False,
         )
-        self._device = torch.device(self._engine.device)
+        self.device = torch.device(self._engine.device)
         self._optimizer = self._layout().base_optimizer
         self._optimizer.state.clear()  # what the phantom step of half precision left behind
 
@@ -59,22 +59,22 @@ class DeepSpeedEngine:
             group["lr"] = lr
         # DeepSpeed averages gradients over workers; the loss is a sum over them.
         scale = self._ranks.world / total_weight
-        loss_sum = torch.zeros((), device=self._device)
+        loss_sum = torch.zeros((), device=self.device)
         for index, batch in enumerate(micro_batches):
             enter_position(self._recipe.run.seed, step, batch.index)
             set_micro_batch_weight(module, float(batch.samples))
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            loss = engine(**to_device(batch, self._device))["loss"]
+            loss = engine(**to_device(batch, self.device))["loss"]
             engine.backward(loss * scale, scale_wrt_gas=False)
             loss_sum += loss.detach()
         skipped_before = engine.skipped_steps
         grad_norm = self._clip_unsharded()
         engine.step()
         self._commit_statistics()
-        norm = grad_norm if grad_norm is not None else float(engine.get_global_grad_norm() or 0.0)
-        return StepResult(loss_sum, norm, self._loss_scale(), engine.skipped_steps > skipped_before)
+        norm = engine.get_global_grad_norm() if grad_norm is None else grad_norm
+        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), engine.skipped_steps > skipped_before)
 
-    def _clip_unsharded(self) -> float | None:
+    def _clip_unsharded(self) -> torch.Tensor | None:
         """At stage 0 in fp32 the gradients lie in the model, and DeepSpeed does not tell their norm."""
         if self._recipe.zero.stage or self._recipe.precision != "fp32":
             return None
@@ -82,12 +82,12 @@ class DeepSpeedEngine:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self._recipe.optimizer.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._recipe.optimizer.grad_clip, norm)
-        return float(norm)
+        return norm
 
     def _commit_statistics(self) -> None:
         pending = pending_statistics(self._task.module)
         if pending is not None:
-            commit_statistics(self._task.module, self._ranks.sum_tensor(pending.cpu()).to(self._device))
+            commit_statistics(self._task.module, self._ranks.sum_tensor(pending))
 
     def _loss_scale(self) -> float:
         return float(self._engine.optimizer.cur_scale) if self._recipe.precision == "fp16" else 1.0
@@ -97,14 +97,14 @@ class DeepSpeedEngine:
         sums: dict[str, Any] = {}
         with torch.no_grad():
             for batch in micro_batches:
-                add_sums(sums, self._engine(**to_device(batch, self._device)))
+                add_sums(sums, self._engine(**to_device(batch, self.device)))
         self._engine.train()
         return {name: float(value) for name, value in sums.items()}
 
     def sample(self) -> str | None:
         self._engine.eval()
         with torch.no_grad():
-            text = self._task.samples(self._engine, self._device)
+            text = self._task.samples(self._engine, self.device)
         self._engine.train()
         return text
 

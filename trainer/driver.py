@@ -115,7 +115,8 @@ def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: Wo
         return failure.exit_code
     ended = next(event for event in reversed(events) if event["event"] in ("finished", "stopped"))
     if ended["event"] == "stopped":
-        say(f"stopped by {ended['reason']} after step {ended['step']} with a checkpoint; the same command resumes")
+        kept = f"after step {ended['step']} with a checkpoint" if ended["step"] else "before the first step"
+        say(f"stopped by {ended['reason']} {kept}; the same command goes on from there")
         return EXIT_REQUEUE
     for line in summarize(recipe, folder):
         say(line)

@@ -17,7 +17,7 @@ class StepResult:
     """Of one optimizer step, on this rank; sums of local micro-batches stay on the device until asked for."""
 
     loss_sum: torch.Tensor
-    grad_norm: float
+    grad_norm: torch.Tensor | float
     loss_scale: float
     skipped: bool  # fp16 overflow: no update was made
 
@@ -49,6 +49,7 @@ class Engine(Protocol):
     """One parameter-sharding strategy over all workers. Every method is called on every rank, in the same order."""
 
     name: str
+    device: torch.device
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int, total_weight: float, lr: float) -> StepResult:
         """Forward and backward of each micro-batch, then one update with gradients of sum(loss) / total_weight."""

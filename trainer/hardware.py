@@ -19,17 +19,17 @@ _HALF_PEAK = {
 
 
 @cache
-def peak_flops(precision: str) -> float:
+def peak_flops(device: torch.device, precision: str) -> float:
     """FLOP/s of one worker's device: the data sheet's for known GPUs in half precision, else measured once."""
-    if torch.cuda.is_available() and precision != "fp32":
-        name = torch.cuda.get_device_name()
+    if device.type != "cpu" and precision != "fp32":
+        name = torch.get_device_module(device).get_device_name()
         for model, peak in _HALF_PEAK.items():
             if model in name:
                 return peak
-    return _measured_matmul_flops("cuda" if torch.cuda.is_available() else "cpu")
+    return _measured_matmul_flops(device)
 
 
-def _measured_matmul_flops(device: str, size: int = 768, rounds: int = 4) -> float:
+def _measured_matmul_flops(device: torch.device, size: int = 768, rounds: int = 4) -> float:
     """The best of a few fp32 matrix products."""
     a = torch.ones(size, size, device=device)
     best = 0.0
@@ -40,9 +40,9 @@ def _measured_matmul_flops(device: str, size: int = 768, rounds: int = 4) -> flo
     return best
 
 
-def memory_bytes() -> dict[str, int]:
+def memory_bytes(device: torch.device) -> dict[str, int]:
     """Resident host memory, and the peak of device memory where there is a device."""
     used = {"host_bytes": psutil.Process().memory_info().rss}
-    if torch.cuda.is_available():
-        used["device_bytes"] = torch.cuda.max_memory_allocated()
+    if device.type != "cpu":
+        used["device_bytes"] = torch.get_device_module(device).max_memory_allocated()
     return used

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.goodput import Goodput
+
 Event = dict[str, Any]
 _ENDS = ("finished", "stopped", "data_fault")
 
@@ -30,7 +32,7 @@ def read_history(events: list[Event], metrics: list[Event], now: float, *, busy:
         [event for event in events if event["event"] == "fault"],
         [event for event in events if event["event"] == "warning"],
         max(checkpoints, default=0),
-        goodput(events, metrics, now if busy else None),
+        Goodput.so_far(events, metrics).fraction(now if busy else events[-1]["time"]) if metrics and events else None,
     )
 
 
@@ -42,21 +44,3 @@ def _last_state(events: list[Event]) -> str:
     if last in ("finished", "stopped"):
         return str(last)
     return "failed"
-
-
-def goodput(events: list[Event], metrics: list[Event], now: float | None) -> float | None:
-    """Seconds of committed optimizer steps per second of wall time of all commands; None before the first figure.
-
-    Time between two commands, when nothing ran, does not count. `now` ends the last command if it still runs.
-    """
-    wall_s = 0.0
-    times = [event["time"] for event in events]
-    starts = [index for index, event in enumerate(events) if event["event"] == "command"]
-    for start, stop in zip(starts, [*starts[1:], len(events)], strict=True):
-        end = now if now is not None and stop == len(events) else times[stop - 1]
-        wall_s += end - times[start]
-    productive_s, previous = 0.0, 0
-    for line in metrics:
-        productive_s += line["step_s"] * (line["step"] - previous)
-        previous = line["step"]
-    return min(1.0, productive_s / wall_s) if wall_s > 0 and metrics else None

@@ -18,15 +18,17 @@ class Ledger:
     def append(self, event: str, **details: Any) -> None:
         """Write one event durably: it is on disk when this returns."""
         line = json.dumps({"event": event, "time": time.time(), **details}) + "\n"
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
+            if _ends_torn(descriptor):
+                line = "\n" + line
             os.write(descriptor, line.encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
     def events(self) -> list[Event]:
-        """All whole lines; a line torn by a crash is the last one and is left out."""
+        """All events, oldest first."""
         return read_json_lines(self._path)
 
     def attempts(self) -> int:
@@ -34,9 +36,22 @@ class Ledger:
         return sum(event["event"] == "attempt_started" for event in self.events())
 
 
+def _ends_torn(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
 def read_json_lines(path: Path) -> list[Event]:
-    """The whole lines of a JSON-lines file; a last line without newline was torn by a crash and does not count."""
+    """The whole lines of a JSON-lines file; lines torn by a crash are left out."""
     if not path.exists():
         return []
     *whole, _torn = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    return [event for line in whole if (event := _parse(line)) is not None]
+
+
+def _parse(line: str) -> Event | None:
+    try:
+        event: Event = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return event

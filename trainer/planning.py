@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from cluster.preflight import available_cpus, available_gpus, check_disk, check_resources
 from configs.compare import result_differences
-from configs.errors import DataError, ResourceError, RunFolderError
+from configs.errors import CheckpointError, DataError, ResourceError, RunFolderError
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from data.dataset import open_dataset
+from trainer.checkpoint_format import read_manifest
 from trainer.estimate import estimate
 from trainer.run_folder import RunFolder
 
@@ -66,7 +67,7 @@ def preflight(recipe: Recipe, say: Callable[[str], None]) -> None:
     folder = RunFolder.of(recipe)
     check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
     check_resumable(recipe, folder)
-    check_data(recipe, say)
+    check_same_data(folder, check_data(recipe, say))
     if not folder.published_steps():  # or most of the space is in use already, by this very run
         check_disk(folder.root, disk_bytes(recipe))
 
@@ -96,8 +97,28 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
         )
 
 
-def check_data(recipe: Recipe, say: Callable[[str], None]) -> None:
-    """Index the shards, check that every sample has its parts, and say what is there. Raises DataError."""
+def check_same_data(folder: RunFolder, data_sha256: str) -> None:
+    """Raises DataError when the run so far was trained on other shards. Damage is the workers' to find and mend."""
+    steps = folder.published_steps()
+    if not steps:
+        return
+    try:
+        manifest = read_manifest(folder.checkpoint(steps[-1]))
+    except CheckpointError:
+        return
+    if manifest.data_sha256 != data_sha256:
+        raise DataError(
+            f"the run in {folder.root} was trained on other shards (fingerprint {manifest.data_sha256[:12]}, now "
+            f"{data_sha256[:12]}): restore them, or start a new run with another run.name"
+        )
+
+
+def check_data(recipe: Recipe, say: Callable[[str], None]) -> str:
+    """Index the shards, check that every sample has its parts, say what is there; the fingerprint of the train split.
+
+    Raises DataError.
+    """
+    fingerprint = ""
     unit = "images" if recipe.data.kind == "image" else "rows"
     splits = [("train", recipe.data.train), ("val", recipe.data.val)]
     for split in [name for name, shards in splits if shards is not None]:
@@ -107,4 +128,6 @@ def check_data(recipe: Recipe, say: Callable[[str], None]) -> None:
             f"{split} data: {len(dataset.catalog.shards)} shards, {dataset.catalog.count:,} samples, "
             f"{size_bytes / 1e6:,.1f} MB, {dataset.count:,} {unit} per epoch"
         )
+        fingerprint = fingerprint or dataset.fingerprint
         dataset.close()
+    return fingerprint

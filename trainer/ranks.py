@@ -36,9 +36,9 @@ class Ranks:
         return [float(value) for value in total]
 
     def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over the workers of a host tensor; the same bits on every rank."""
+        """Sum over the workers, in place, where the tensor lies; the same bits on every rank."""
         if self.world > 1:
-            dist.all_reduce(values, group=self.control)
+            dist.all_reduce(values)
         return values
 
     def from_leader(self, value: T) -> T:

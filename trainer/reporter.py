@@ -11,6 +11,7 @@ from configs.errors import StokerError
 from data.loader import StepBatch
 from trainer.context import Context
 from trainer.engine import StepResult
+from trainer.goodput import Goodput
 from trainer.hardware import memory_bytes, peak_flops
 from trainer.metrics import MetricSink, Progress
 from trainer.stopwatch import Stopwatch
@@ -21,14 +22,23 @@ class Reporter:
     """One per rank; every rank takes part in the sums, rank 0 writes."""
 
     def __init__(
-        self, context: Context, task: Task, progress: Progress, sinks: Sequence[MetricSink], audit: TextIO | None
+        self,
+        context: Context,
+        task: Task,
+        device: torch.device,
+        progress: Progress,
+        sinks: Sequence[MetricSink],
+        goodput: Goodput,
+        audit: TextIO | None,
     ) -> None:
         self.watch = Stopwatch()
+        self._device, self._goodput = device, goodput
         self._context, self._recipe, self._ranks, self._task = context, context.recipe, context.ranks, task
         self._progress, self._sinks, self._audit = progress, sinks, audit
         self._validation: dict[str, float] = {}
         self._line: dict[str, Any] = {}
         self._loss_sum: torch.Tensor | None = None
+        self._grad_norm: torch.Tensor | float = 0.0
         self._steps, self._targets = 0, 0.0
 
     def phase(self, name: str, step: int) -> None:
@@ -42,7 +52,8 @@ class Reporter:
         self._steps += 1
         self._targets += total_weight
         self._loss_sum = result.loss_sum / total_weight
-        self._line = {"step": step, "lr": lr, "grad_norm": result.grad_norm, "loss_scale": result.loss_scale}
+        self._grad_norm = result.grad_norm
+        self._line = {"step": step, "lr": lr, "loss_scale": result.loss_scale}
         if result.skipped:
             self._context.record_once("step_skipped", step=step, loss_scale=result.loss_scale)
         if self._audit is not None:
@@ -64,8 +75,20 @@ class Reporter:
         assert self._loss_sum is not None
         loss = self._ranks.sum([float(self._loss_sum)])[0]  # waits for the device: the interval's time is complete
         if self._ranks.leads:
-            line = {**self._line, "loss": loss, **self._rates(), **self._validation, "attempt": self._context.attempt}
-            line |= {**memory_bytes(), "time": time.time()}
+            line = {
+                **self._line,
+                "loss": loss,
+                "grad_norm": float(self._grad_norm),
+                **self._rates(),
+                **self._validation,
+            }
+            goodput = self._goodput.after(line["step_s"] * self._steps)
+            line |= {
+                "goodput": goodput,
+                **memory_bytes(self._device),
+                "attempt": self._context.attempt,
+                "time": time.time(),
+            }
             for sink in self._sinks:
                 sink.log(line)
             keys = ("loss", "lr", "step_s", "samples_per_s", "tokens_per_s", "val_loss")
@@ -88,7 +111,7 @@ class Reporter:
             "validation_s": self.watch.seconds("validation"),
         }
         flops = self._targets * self._task.flops_per_target() / loop_s
-        rates["mfu"] = flops / (peak_flops(self._recipe.precision) * self._ranks.world)
+        rates["mfu"] = flops / (peak_flops(self._device, self._recipe.precision) * self._ranks.world)
         if self._task.units == "tokens":
             rates["tokens"] = round(self._line["step"] * self._targets / max(self._steps, 1))
             rates["tokens_per_s"] = self._targets / loop_s

@@ -8,7 +8,7 @@ from configs.errors import CheckpointError
 from configs.recipe import Recipe
 from data.dataset import Dataset
 from trainer.checkpoint_format import Manifest
-from trainer.checkpoint_writer import CheckpointWriter, take_snapshot
+from trainer.checkpoint_writer import CheckpointWriter, clean_staging, take_snapshot
 from trainer.context import Context
 from trainer.engine import Engine
 from trainer.ranks import Ranks
@@ -73,6 +73,13 @@ class Attempt:
             error = self.writer.wait()
             # Nobody leaves before rank 0 has published.
             if not self.ranks.sum([float(error is not None)])[0]:
+                self._clean()
                 return
             saved = -1
+        self._clean()
         raise error or CheckpointError(f"the checkpoint of step {step} was not written by another rank")
+
+    def _clean(self) -> None:
+        """Remove what failed checkpoints left, now that no rank is writing."""
+        if self.ranks.leads:
+            clean_staging(self.context.folder)

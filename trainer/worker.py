@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import torch
 
 from configs.compare import result_sha256
-from configs.errors import CheckpointError, StokerError, UserError
+from configs.errors import DataError, StokerError, UserError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
 from trainer.checkpoint_format import Manifest
@@ -23,7 +23,8 @@ from trainer.checkpoint_writer import CheckpointWriter, clean_staging
 from trainer.context import Context
 from trainer.deepspeed_engine import DeepSpeedEngine, select_accelerator
 from trainer.engine import Engine
-from trainer.ledger import Ledger
+from trainer.goodput import Goodput
+from trainer.ledger import Ledger, read_json_lines
 from trainer.loop import train
 from trainer.metrics import JsonLines, MetricSink, Progress, TensorBoard
 from trainer.ranks import Ranks
@@ -119,6 +120,8 @@ def _run_attempt(job: Job, context: Context) -> None:
         engine = DeepSpeedEngine(task, context)
         cleanup.callback(engine.close)
         outcome = train(_build_attempt(job, context, task, engine, progress, cleanup))
+        if context.ranks.leads:
+            progress.update("stopping the workers", step=outcome.step)
     context.record_once(outcome.kind, step=outcome.step, reason=outcome.reason)
 
 
@@ -131,7 +134,8 @@ def _build_attempt(
     sinks: list[MetricSink] = []
     if context.ranks.leads:
         sinks = [JsonLines(context.folder, context.attempt, resumed), TensorBoard(context.folder, resumed)]
-    reporter = Reporter(context, task, progress, sinks, _open_audit(context))
+    goodput = Goodput.so_far(context.ledger.events(), read_json_lines(context.folder.metrics))
+    reporter = Reporter(context, task, engine.device, progress, sinks, goodput, _open_audit(context))
     cleanup.callback(reporter.close)
     writer = CheckpointWriter(
         context.folder,
@@ -190,7 +194,7 @@ def _resume(context: Context, engine: Engine, data_sha256: str) -> int:
     if manifest is None:
         return 0
     if manifest.data_sha256 != data_sha256:
-        raise CheckpointError(
+        raise DataError(
             f"checkpoint step {manifest.step} was trained on other data (fingerprint {manifest.data_sha256[:12]}, "
             f"the shards have {data_sha256[:12]}): restore the shards, or start a new run with another run.name"
         )

@@ -7,6 +7,7 @@ import typer
 
 from configs.errors import RecipeError
 from configs.load import load_recipe
+from trainer.terminal import say
 
 
 def train(
@@ -18,6 +19,7 @@ def train(
     recipe = load_recipe(recipe_path, overrides or [])
     if stop_at is not None and stop_at > recipe.run.steps:
         raise RecipeError(f"--stop-at is {stop_at}, beyond run.steps {recipe.run.steps}")
-    from trainer.driver import train as run  # imports torch and ray: not for the other commands
+    say("checking the recipe, the data and this machine")
+    from trainer.driver import train as run  # imports torch: not before the first word, nor for other commands
 
     raise typer.Exit(run(recipe, stop_at))
