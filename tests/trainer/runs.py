@@ -99,7 +99,17 @@ def train_in_processes(store: Path, world: int, jobs: list[tuple[Recipe, int | N
     run_in_processes(run_jobs, world, store, jobs)
 
 
-_CLOCK = {"step_s", "samples_per_s", "tokens_per_s", "data_wait_s", "checkpoint_s", "validation_s", "mfu", "time"}
+_CLOCK = {
+    "step_s",
+    "samples_per_s",
+    "tokens_per_s",
+    "data_wait_s",
+    "checkpoint_s",
+    "validation_s",
+    "mfu",
+    "time",
+    "goodput",
+}
 
 
 def history(recipe: Recipe) -> list[dict[str, Any]]:

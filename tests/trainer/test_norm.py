@@ -31,7 +31,7 @@ def step(workers: list[nn.Module], dealt: list[list[int]]) -> Tensor:
     return torch.cat([buffer for _, buffer in sorted(workers[0].named_buffers())])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(owners=st.lists(st.integers(0, 3), min_size=8, max_size=8))
 def test_running_statistics_do_not_depend_on_who_ran_which_micro_batch(owners: list[int]) -> None:
     expected = step([network()], [list(range(8))])
