@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart quickstart-short test test-slow check bench docs clean
+.PHONY: install quickstart quickstart-short digits test test-slow check bench docs clean
 
 install: $(INSTALLED)
 
@@ -13,21 +13,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
 	@touch $(INSTALLED)
 
-shards/stdlib: $(INSTALLED)
+shards/stdlib: | $(INSTALLED)
 	@$(BIN)/stoker data pack stdlib shards/stdlib
 
-shards/digits: $(INSTALLED)
+shards/digits: | $(INSTALLED)
 	@$(BIN)/stoker data pack digits shards/digits
 
-quickstart: shards/stdlib
+quickstart: $(INSTALLED) shards/stdlib
 	@$(BIN)/stoker train configs/gpt_tiny.yaml
 
 # The same path in less time, in a run folder of its own: for CI.
-quickstart-short: shards/stdlib
+quickstart-short: $(INSTALLED) shards/stdlib
 	@$(BIN)/stoker train configs/gpt_tiny.yaml run.name=gpt-tiny-short run.steps=40 schedule.warmup_steps=5 \
 	  validation.max_samples=256
 
-digits: shards/digits
+digits: $(INSTALLED) shards/digits
 	@$(BIN)/stoker train configs/resnet_digits.yaml
 
 test: $(INSTALLED)

@@ -24,7 +24,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--steps", type=int, default=12, help="measured steps of each loop in each round")
+    parser.add_argument("--steps", type=int, default=10, help="measured steps of each loop in each round")
     parser.add_argument(
         "--rounds", type=int, default=6, help="a multiple of 3 gives each loop each place equally often"
     )

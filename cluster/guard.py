@@ -39,8 +39,9 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell(DONE)
-        self._process.communicate()
+        if kind is None:
+            self._tell(DONE)
+        self._process.communicate()  # closes its input: without DONE it ends what is left
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None

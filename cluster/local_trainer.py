@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPo
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from configs.errors import UserError
+from configs.errors import StokerError
 from configs.recipe import Workers
 
 COLLECTIVE_TIMEOUT_S = 600
@@ -37,7 +37,7 @@ class LocalTrainer(TorchTrainer):  # type: ignore[misc]  # ray is not typed
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
         parts["scaling_policy"] = _NoAutoscaler(self.scaling_config)
-        parts["failure_policy"] = _NoRetryOfUserErrors(self.run_config.failure_config)
+        parts["failure_policy"] = _NoRetryOfOurErrors(self.run_config.failure_config)
         parts["callbacks"] = [c for c in parts["callbacks"] if not isinstance(c, PlacementGroupCleanerCallback)]
         return super()._initialize_and_run_controller(**parts)
 
@@ -53,9 +53,9 @@ class _NoAutoscaler(FixedScalingPolicy):  # type: ignore[misc]
         pass
 
 
-class _NoRetryOfUserErrors(DefaultFailurePolicy):  # type: ignore[misc]
+class _NoRetryOfOurErrors(DefaultFailurePolicy):  # type: ignore[misc]
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        if any(isinstance(error, UserError) for error in worker_errors(training_failed_error).values()):
+        if any(isinstance(error, StokerError) for error in worker_errors(training_failed_error).values()):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 

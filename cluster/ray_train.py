@@ -31,7 +31,7 @@ def run_workers(
     """Run `worker(config)` in `workers.count` processes, a torch process group of `backend`, until all have returned.
 
     Needs a LocalRay around it. When a worker fails, all are stopped and started anew, `workers.max_failures` times at
-    most; a UserError ends the run at once, as it would only come again. `poll` is called about four times a second in
+    most; a StokerError ends the run at once, as it would only come again. `poll` is called about four times a second in
     this thread; what it raises ends the wait and leaves the workers to the end of the LocalRay. Raises WorkerFailure.
     """
     fit = _Fit(worker, config, name, workers, backend)
@@ -87,7 +87,7 @@ def _worker_failure(error: Exception, restarts: int) -> WorkerFailure:
         return WorkerFailure(
             f"the workers could not run: {_one_line(error)}", details=str(error), exit_code=EXIT_FAILED
         )
-    rank, cause = min(errors.items(), key=lambda item: (_is_consequence(item[1]), item[0]))
+    rank, cause = min(errors.items(), key=lambda item: (_is_echo(item[1]), item[0]))
     exit_code = cause.exit_code if isinstance(cause, StokerError) else EXIT_FAILED
     if is_death(cause):
         message = f"worker {rank} died without a Python error (killed, out of memory, or crashed)"
@@ -98,10 +98,13 @@ def _worker_failure(error: Exception, restarts: int) -> WorkerFailure:
     return WorkerFailure(message, details=str(error), exit_code=exit_code)
 
 
-def _is_consequence(error: BaseException) -> bool:
-    """Whether `error` is what the other ranks see of a lost one: a broken connection inside a collective."""
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "connection"))
+def is_consequence(text: str) -> bool:
+    """Whether an error's text is what the other ranks see of a lost one: a broken connection inside a collective."""
+    return any(word in text.lower() for word in ("gloo", "nccl", "connection"))
+
+
+def _is_echo(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and is_consequence(str(error))
 
 
 def _one_line(error: BaseException) -> str:

@@ -17,8 +17,8 @@ RETRY_S = 0.2  # `is_held` of a `stoker status` has the lock for a moment
 
 
 def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock file `path` (made if missing, mode 0600), or None when another process does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    """A descriptor that holds the lock file `path` (made if missing), or None when another process does."""
+    descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -28,6 +28,13 @@ def try_lock(path: Path) -> int | None:
         os.close(descriptor)
         raise RunFolderError(f"{path} cannot be locked ({error.strerror}): use a file system with locks") from error
     return descriptor
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError as error:
+        raise RunFolderError(f"{path} belongs to another user: give this run another run.dir or run.name") from error
 
 
 def is_held(folder: Path) -> bool:

@@ -32,5 +32,5 @@ class StopSignals:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = self.requested or signal.Signals(number).name
         self._interrupts += number == signal.SIGINT
-        if self._interrupts > 1:
+        if self._interrupts == 2:  # once: a third must not break the cleaning up after the second
             raise KeyboardInterrupt

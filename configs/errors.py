@@ -35,7 +35,15 @@ class ResourceError(UserError):
 
 
 class CheckpointError(StokerError):
-    """A checkpoint cannot be written, read or trusted."""
+    """A checkpoint cannot be written, read or used."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint's bytes are not what was written: a file is missing, cut, or changed."""
+
+
+class NonFiniteError(StokerError):
+    """The loss or the gradient is no number any more: the weights of this step are worth nothing."""
 
 
 class EngineError(StokerError):

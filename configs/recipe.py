@@ -13,7 +13,7 @@ Rate = Annotated[float, Field(ge=0.0)]
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, values are not coerced between types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Run(Section):

@@ -29,6 +29,17 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """Decimal, also with leading zeros, which YAML 1.1 reads as octal."""
+    try:
+        return int(str(node.value).replace("_", ""), 10)
+    except ValueError:
+        raise yaml.MarkedYAMLError(problem=f"{node.value!r} is no integer", problem_mark=node.start_mark) from None
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+
+
 @dataclass
 class Source:
     """A parsed recipe: plain data, and where each key stands."""

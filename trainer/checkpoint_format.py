@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, DamagedCheckpointError
 from trainer.durable import to_json
 
 FORMAT = 1
@@ -67,32 +67,46 @@ def _checksum(body: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises CheckpointError naming the file when it is missing, damaged or of another format."""
+    """Raises DamagedCheckpointError naming the file, CheckpointError when it is of another format or unreadable."""
     path = folder / MANIFEST
+    content = _read(path)
     try:
-        content = path.read_bytes()
         document = json.loads(content)
         body = document["manifest"]
         if content != to_json(document) or document["sha256"] != _checksum(body):
-            raise CheckpointError(f"{path} is damaged: its checksum does not match")
+            raise DamagedCheckpointError(f"{path} is damaged: its checksum does not match")
         if body["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {body['format']}, this Stoker reads {FORMAT}")
+            raise CheckpointError(
+                f"{path} has format {body['format']}, this Stoker reads {FORMAT}: use the one that made it"
+            )
         files = [StoredFile(**entry) for entry in body["files"]]
         fragments = [StoredFragment(**entry) for entry in body["fragments"]]
         return Manifest(**{**body, "files": files, "fragments": fragments})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    """A file that is not there is damage; one that cannot be read may be whole, and is left alone."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{path} is missing") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def verify_file(folder: Path, stored: StoredFile) -> None:
-    """Raises CheckpointError naming the file when it is missing, of another size, or any bit of it differs."""
+    """Raises DamagedCheckpointError naming the file when it is missing, of another size, or any bit of it differs."""
     path = folder / stored.name
     try:
         size = path.stat().st_size
         if size != stored.bytes:
-            raise CheckpointError(f"{path} has {size} bytes, its manifest says {stored.bytes}")
+            raise DamagedCheckpointError(f"{path} has {size} bytes, its manifest says {stored.bytes}")
         if file_sha256(path) != stored.sha256:
-            raise CheckpointError(f"{path} is damaged: its sha256 differs from the manifest's")
+            raise DamagedCheckpointError(f"{path} is damaged: its sha256 differs from the manifest's")
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{path} is missing") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -106,20 +120,21 @@ def file_sha256(path: Path) -> str:
 
 
 def check_coverage(manifest: Manifest) -> None:
-    """Raises CheckpointError unless the master fragments cover every element of every parameter exactly once."""
-    spans: dict[str, list[tuple[int, int]]] = {name: [] for name in manifest.parameters}
+    """Raises CheckpointError unless the fragments of every state cover its parameter exactly once."""
+    spans: dict[tuple[str, str], list[tuple[int, int]]] = {("master", name): [] for name in manifest.parameters}
     for fragment in manifest.fragments:
-        if fragment.kind == "master":
-            spans[fragment.parameter].append((fragment.start, fragment.count))
-    for name, shape in manifest.parameters.items():
+        spans.setdefault((fragment.kind, fragment.parameter), []).append((fragment.start, fragment.count))
+    for (kind, name), found in spans.items():
         position = 0
-        for start, count in sorted(spans[name]):
+        for start, count in sorted(found):
             if start != position:
-                raise CheckpointError(f"the fragments of {name} gap or overlap at element {min(start, position)}")
+                raise CheckpointError(
+                    f"the {kind} fragments of {name} overlap or gap at {min(start, position)}"
+                )
             position += count
-        total = _product(shape)
+        total = _product(manifest.parameters[name])
         if position != total:
-            raise CheckpointError(f"the fragments of {name} hold {position} of {total} elements")
+            raise CheckpointError(f"the {kind} fragments of {name} hold {position} of {total} elements")
 
 
 def _product(shape: list[int]) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from configs.errors import CheckpointError
-from trainer.checkpoint_format import Manifest, StoredFragment, read_manifest, verify_file
+from configs.errors import CheckpointError, DamagedCheckpointError
+from trainer.checkpoint_format import Manifest, StoredFragment, check_coverage, read_manifest, verify_file
 from trainer.engine import Engine, ReadSlice, Scalars
 from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
@@ -49,15 +49,16 @@ def _put_aside(path: Path) -> Path:
 
 
 def _first_problem(path: Path, ranks: Ranks) -> str | None:
+    """What any rank found wrong with the files it looked at, the same answer on every rank."""
     problem = None
     try:
         manifest = read_manifest(path)
+        check_coverage(manifest)
         for stored in manifest.files[ranks.rank :: ranks.world]:
             verify_file(path, stored)
-    except CheckpointError as error:
+    except DamagedCheckpointError as error:
         problem = str(error)
-    bad = int(ranks.sum([float(problem is not None)])[0])
-    return (problem or "another rank found a damaged file") if bad else None
+    return next((found for found in ranks.gather(problem) if found), None)
 
 
 @dataclass

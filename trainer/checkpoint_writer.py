@@ -26,7 +26,7 @@ from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
 
 _RECEIPT_POLL_S = 0.02
-_PARTS_TIMEOUT_S = 1800.0
+_PARTS_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,12 @@ class CheckpointWriter:
         self._folder, self._ranks, self._settings, self._published = folder, ranks, settings, published
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
+        self._saves = 0  # the same on every rank, so that no save reads the receipts of another
 
     def save(self, snapshot: Snapshot) -> CheckpointError | None:
         """Write the snapshot, in the background if the recipe says so; returns the error of the one before."""
         error = self.wait()
+        self._saves += 1
         # A daemon, so that a failed run is not kept from ending by a rank that will never hand its part over.
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
         self._thread.start()
@@ -93,13 +95,14 @@ class CheckpointWriter:
     def _write(self, snapshot: Snapshot) -> None:
         started = time.monotonic()
         step = snapshot.header.step
-        staging = self._folder.checkpoints / f".staging-{snapshot.header.attempt}-{step:08d}"
+        staging = self._folder.checkpoints / f".staging-{snapshot.header.attempt}-{self._saves}"
         try:
             staging.mkdir(parents=True, exist_ok=True)
             self._write_own_part(staging, snapshot)
             if self._ranks.leads:
                 self._publish(staging, snapshot)
                 self._published(step, time.monotonic() - started)
+                self._prune()
         except Exception as error:  # whatever it is, the training thread decides what to do about it
             self._error = CheckpointError(
                 f"the checkpoint of step {step} was not written ({error}); the one before it is kept: "
@@ -120,6 +123,7 @@ class CheckpointWriter:
             stored = StoredFile(name, path.stat().st_size, file_sha256(path))
             receipt: dict[str, Any] = {"file": asdict(stored), "fragments": [asdict(f) for f in snapshot.fragments]}
         except Exception as error:
+            path.unlink(missing_ok=True)  # or a full disk has no room for the receipt either, and rank 0 waits
             receipt = {"error": f"rank {self._ranks.rank} could not write {path}: {error}"}
             write_durably(_receipt(staging, self._ranks.rank), to_json(receipt))
             raise
@@ -142,7 +146,6 @@ class CheckpointWriter:
             remove_checkpoint(target)
         staging.rename(target)
         fsync_folder(target.parent)
-        self._prune()
 
     def _await_receipt(self, staging: Path, rank: int) -> dict[str, Any]:
         deadline = time.monotonic() + _PARTS_TIMEOUT_S
@@ -158,7 +161,10 @@ class CheckpointWriter:
 
     def _prune(self) -> None:
         for step in self._folder.published_steps()[: -self._settings.keep_last]:
-            remove_checkpoint(self._folder.checkpoint(step))
+            try:
+                remove_checkpoint(self._folder.checkpoint(step))
+            except OSError as error:
+                self._error = CheckpointError(f"the old checkpoint of step {step} cannot be removed: {error}")
 
 
 def _receipt(staging: Path, rank: int) -> Path:

@@ -1,5 +1,6 @@
 """This worker in this attempt."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,10 @@ class Context:
 
     def record(self, event: str, **details: Any) -> None:
         """Append to the ledger, from this rank."""
-        self.ledger.append(event, attempt=self.attempt, invocation=self.invocation, **details)
+        try:
+            self.ledger.append(event, attempt=self.attempt, invocation=self.invocation, **details)
+        except OSError as error:  # a full disk must not end the training: this rank's log is the next best place
+            print(f"{self.folder.ledger} cannot be written ({error.strerror}): {event} {details}", file=sys.stderr)  # noqa: T201
 
     def record_once(self, event: str, **details: Any) -> None:
         """What every rank knows is told by rank 0."""

@@ -70,9 +70,10 @@ class DeepSpeedEngine:
         skipped_before = engine.skipped_steps
         grad_norm = self._clip_unsharded()
         engine.step()
-        self._commit_statistics()
+        skipped = engine.skipped_steps > skipped_before
+        self._commit_statistics(skipped)
         norm = engine.get_global_grad_norm() if grad_norm is None else grad_norm
-        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), engine.skipped_steps > skipped_before)
+        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), skipped)
 
     def _clip_unsharded(self) -> torch.Tensor | None:
         """At stage 0 in fp32 the gradients lie in the model, and DeepSpeed does not tell their norm."""
@@ -84,9 +85,12 @@ class DeepSpeedEngine:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._recipe.optimizer.grad_clip, norm)
         return norm
 
-    def _commit_statistics(self) -> None:
+    def _commit_statistics(self, skipped: bool) -> None:
         pending = pending_statistics(self._task.module)
-        if pending is not None:
+        if pending is not None and skipped:
+            # What overflowed the gradients may be infinite in the statistics as well; zeros leave them as they are.
+            commit_statistics(self._task.module, torch.zeros_like(pending))
+        elif pending is not None:
             commit_statistics(self._task.module, self._ranks.sum_tensor(pending))
 
     def _loss_scale(self) -> float:
@@ -161,6 +165,8 @@ def _import_deepspeed(recipe: Recipe, warn: Callable[[str], None]) -> Any:
     # The shared-memory op serves inference only, and takes a minute and a compiler to build.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
+    if recipe.precision == "bf16" and recipe.zero.stage == 0:
+        warn("precision bf16 at zero.stage 0 adds up the gradients of micro-batches in bf16: stage 1 does so in fp32")
     if recipe.precision == "fp16" and not accelerator.is_fp16_supported():
         warn("precision fp16 has no hardware support here: it is computed, slowly, which is good for tests only")
         accelerator.is_fp16_supported = lambda: True

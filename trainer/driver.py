@@ -9,12 +9,13 @@ from typing import Any
 
 from cluster.local_ray import LocalRay
 from cluster.preflight import check_writable
-from cluster.ray_train import WorkerFailure, run_workers
+from cluster.ray_train import WorkerFailure, is_consequence, run_workers
 from cluster.run_lock import RunLock
 from cluster.stop_signals import StopSignals
-from configs.errors import EXIT_DONE, EXIT_REQUEUE
+from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, RunFolderError
 from configs.load import dump_recipe
 from configs.recipe import Recipe
+from trainer.checkpoint_format import read_manifest, verify_file
 from trainer.deepspeed_engine import collective_backend, select_accelerator
 from trainer.durable import write_durably
 from trainer.ledger import Event, Ledger
@@ -62,14 +63,29 @@ def train(recipe: Recipe, stop_at: int | None) -> int:
         if _is_finished(recipe, folder):
             say(f"run {folder.root} is finished at step {recipe.run.steps}: nothing to do")
             return EXIT_DONE
-        folder.make()
-        write_durably(folder.recipe, dump_recipe(recipe).encode())
-        folder.stop_request.unlink(missing_ok=True)
+        try:
+            folder.make()
+            write_durably(folder.recipe, dump_recipe(recipe).encode())
+            folder.stop_request.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"run folder {folder.root} cannot be written: {error.strerror}") from error
         return _run(recipe, folder, stop_at)
 
 
 def _is_finished(recipe: Recipe, folder: RunFolder) -> bool:
-    return folder.checkpoint(recipe.run.steps).exists()
+    """Whether the last step's checkpoint is there and whole; a kill right after it may have kept the ledger from it."""
+    last = folder.checkpoint(recipe.run.steps)
+    if not last.exists():
+        return False
+    try:
+        for stored in read_manifest(last).files:
+            verify_file(last, stored)
+    except CheckpointError:
+        return False  # the workers will find it, tell, and go back to the one before
+    ledger = Ledger(folder.ledger)
+    if not any(event["event"] == "finished" for event in ledger.events()):
+        ledger.append("finished", step=recipe.run.steps, reason="found published")
+    return True
 
 
 def _run(recipe: Recipe, folder: RunFolder, stop_at: int | None) -> int:
@@ -100,7 +116,7 @@ def _run(recipe: Recipe, folder: RunFolder, stop_at: int | None) -> int:
         finally:
             folder.stop_request.unlink(missing_ok=True)
         watch.poll()
-    return _verdict(recipe, folder, [e for e in ledger.events() if e["time"] >= started], failure)
+    return _verdict(recipe, folder, [e for e in ledger.events() if e.get("invocation") == invocation], failure)
 
 
 def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: WorkerFailure | None) -> int:
@@ -113,7 +129,10 @@ def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: Wo
         fail(str(failure))
         fail(_first_cause(faults, folder))
         return failure.exit_code
-    ended = next(event for event in reversed(events) if event["event"] in ("finished", "stopped"))
+    ended = next((event for event in reversed(events) if event["event"] in ("finished", "stopped")), None)
+    if ended is None:
+        fail(f"the workers left without telling how it ended: see {folder.root / 'logs'}")
+        return EXIT_FAILED
     if ended["event"] == "stopped":
         kept = f"after step {ended['step']} with a checkpoint" if ended["step"] else "before the first step"
         say(f"stopped by {ended['reason']} {kept}; the same command goes on from there")
@@ -124,9 +143,11 @@ def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: Wo
 
 
 def _first_cause(faults: list[Event], folder: RunFolder) -> str:
-    if not faults:
+    last = [fault for fault in faults if fault["attempt"] == faults[-1]["attempt"]]
+    causes = [fault for fault in last if not is_consequence(f"{fault['kind']} {fault['message']}")]
+    if not causes:
         return f"no worker told of a cause: killed from outside, or out of memory; see {folder.root / 'logs'}"
-    first = faults[0]
+    first = causes[0]
     return f"first cause: {first['kind']} on rank {first['rank']}: {first['message']}; see {first['log']}"
 
 
@@ -146,4 +167,8 @@ def _news(event: Event) -> str | None:
 
 
 def _read_progress(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        progress: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # not there yet, or emptied by a power cut
+        return None
+    return progress

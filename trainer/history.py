@@ -17,7 +17,6 @@ class History:
     attempts: int
     faults: list[Event]
     warnings: list[Event]
-    checkpoint_step: int
     goodput: float | None
 
 
@@ -25,13 +24,11 @@ def read_history(events: list[Event], metrics: list[Event], now: float, *, busy:
     """`busy`: a process holds the run's lock, so time runs on until `now`."""
     attempts = [event for event in events if event["event"] == "attempt_started"]
     state = "running" if busy else _last_state(events)
-    checkpoints = [event["step"] for event in events if event["event"] == "checkpoint"]
     return History(
         state,
         len(attempts),
         [event for event in events if event["event"] == "fault"],
         [event for event in events if event["event"] == "warning"],
-        max(checkpoints, default=0),
         Goodput.so_far(events, metrics).fraction(now if busy else events[-1]["time"]) if metrics and events else None,
     )
 

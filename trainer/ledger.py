@@ -1,5 +1,6 @@
 """ledger.jsonl: what happened to a run, one event a line, only ever appended to."""
 
+import errno
 import json
 import os
 import time
@@ -22,7 +23,9 @@ class Ledger:
         try:
             if _ends_torn(descriptor):
                 line = "\n" + line
-            os.write(descriptor, line.encode())
+            content = line.encode()
+            if os.write(descriptor, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from configs.errors import DataError
-from data.batch import eval_slices
-from data.dataset import read_micro_batch
+from data.batch import MicroBatch, Slice, eval_slices
+from data.dataset import Dataset, read_micro_batch
 from data.loader import Loader, StepBatch
 from trainer.run_state import Attempt, Outcome
 from trainer.schedule import learning_rate
@@ -30,8 +30,9 @@ def train(run: Attempt) -> Outcome:
             lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.run.steps)
             result = run.engine.train_step(batch.micro_batches, step, total_weight, lr)
             run.reporter.stepped(step, batch, result, total_weight, lr)
-            if run.val_data is not None and _validates(run, step):
-                validate(run, step)
+            if run.val_data is not None and _validates(run, step) and not validate(run, run.val_data, step):
+                outcome = Outcome("data_fault", step, "a data fault in validation")
+                break
             run.reporter.log_if_due(step)
             if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
                 saved = step
@@ -43,19 +44,36 @@ def train(run: Attempt) -> Outcome:
     return outcome
 
 
-def validate(run: Attempt, step: int) -> None:
-    """One pass over the validation set, shared out over the workers; figures are means over all of it."""
-    assert run.val_data is not None and run.recipe.validation is not None
-    data, micro = run.val_data, run.recipe.batch.micro
+def validate(run: Attempt, data: Dataset, step: int) -> bool:
+    """One pass over the validation set, shared out over the workers. False, on every rank, after a data fault."""
+    assert run.recipe.validation is not None
+    micro, faults = run.recipe.batch.micro, list[DataError]()
     run.reporter.phase("validating", step)
     with run.reporter.watch.phase("validation"):
         count = min(data.count, run.recipe.validation.max_samples or data.count)
         slices = eval_slices(count, micro, run.ranks.rank, run.ranks.world)
-        sums = run.engine.evaluate(read_micro_batch(data, step, part, micro) for part in slices)
-        totals = run.ranks.sum([sums[name] for name in sorted(sums)])
-        figures = run.task.metrics(dict(zip(sorted(sums), totals, strict=True)))
+        sums = run.engine.evaluate(_readable(data, step, slices, micro, faults))
+        *totals, faulty = run.ranks.sum([*(sums[name] for name in sorted(sums)), float(bool(faults))])
+        if faulty:
+            for fault in faults[:1]:
+                run.reporter.fault(fault, step)
+            return False
         text = run.engine.sample()
-    run.reporter.validated(step, figures, text)
+    run.reporter.validated(step, run.task.metrics(dict(zip(sorted(sums), totals, strict=True))), text)
+    return True
+
+
+def _readable(
+    data: Dataset, step: int, slices: list[Slice], micro: int, faults: list[DataError]
+) -> Iterator[MicroBatch]:
+    """The micro-batches, blank where one cannot be read: the ranks must go on together until they have agreed."""
+    for part in slices:
+        try:
+            batch = read_micro_batch(data, step, part, micro)
+        except DataError as error:
+            faults.append(error)
+            batch = read_micro_batch(data, step, Slice(part.micro, 0, 0), micro)
+        yield batch
 
 
 def _loader(run: Attempt) -> Loader:

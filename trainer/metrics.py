@@ -1,5 +1,7 @@
 """Where a run's figures go: metrics.jsonl (the committed history), TensorBoard, and the live progress file."""
 
+import contextlib
+import errno
 import json
 import os
 import time
@@ -55,20 +57,33 @@ class JsonLines:
     def __init__(self, folder: RunFolder, attempt: int, resumed_step: int) -> None:
         self._path = folder.metrics
         _put_lost_lines_aside(self._path, folder.superseded(attempt), resumed_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
+        self._end = os.fstat(self._descriptor).st_size
+        self._unwritten: list[dict[str, Any]] = []
 
     def log(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._unwritten.append(dict(line))
+        # On a full disk the lines are kept, and training goes on; `flush` tells.
+        with contextlib.suppress(OSError):
+            self._write()
+
+    def _write(self) -> None:
+        content = _encode(self._unwritten)
+        if os.pwrite(self._descriptor, content, self._end) == len(content):
+            self._end += len(content)
+            self._unwritten.clear()
 
     def text(self, step: int, text: str) -> None:
         """Samples are no metrics: TensorBoard and the ledger show them."""
 
     def flush(self) -> None:
-        os.fsync(self._file.fileno())
+        self._write()
+        os.fsync(self._descriptor)
+        if self._unwritten:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._descriptor)
 
 
 def _put_lost_lines_aside(path: Path, aside: Path, resumed_step: int) -> None:
@@ -126,5 +141,6 @@ class Progress:
             self._written = now
             temporary = self._path.with_name(".progress.json")
             # Not fsynced: it tells of this moment, and means nothing after a crash.
-            temporary.write_text(json.dumps({**self._fields, "time": now}))
-            temporary.replace(self._path)
+            with contextlib.suppress(OSError):  # a full disk is told of by what matters, not by this
+                temporary.write_text(json.dumps({**self._fields, "time": now}))
+                temporary.replace(self._path)

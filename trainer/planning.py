@@ -11,6 +11,7 @@ from data.dataset import open_dataset
 from trainer.checkpoint_format import read_manifest
 from trainer.estimate import estimate
 from trainer.run_folder import RunFolder
+from trainer.tasks.build import check_task
 
 
 def describe(recipe: Recipe) -> list[str]:
@@ -67,6 +68,7 @@ def preflight(recipe: Recipe, say: Callable[[str], None]) -> None:
     folder = RunFolder.of(recipe)
     check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
     check_resumable(recipe, folder)
+    check_task(recipe)
     check_same_data(folder, check_data(recipe, say))
     if not folder.published_steps():  # or most of the space is in use already, by this very run
         check_disk(folder.root, disk_bytes(recipe))

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+_TIMEOUT = timedelta(seconds=600)  # as the workers' own group: see cluster/local_trainer.py
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Ranks:
     @classmethod
     def connect(cls) -> "Ranks":
         """Join the process group that the launcher made (Ray Train, or torchrun-like environments in tests)."""
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=_TIMEOUT))
 
     @property
     def leads(self) -> bool:
@@ -39,6 +41,14 @@ class Ranks:
         """Sum over the workers, in place, where the tensor lies; the same bits on every rank."""
         if self.world > 1:
             dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in order of rank, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
     def from_leader(self, value: T) -> T:

@@ -1,13 +1,14 @@
 """Turns what the loop does into figures, on rank 0: metrics.jsonl, TensorBoard, progress, ledger, audit."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import torch
 
-from configs.errors import StokerError
+from configs.errors import NonFiniteError, StokerError
 from data.loader import StepBatch
 from trainer.context import Context
 from trainer.engine import StepResult
@@ -74,6 +75,11 @@ class Reporter:
             return
         assert self._loss_sum is not None
         loss = self._ranks.sum([float(self._loss_sum)])[0]  # waits for the device: the interval's time is complete
+        if not math.isfinite(loss):  # the same on every rank
+            raise NonFiniteError(
+                f"the loss is {loss} at step {step}: lower optimizer.lr, lengthen schedule.warmup_steps or set "
+                "optimizer.grad_clip, and start a new run, or go on from an older checkpoint"
+            )
         if self._ranks.leads:
             line = {
                 **self._line,

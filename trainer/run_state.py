@@ -51,7 +51,7 @@ class Attempt:
     @property
     def last_step(self) -> int:
         """The step after which this attempt ends by itself."""
-        return min(self.recipe.run.steps, self.stop_at or self.recipe.run.steps)
+        return max(self.resumed_step, min(self.recipe.run.steps, self.stop_at or self.recipe.run.steps))
 
     def stop_requested(self) -> bool:
         """Asked on rank 0 only: a file may be seen by one rank a step earlier than by another."""
@@ -59,7 +59,10 @@ class Attempt:
 
     def save(self, step: int) -> None:
         """Take a checkpoint of `step`. If the one before failed, warn: training went on, and goes on."""
-        self.reporter.flush()
+        try:
+            self.reporter.flush()
+        except OSError as problem:  # the lines are kept and written when there is room
+            self.context.warn(f"{self.context.folder.metrics} cannot be written: {problem.strerror}; free some space")
         error = self.writer.save(take_snapshot(self.engine, self.header(step), self.ranks))
         if error is not None:
             self.context.record("warning", message=str(error))

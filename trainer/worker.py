@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import torch
 
 from configs.compare import result_sha256
-from configs.errors import DataError, StokerError, UserError
+from configs.errors import DataError, RunFolderError, StokerError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
 from trainer.checkpoint_format import Manifest
@@ -96,7 +96,7 @@ def _record_fault(context: Context, error: Exception) -> None:
         message=str(error),
         rank=context.ranks.rank,
         host=socket.gethostname(),
-        final=isinstance(error, UserError),
+        final=isinstance(error, StokerError),  # it would only come again
         exit_code=error.exit_code if isinstance(error, StokerError) else 1,
         log=str(context.folder.log(context.attempt, context.ranks.rank)),
     )
@@ -197,6 +197,11 @@ def _resume(context: Context, engine: Engine, data_sha256: str) -> int:
         raise DataError(
             f"checkpoint step {manifest.step} was trained on other data (fingerprint {manifest.data_sha256[:12]}, "
             f"the shards have {data_sha256[:12]}): restore the shards, or start a new run with another run.name"
+        )
+    if manifest.recipe_sha256 != result_sha256(context.recipe):
+        raise RunFolderError(
+            f"checkpoint step {manifest.step} was made by a recipe with another result: "
+            "give back that recipe, or start a new run with another run.name"
         )
     started = time.monotonic()
     restore(engine, context.folder, manifest)

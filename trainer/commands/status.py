@@ -25,7 +25,8 @@ def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     if metrics:
         figures = ("loss", "val_loss", "val_accuracy", "lr", "step_s", "samples_per_s", "tokens_per_s", "data_wait_s")
         say("  ".join(f"{name} {last[name]:.6g}" for name in figures if name in last))
-    say(f"newest checkpoint: step {history.checkpoint_step}" if history.checkpoint_step else "no checkpoint yet")
+    published = folder.published_steps()
+    say(f"newest checkpoint: step {published[-1]}" if published else "no checkpoint yet")
     if history.goodput is not None:
         say(f"goodput: {history.goodput:.1%} of the wall time was spent in committed training steps")
     for event in history.faults[-5:]:
