@@ -128,9 +128,7 @@ def check_coverage(manifest: Manifest) -> None:
         position = 0
         for start, count in sorted(found):
             if start != position:
-                raise CheckpointError(
-                    f"the {kind} fragments of {name} overlap or gap at {min(start, position)}"
-                )
+                raise CheckpointError(f"the {kind} fragments of {name} overlap or gap at {min(start, position)}")
             position += count
         total = _product(manifest.parameters[name])
         if position != total:

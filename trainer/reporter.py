@@ -73,13 +73,7 @@ class Reporter:
         first_or_last = step in (1, self._recipe.run.steps)
         if not (first_or_last or self._validation or step % self._recipe.monitor.every_steps == 0):
             return
-        assert self._loss_sum is not None
-        loss = self._ranks.sum([float(self._loss_sum)])[0]  # waits for the device: the interval's time is complete
-        if not math.isfinite(loss):  # the same on every rank
-            raise NonFiniteError(
-                f"the loss is {loss} at step {step}: lower optimizer.lr, lengthen schedule.warmup_steps or set "
-                "optimizer.grad_clip, and start a new run, or go on from an older checkpoint"
-            )
+        loss = self.finite_loss(step)  # waits for the device: the interval's time is complete
         if self._ranks.leads:
             line = {
                 **self._line,
@@ -101,6 +95,18 @@ class Reporter:
             self._progress.update("training", step=step, **{k: line[k] for k in keys if k in line})
         self._validation, self._steps, self._targets = {}, 0, 0.0
         self.watch.reset()
+
+    def finite_loss(self, step: int) -> float:
+        """The last step's loss over all workers. Raises NonFiniteError, on every rank, when it is no number."""
+        if self._loss_sum is None:
+            return 0.0  # no step was taken yet
+        loss = self._ranks.sum([float(self._loss_sum)])[0]
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"the loss is {loss} at step {step}: lower optimizer.lr, lengthen schedule.warmup_steps or set "
+                "optimizer.grad_clip, and start a new run, or go on from an older checkpoint"
+            )
+        return loss
 
     def _rates(self) -> dict[str, float]:
         """Of the logging interval that ends now. Seconds are sums over the interval, `step_s` is per step."""

@@ -58,7 +58,11 @@ class Attempt:
         return self.ranks.leads and self.context.folder.stop_request.exists()
 
     def save(self, step: int) -> None:
-        """Take a checkpoint of `step`. If the one before failed, warn: training went on, and goes on."""
+        """Take a checkpoint of `step`. If the one before failed, warn: training went on, and goes on.
+
+        Raises NonFiniteError rather than keep weights that are worth nothing.
+        """
+        self.reporter.finite_loss(step)
         try:
             self.reporter.flush()
         except OSError as problem:  # the lines are kept and written when there is room

@@ -4,6 +4,7 @@ import json
 import random
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,28 @@ def test_a_damaged_newest_is_named_and_put_aside_and_the_one_before_is_used(run:
     assert ("manifest.json" if damage == "no manifest" else victim.name) in told[0]
     assert (run.checkpoints / "damaged-step-00000010").is_dir()
     assert run.published_steps() == [5]
+
+
+def _newest_of_two_ranks(root: Path) -> tuple[int | None, list[str]]:
+    told: list[str] = []
+    manifest = newest_valid(RunFolder(root), Ranks.connect(), told.append)
+    return (manifest.step if manifest else None), told
+
+
+def test_damage_that_another_rank_finds_is_named_too(run: RunFolder, tmp_path: Path) -> None:
+    victim = run.checkpoint(10) / "rank-00001-of-00002.safetensors"  # rank 1 verifies it, rank 0 tells
+    victim.write_bytes(victim.read_bytes()[:-8])
+    (step, told), (other, _) = run_in_processes(_newest_of_two_ranks, 2, tmp_path / "store", run.root)
+    assert step == other == 5
+    assert victim.name in told[0]
+
+
+def test_a_checkpoint_of_another_format_is_left_alone(run: RunFolder) -> None:
+    manifest = read_manifest(run.checkpoint(10))
+    (run.checkpoint(10) / "manifest.json").write_bytes(replace(manifest, format=999).encode())
+    with pytest.raises(CheckpointError, match="has format 999"):
+        newest_step(run)
+    assert run.published_steps() == [5, 10]
 
 
 def test_when_every_checkpoint_is_damaged_the_run_does_not_start_over(run: RunFolder) -> None:

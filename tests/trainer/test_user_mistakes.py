@@ -66,6 +66,8 @@ CASES = {
     "gpus where there are none": (None, ["workers.gpus=1"], "gpus"),
     "run folder is a file": (_file_as_run_dir, [], "runs"),
     "stop beyond the end": (None, ["--stop-at", "99"], "--stop-at is 99"),
+    "vocabulary too small": (None, ["model.vocab=100"], "model.vocab is 100"),
+    "no integer": (None, ["workers.count=08x"], "workers.count is '08x'"),
     "too large for the disk": (None, ["model.width=65536", "model.layers=512"], "free"),
 }
 

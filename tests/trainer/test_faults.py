@@ -1,0 +1,59 @@
+"""Faults inside a run that no process dies of: all workers leave together, the cause is told, nothing is lost."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.recipe import Recipe
+from tests.trainer.runs import GPT, RESNET, recipe_of, train_in_processes, write_image_shards, write_text_shards
+from trainer.ledger import read_json_lines
+from trainer.run_folder import RunFolder
+
+
+def events(recipe: Recipe, kind: str) -> list[dict[str, Any]]:
+    return [event for event in read_json_lines(RunFolder.of(recipe).ledger) if event["event"] == kind]
+
+
+def _spoil_image(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    place = content.index(b"\x89PNG")
+    content[place : place + 60] = bytes(60)
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_image_that_cannot_be_decoded_is_named_and_the_steps_before_it_are_kept(tmp_path: Path, split: str) -> None:
+    write_image_shards(tmp_path)
+    _spoil_image(tmp_path / f"{split}-000000.tar")
+    recipe = recipe_of(tmp_path, RESNET, "torn", validation={"every_steps": 3})
+    train_in_processes(tmp_path / "store", 2, [(recipe, None)])
+    (left,) = events(recipe, "data_fault")
+    assert RunFolder.of(recipe).published_steps() == ([left["step"]] if left["step"] else [])
+    assert left["step"] == 3 if split == "val" else left["step"] < 10
+    assert f"{split}-000000.tar" in events(recipe, "fault")[0]["message"]
+    assert events(recipe, "fault")[0]["exit_code"] == 2
+
+
+def test_a_label_out_of_range_is_named_with_its_shard_and_key(tmp_path: Path) -> None:
+    write_image_shards(tmp_path)
+    recipe = recipe_of(tmp_path, {**RESNET, "classes": 2}, "labels")
+    train_in_processes(tmp_path / "store", 2, [(recipe, None)])
+    message = events(recipe, "fault")[0]["message"]
+    assert "train-00000" in message
+    assert "cls" in message
+    assert not events(recipe, "finished")
+    assert RunFolder.of(recipe).published_steps() == []
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_once(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    overflowing = {**GPT, "init_std": 1e38}
+    recipe = recipe_of(tmp_path, overflowing, "nan", checkpoint={"every_steps": 1}, validation=None)
+    with pytest.raises(AssertionError, match="NonFiniteError"):
+        train_in_processes(tmp_path / "store", 2, [(recipe, None)])
+    fault = events(recipe, "fault")[0]
+    assert "at step" in fault["message"]
+    assert fault["final"]
+    assert not events(recipe, "finished")
+    assert RunFolder.of(recipe).published_steps() == []
