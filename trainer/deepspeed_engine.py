@@ -61,7 +61,7 @@ class DeepSpeedEngine:
         scale = self._ranks.world / total_weight
         loss_sum = torch.zeros((), device=self.device)
         for index, batch in enumerate(micro_batches):
-            enter_position(self._recipe.run.seed, step, batch.index)
+            enter_position(self._recipe.run.seed, step, batch.index, self.device)
             set_micro_batch_weight(module, float(batch.samples))
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss = engine(**to_device(batch, self.device))["loss"]

@@ -74,27 +74,16 @@ class Reporter:
         if not (first_or_last or self._validation or step % self._recipe.monitor.every_steps == 0):
             return
         loss = self.finite_loss(step)  # waits for the device: the interval's time is complete
+        line = {**self._line, "loss": loss, "grad_norm": float(self._grad_norm), **self._rates(), **self._validation}
+        line["goodput"] = self._goodput.after(line["step_s"] * self._steps)
+        self._validation, self._steps, self._targets = {}, 0, 0.0
+        self.watch.reset()  # writing the line belongs to the next interval
         if self._ranks.leads:
-            line = {
-                **self._line,
-                "loss": loss,
-                "grad_norm": float(self._grad_norm),
-                **self._rates(),
-                **self._validation,
-            }
-            goodput = self._goodput.after(line["step_s"] * self._steps)
-            line |= {
-                "goodput": goodput,
-                **memory_bytes(self._device),
-                "attempt": self._context.attempt,
-                "time": time.time(),
-            }
+            line |= {**memory_bytes(self._device), "attempt": self._context.attempt, "time": time.time()}
             for sink in self._sinks:
                 sink.log(line)
             keys = ("loss", "lr", "step_s", "samples_per_s", "tokens_per_s", "val_loss")
             self._progress.update("training", step=step, **{k: line[k] for k in keys if k in line})
-        self._validation, self._steps, self._targets = {}, 0, 0.0
-        self.watch.reset()
 
     def finite_loss(self, step: int) -> float:
         """The last step's loss over all workers. Raises NonFiniteError, on every rank, when it is no number."""

@@ -122,7 +122,6 @@ def test_a_run_that_is_killed_interrupted_and_resumed_equals_an_undisturbed_one(
 
 
 @pytest.mark.usefixtures("nothing_remains")
-@pytest.mark.slow
 def test_an_image_that_cannot_be_decoded_stops_the_run_by_name_with_the_work_kept(tmp_path: Path) -> None:
     write_image_shards(tmp_path)
     shard = tmp_path / "train-000001.tar"
@@ -138,3 +137,19 @@ def test_an_image_that_cannot_be_decoded_stops_the_run_by_name_with_the_work_kep
     assert len(events(recipe, "attempt_started")) == 1
     kept = int(str(events(recipe, "data_fault")[0]["step"]))
     assert (run_folder_of(recipe) / "checkpoints" / f"step-{kept:08d}" / "manifest.json").exists() or kept == 0
+
+
+@pytest.mark.usefixtures("nothing_remains")
+@pytest.mark.slow
+def test_a_small_resnet_reads_handwritten_digits_with_97_percent_accuracy(tmp_path: Path) -> None:
+    """The README's commands for the CNN: ZeRO-2, two workers."""
+    repository = Path(__file__).parents[2]
+    pack = subprocess.run([STOKER, "data", "pack", "digits", "shards/digits"], cwd=tmp_path, check=False)
+    assert pack.returncode == 0
+    recipe = repository / "configs" / "resnet_digits.yaml"
+    run = subprocess.run([STOKER, "train", str(recipe)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    validated = [
+        line for line in read_json_lines(tmp_path / "runs/resnet-digits/metrics.jsonl") if "val_accuracy" in line
+    ]
+    assert validated[-1]["val_accuracy"] >= 0.97
