@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 from configs.errors import CheckpointError
 from configs.recipe import Checkpoint
+from data.atomic import sync_folder
 from trainer.checkpoint_format import MANIFEST, Manifest, StoredFile, StoredFragment, check_coverage, file_sha256
-from trainer.durable import fsync_folder, to_json, write_durably
+from trainer.durable import to_json, write_durably
 from trainer.engine import Engine
 from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
@@ -145,7 +146,7 @@ class CheckpointWriter:
         if target.exists():  # a checkpoint of this step that could not be loaded, or it would have been resumed from
             remove_checkpoint(target)
         staging.rename(target)
-        fsync_folder(target.parent)
+        sync_folder(target.parent)
 
     def _await_receipt(self, staging: Path, rank: int) -> dict[str, Any]:
         deadline = time.monotonic() + _PARTS_TIMEOUT_S

@@ -61,6 +61,8 @@ def train(recipe: Recipe, stop_at: int | None) -> int:
     check_writable(folder.root)
     with RunLock(folder.root):
         if _is_finished(recipe, folder):
+            for line in summarize(recipe, folder):
+                say(line)
             say(f"run {folder.root} is finished at step {recipe.run.steps}: nothing to do")
             return EXIT_DONE
         try:

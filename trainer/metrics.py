@@ -1,9 +1,7 @@
-"""Where a run's figures go: metrics.jsonl (the committed history), TensorBoard, and the live progress file."""
+"""Where a run's figures go: metrics.jsonl (the committed history) and the live progress file."""
 
 import contextlib
-import errno
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any, Protocol
 
 from trainer.durable import write_durably
 from trainer.ledger import read_json_lines
+from trainer.patient_file import PatientFile
 from trainer.run_folder import RunFolder
 
 _PROGRESS_INTERVAL_S = 0.4
@@ -55,35 +54,20 @@ class JsonLines:
     """metrics.jsonl: each step of the committed history once, floats at full precision."""
 
     def __init__(self, folder: RunFolder, attempt: int, resumed_step: int) -> None:
-        self._path = folder.metrics
-        _put_lost_lines_aside(self._path, folder.superseded(attempt), resumed_step)
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
-        self._end = os.fstat(self._descriptor).st_size
-        self._unwritten: list[dict[str, Any]] = []
+        _put_lost_lines_aside(folder.metrics, folder.superseded(attempt), resumed_step)
+        self._file = PatientFile(folder.metrics)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        self._unwritten.append(dict(line))
-        # On a full disk the lines are kept, and training goes on; `flush` tells.
-        with contextlib.suppress(OSError):
-            self._write()
-
-    def _write(self) -> None:
-        content = _encode(self._unwritten)
-        if os.pwrite(self._descriptor, content, self._end) == len(content):
-            self._end += len(content)
-            self._unwritten.clear()
+        self._file.append(_encode([dict(line)]))
 
     def text(self, step: int, text: str) -> None:
         """Samples are no metrics: TensorBoard and the ledger show them."""
 
     def flush(self) -> None:
-        self._write()
-        os.fsync(self._descriptor)
-        if self._unwritten:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        self._file.sync()
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._file.close()
 
 
 def _put_lost_lines_aside(path: Path, aside: Path, resumed_step: int) -> None:
@@ -99,29 +83,6 @@ def _put_lost_lines_aside(path: Path, aside: Path, resumed_step: int) -> None:
 
 def _encode(lines: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
-
-
-class TensorBoard:
-    """Event files with the tags of TAGS; steps after the resumed one are purged from view."""
-
-    def __init__(self, folder: RunFolder, resumed_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes over a second: not while workers start
-
-        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        for key, tag in TAGS.items():
-            if key in line:
-                self._writer.add_scalar(tag, line[key], line["step"])
-
-    def text(self, step: int, text: str) -> None:
-        self._writer.add_text("val/sample", f"```\n{text}\n```", step)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class Progress:

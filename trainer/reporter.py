@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from trainer.engine import StepResult
 from trainer.goodput import Goodput
 from trainer.hardware import memory_bytes, peak_flops
 from trainer.metrics import MetricSink, Progress
+from trainer.patient_file import PatientFile
 from trainer.stopwatch import Stopwatch
 from trainer.tasks.base import Task
 
@@ -30,7 +31,7 @@ class Reporter:
         progress: Progress,
         sinks: Sequence[MetricSink],
         goodput: Goodput,
-        audit: TextIO | None,
+        audit: PatientFile | None,
     ) -> None:
         self.watch = Stopwatch()
         self._device, self._goodput = device, goodput
@@ -59,7 +60,7 @@ class Reporter:
             self._context.record_once("step_skipped", step=step, loss_scale=result.loss_scale)
         if self._audit is not None:
             keys = [key for micro_batch in batch.micro_batches for key in micro_batch.keys]
-            self._audit.write(json.dumps({"step": step, "keys": keys}) + "\n")
+            self._audit.append((json.dumps({"step": step, "keys": keys}) + "\n").encode())
 
     def validated(self, step: int, figures: Mapping[str, float], text: str | None) -> None:
         self._validation = {f"val_{name}": value for name, value in figures.items()}
@@ -135,7 +136,7 @@ class Reporter:
         for sink in self._sinks:
             sink.flush()
         if self._audit is not None:
-            self._audit.flush()
+            self._audit.sync()
 
     def close(self) -> None:
         self.flush()

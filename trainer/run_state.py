@@ -66,7 +66,8 @@ class Attempt:
         try:
             self.reporter.flush()
         except OSError as problem:  # the lines are kept and written when there is room
-            self.context.warn(f"{self.context.folder.metrics} cannot be written: {problem.strerror}; free some space")
+            message = f"{self.context.folder.root} cannot be written: {problem.strerror}; free some space"
+            self.context.record("warning", message=message)
         error = self.writer.save(take_snapshot(self.engine, self.header(step), self.ranks))
         if error is not None:
             self.context.record("warning", message=str(error))

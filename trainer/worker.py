@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -26,13 +26,15 @@ from trainer.engine import Engine
 from trainer.goodput import Goodput
 from trainer.ledger import Ledger, read_json_lines
 from trainer.loop import train
-from trainer.metrics import JsonLines, MetricSink, Progress, TensorBoard
+from trainer.metrics import JsonLines, MetricSink, Progress
+from trainer.patient_file import PatientFile
 from trainer.ranks import Ranks
 from trainer.reporter import Reporter
 from trainer.run_folder import RunFolder
 from trainer.run_state import Attempt
 from trainer.tasks.base import Task
 from trainer.tasks.build import build_task
+from trainer.tensorboard_sink import TensorBoard
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,10 @@ def _build_attempt(
     resumed = _resume(context, engine, train_data.fingerprint)
     sinks: list[MetricSink] = []
     if context.ranks.leads:
-        sinks = [JsonLines(context.folder, context.attempt, resumed), TensorBoard(context.folder, resumed)]
+        sinks = [
+            JsonLines(context.folder, context.attempt, resumed),
+            TensorBoard(context.folder, context.attempt, resumed),
+        ]
     goodput = Goodput.so_far(context.ledger.events(), read_json_lines(context.folder.metrics))
     reporter = Reporter(context, task, engine.device, progress, sinks, goodput, _open_audit(context))
     cleanup.callback(reporter.close)
@@ -163,12 +168,9 @@ def _open(recipe: Recipe, split: Any, cleanup: ExitStack) -> Dataset:
     return dataset
 
 
-def _open_audit(context: Context) -> TextIO | None:
-    if not context.recipe.monitor.audit_samples:
-        return None
-    path = context.folder.audit(context.attempt, context.ranks.rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w", encoding="utf-8")
+def _open_audit(context: Context) -> PatientFile | None:
+    wanted = context.recipe.monitor.audit_samples
+    return PatientFile(context.folder.audit(context.attempt, context.ranks.rank)) if wanted else None
 
 
 def _header(context: Context, engine: Engine, data_sha256: str, step: int) -> Manifest:

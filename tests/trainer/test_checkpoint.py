@@ -1,9 +1,12 @@
 """A checkpoint is whole and valid, or it is named, put aside, and the one before it is used."""
 
 import json
+import os
 import random
 import resource
 import shutil
+import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,6 +163,47 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_costs_no_training(tmp_path: 
     assert any("checkpoint of step 4 was not written" in message for message in warnings)
     assert not list(folder.checkpoints.glob(".staging*"))
     assert len(read_json_lines(folder.metrics)) == 10
+
+
+def _train_on_a_full_disk(recipe: Recipe) -> str:
+    """Train on a file system of which rank 0 takes all the room before step 4, and gives it back before step 8."""
+    from trainer.run_state import Attempt
+
+    real_save, filler = Attempt.save, RunFolder.of(recipe).root / "filler"
+
+    def save(self: Attempt, step: int) -> None:
+        if self.writer._thread:
+            self.writer._thread.join()
+        if self.ranks.leads and step < 8:
+            with suppress(OSError), filler.open("ab", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        elif self.ranks.leads:
+            filler.unlink(missing_ok=True)
+        self.ranks.sum([0.0])
+        real_save(self, step)
+
+    Attempt.save = save  # type: ignore[method-assign]  # the only way to a fault at a known step
+    run_job(recipe)
+    return "done"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_training_goes_on_while_the_disk_is_full_and_its_history_is_complete(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    recipe = recipe_of(tmp_path, GPT, "full", checkpoint={"every_steps": 2}, validation=None)
+    mount = Path(recipe.run.dir)
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", mount], check=True)
+    try:
+        assert run_in_processes(_train_on_a_full_disk, 2, tmp_path / "store", recipe) == ["done", "done"]
+        folder = RunFolder.of(recipe)
+        assert folder.published_steps() == [8, 10]
+        assert [line["step"] for line in read_json_lines(folder.metrics)] == list(range(1, 11))
+        assert [event["event"] for event in read_json_lines(folder.ledger)][-1] == "finished"
+        assert not list(folder.checkpoints.glob(".staging*"))
+    finally:
+        subprocess.run(["umount", mount], check=True)
 
 
 def test_a_checkpoint_holds_no_pickle(trained: Path) -> None:
