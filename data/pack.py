@@ -61,7 +61,7 @@ def pack_text_files(
         return {"txt": text} if text and _is_utf8(text) else None
 
     with new_folder(out) as partial:
-        return write_splits(partial, out, paths, read, _by_hash(val_fraction), limits, say)
+        return write_splits(partial, out, paths, read, _by_hash(paths, val_fraction), limits, say)
 
 
 def pack_images(
@@ -89,7 +89,7 @@ def pack_images(
 
     with new_folder(out) as partial:
         (partial / "classes.json").write_text(json.dumps(classes, ensure_ascii=False, indent=1) + "\n")
-        return write_splits(partial, out, paths, read, _by_hash(val_fraction), limits, say)
+        return write_splits(partial, out, paths, read, _by_hash(paths, val_fraction), limits, say)
 
 
 def write_splits(
@@ -143,9 +143,13 @@ class _Keys:
         return key
 
 
-def _by_hash(val_fraction: float) -> Callable[[str], bool]:
+def _by_hash(names: Sequence[str], val_fraction: float) -> Callable[[str], bool]:
+    """Which names go to val: those of low hash; at least one of several, however small the fraction."""
     # The order is by hash too, so the split needs a hash of its own.
-    return lambda name: hash_fraction(f"val {name}") < val_fraction
+    hashes = {name: hash_fraction(f"val {name}") for name in names}
+    lowest = min(hashes.values(), default=0.0)
+    bound = max(val_fraction, lowest + 2**-48) if val_fraction and len(names) > 1 else val_fraction
+    return lambda name: hashes[name] < bound
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -91,3 +91,14 @@ def test_the_digits_are_split_evenly_by_class(tmp_path: Path) -> None:
     assert (packed.train_samples, packed.val_samples) == (1438, 359)
     labels = [int(s["cls"]) for s in _read(tmp_path / "digits", "val-*.tar").values()]
     assert all(34 <= labels.count(label) <= 37 for label in range(10))
+
+
+def test_even_a_few_files_give_a_validation_set(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.txt").write_text(f"text of {name}")
+    packed = pack_text(folder, "*.txt", tmp_path / "out", 0.001)
+    assert (packed.train_samples, packed.val_samples) == (2, 1)
+    none = pack_text(folder, "*.txt", tmp_path / "none", 0.0)
+    assert (none.train_samples, none.val_samples) == (3, 0)
