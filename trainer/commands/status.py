@@ -21,11 +21,12 @@ def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     metrics = read_json_lines(folder.metrics)
     history = read_history(read_json_lines(folder.ledger), metrics, time.time(), busy=is_held(folder.root))
     last = metrics[-1] if metrics else {"step": 0}
-    say(f"{folder.root}: {history.state}, step {last['step']} of {steps}, {history.attempts} attempts")
+    published = folder.published_steps()
+    step = max(last["step"], *published[-1:], 0)
+    say(f"{folder.root}: {history.state}, step {step} of {steps}, {history.attempts} attempts")
     if metrics:
         figures = ("loss", "val_loss", "val_accuracy", "lr", "step_s", "samples_per_s", "tokens_per_s", "data_wait_s")
         say("  ".join(f"{name} {last[name]:.6g}" for name in figures if name in last))
-    published = folder.published_steps()
     say(f"newest checkpoint: step {published[-1]}" if published else "no checkpoint yet")
     if history.goodput is not None:
         say(f"goodput: {history.goodput:.1%} of the wall time was spent in committed training steps")
