@@ -67,9 +67,15 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, folder: RunFolder, ranks: Ranks, settings: Checkpoint, published: Callable[[int, float], None]
+        self,
+        folder: RunFolder,
+        ranks: Ranks,
+        settings: Checkpoint,
+        published: Callable[[int, float], None],
+        warn: Callable[[str], None],
     ) -> None:
-        self._folder, self._ranks, self._settings, self._published = folder, ranks, settings, published
+        self._folder, self._ranks, self._settings = folder, ranks, settings
+        self._published, self._warn = published, warn
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._saves = 0  # the same on every rank, so that no save reads the receipts of another
@@ -143,8 +149,9 @@ class CheckpointWriter:
             _receipt(staging, rank).unlink()
         write_durably(staging / MANIFEST, manifest.encode())
         target = self._folder.checkpoint(manifest.step)
-        if target.exists():  # a checkpoint of this step that could not be loaded, or it would have been resumed from
-            remove_checkpoint(target)
+        if target.exists():  # published by a first try of which another rank knew only its own error
+            shutil.rmtree(staging)
+            return
         staging.rename(target)
         sync_folder(target.parent)
 
@@ -165,7 +172,7 @@ class CheckpointWriter:
             try:
                 remove_checkpoint(self._folder.checkpoint(step))
             except OSError as error:
-                self._error = CheckpointError(f"the old checkpoint of step {step} cannot be removed: {error}")
+                self._warn(f"the old checkpoint of step {step} cannot be removed ({error}): remove it by hand")
 
 
 def _receipt(staging: Path, rank: int) -> Path:

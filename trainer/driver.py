@@ -126,6 +126,8 @@ def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: Wo
     final = next((event for event in faults if event.get("final")), None)
     if final:
         fail(final["message"])
+        if final["exit_code"] == EXIT_FAILED:
+            fail(f"on rank {final['rank']}, attempt {final['attempt']}: see {folder.root / 'logs'}")
         return int(final["exit_code"])
     if failure is not None:
         fail(str(failure))

@@ -6,7 +6,6 @@ from typing import Any
 from trainer.goodput import Goodput
 
 Event = dict[str, Any]
-_ENDS = ("finished", "stopped", "data_fault")
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,6 @@ def read_history(events: list[Event], metrics: list[Event], now: float, *, busy:
 
 
 def _last_state(events: list[Event]) -> str:
-    if not events:
-        return "not started"
-    ended = [event for event in events if event["event"] in (*_ENDS, "attempt_started", "command")]
-    last = ended[-1]["event"] if ended else "not started"
-    if last in ("finished", "stopped"):
-        return str(last)
-    return "failed"
+    milestones = ("command", "attempt_started", "data_fault", "finished", "stopped")
+    last = next((event["event"] for event in reversed(events) if event["event"] in milestones), "not started")
+    return str(last) if last in ("finished", "stopped", "not started") else "failed"

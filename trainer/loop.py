@@ -30,10 +30,11 @@ def train(run: Attempt) -> Outcome:
             lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.run.steps)
             result = run.engine.train_step(batch.micro_batches, step, total_weight, lr)
             run.reporter.stepped(step, batch, result, total_weight, lr)
-            if run.val_data is not None and _validates(run, step) and not validate(run, run.val_data, step):
+            valid = run.val_data is None or not _validates(run, step) or validate(run, run.val_data, step)
+            run.reporter.log_if_due(step)
+            if not valid:
                 outcome = Outcome("data_fault", step, "a data fault in validation")
                 break
-            run.reporter.log_if_due(step)
             if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
                 saved = step
                 run.reporter.phase("saving", step)

@@ -41,6 +41,7 @@ class Reporter:
         self._line: dict[str, Any] = {}
         self._loss_sum: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | float = 0.0
+        self._skipped = False
         self._steps, self._targets = 0, 0.0
 
     def phase(self, name: str, step: int) -> None:
@@ -56,6 +57,8 @@ class Reporter:
         self._loss_sum = result.loss_sum / total_weight
         self._grad_norm = result.grad_norm
         self._line = {"step": step, "lr": lr, "loss_scale": result.loss_scale}
+        # In other precisions DeepSpeed skips a step whose gradient is no number as well: there it is a fault.
+        self._skipped = result.skipped and self._recipe.precision == "fp16"
         if result.skipped:
             self._context.record_once("step_skipped", step=step, loss_scale=result.loss_scale)
         if self._audit is not None:
@@ -87,11 +90,14 @@ class Reporter:
             self._progress.update("training", step=step, **{k: line[k] for k in keys if k in line})
 
     def finite_loss(self, step: int) -> float:
-        """The last step's loss over all workers. Raises NonFiniteError, on every rank, when it is no number."""
+        """The last step's loss over all workers.
+
+        Raises NonFiniteError, on every rank, when it is no number, unless fp16 overflowed and the step was skipped.
+        """
         if self._loss_sum is None:
             return 0.0  # no step was taken yet
         loss = self._ranks.sum([float(self._loss_sum)])[0]
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) and not self._skipped:
             raise NonFiniteError(
                 f"the loss is {loss} at step {step}: lower optimizer.lr, lengthen schedule.warmup_steps or set "
                 "optimizer.grad_clip, and start a new run, or go on from an older checkpoint"
@@ -139,7 +145,10 @@ class Reporter:
             self._audit.sync()
 
     def close(self) -> None:
-        self.flush()
+        try:
+            self.flush()
+        except OSError as error:  # told, but not in the place of what ended the run
+            self._context.record("warning", message=f"the last figures were not written: {error}")
         for sink in self._sinks:
             sink.close()
         if self._audit is not None:

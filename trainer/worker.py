@@ -147,6 +147,7 @@ def _build_attempt(
         context.ranks,
         context.recipe.checkpoint,
         published=lambda step, seconds: context.record("checkpoint", step=step, seconds=seconds),
+        warn=context.warn,
     )
     return Attempt(
         context=context,

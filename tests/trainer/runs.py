@@ -13,6 +13,7 @@ from configs.load import dump_recipe
 from configs.recipe import Recipe
 from data.shard_writer import ShardLimits, ShardWriter
 from tests.processes import run_in_processes
+from trainer.ledger import read_json_lines
 
 GPT = {"kind": "gpt", "layers": 2, "heads": 2, "width": 32, "context": 16, "dropout": 0.1}
 RESNET = {"kind": "resnet", "depth": 18, "classes": 3, "width": 4, "stem": "small", "dropout": 0.1}
@@ -116,6 +117,19 @@ def history(recipe: Recipe) -> list[dict[str, Any]]:
     """The committed metrics without what a clock or the host says: equal runs have equal histories."""
     lines = [json.loads(line) for line in (run_folder_of(recipe) / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in _CLOCK | {"attempt", "host_bytes"}} for line in lines]
+
+
+def events(recipe: Recipe, kind: str) -> list[dict[str, Any]]:
+    """The ledger's events of one kind."""
+    return [event for event in read_json_lines(run_folder_of(recipe) / "ledger.jsonl") if event["event"] == kind]
+
+
+def spoil_image(shard: Path) -> None:
+    """Overwrite the head of the first PNG of a shard."""
+    content = bytearray(shard.read_bytes())
+    place = content.index(b"\x89PNG")
+    content[place : place + 60] = bytes(60)
+    shard.write_bytes(content)
 
 
 def digests(recipe: Recipe, step: int) -> dict[str, str]:

@@ -1,36 +1,33 @@
 """Faults inside a run that no process dies of: all workers leave together, the cause is told, nothing is lost."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from configs.recipe import Recipe
-from tests.trainer.runs import GPT, RESNET, recipe_of, train_in_processes, write_image_shards, write_text_shards
-from trainer.ledger import read_json_lines
+from tests.trainer.runs import (
+    GPT,
+    RESNET,
+    events,
+    history,
+    recipe_of,
+    spoil_image,
+    train_in_processes,
+    write_image_shards,
+    write_text_shards,
+)
 from trainer.run_folder import RunFolder
-
-
-def events(recipe: Recipe, kind: str) -> list[dict[str, Any]]:
-    return [event for event in read_json_lines(RunFolder.of(recipe).ledger) if event["event"] == kind]
-
-
-def _spoil_image(shard: Path) -> None:
-    content = bytearray(shard.read_bytes())
-    place = content.index(b"\x89PNG")
-    content[place : place + 60] = bytes(60)
-    shard.write_bytes(content)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_an_image_that_cannot_be_decoded_is_named_and_the_steps_before_it_are_kept(tmp_path: Path, split: str) -> None:
     write_image_shards(tmp_path)
-    _spoil_image(tmp_path / f"{split}-000000.tar")
+    spoil_image(tmp_path / f"{split}-000000.tar")
     recipe = recipe_of(tmp_path, RESNET, "torn", validation={"every_steps": 3})
     train_in_processes(tmp_path / "store", 2, [(recipe, None)])
     (left,) = events(recipe, "data_fault")
     assert RunFolder.of(recipe).published_steps() == ([left["step"]] if left["step"] else [])
     assert left["step"] == 3 if split == "val" else left["step"] < 10
+    assert len(history(recipe)) == left["step"]
     assert f"{split}-000000.tar" in events(recipe, "fault")[0]["message"]
     assert events(recipe, "fault")[0]["exit_code"] == 2
 

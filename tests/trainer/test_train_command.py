@@ -17,9 +17,11 @@ from tests.trainer.runs import (
     GPT,
     RESNET,
     digests,
+    events,
     history,
     recipe_of,
     run_folder_of,
+    spoil_image,
     write_image_shards,
     write_text_shards,
 )
@@ -59,10 +61,6 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], time
 def steps_done(recipe: Recipe) -> int:
     lines = read_json_lines(run_folder_of(recipe) / "metrics.jsonl")
     return int(lines[-1]["step"]) if lines else 0
-
-
-def events(recipe: Recipe, kind: str) -> list[dict[str, object]]:
-    return [event for event in read_json_lines(run_folder_of(recipe) / "ledger.jsonl") if event["event"] == kind]
 
 
 @pytest.fixture
@@ -124,11 +122,7 @@ def test_a_run_that_is_killed_interrupted_and_resumed_equals_an_undisturbed_one(
 @pytest.mark.usefixtures("nothing_remains")
 def test_an_image_that_cannot_be_decoded_stops_the_run_by_name_with_the_work_kept(tmp_path: Path) -> None:
     write_image_shards(tmp_path)
-    shard = tmp_path / "train-000001.tar"
-    content = bytearray(shard.read_bytes())
-    place = content.index(b"\x89PNG")
-    content[place : place + 60] = bytes(60)
-    shard.write_bytes(content)
+    spoil_image(tmp_path / "train-000001.tar")
     recipe = recipe_of(tmp_path, RESNET, "torn", run={"name": "torn", "dir": str(tmp_path / "runs"), "steps": 60})
     code, output = train(recipe, tmp_path)
     assert code == 2, output
