@@ -9,7 +9,11 @@ from configs.recipe import Recipe
 # Where and how a run is executed; by promise 1 none of these changes what is computed (beyond float rounding).
 _FREE_SECTIONS = ("workers", "checkpoint", "validation", "monitor", "zero")
 # The shards may move: the fingerprint of their contents, which is compared as well, stays the same.
-_FREE_KEYS = ("run.dir", "run.name", "data.train.shards", "data.val.shards", "data.val", "model.checkpoint_activations")
+_FREE_KEYS = (
+    *("run.dir", "run.name", "data.train.shards", "data.val.shards", "data.val", "model.checkpoint_activations"),
+    *("data.on_error", "data.max_skipped", "data.verify_reads"),
+)
+_FREE_PREFIXES = ("data.remote.",)
 
 
 def result_differences(old: Recipe, new: Recipe) -> list[str]:
@@ -25,7 +29,8 @@ def result_differences(old: Recipe, new: Recipe) -> list[str]:
 def _is_free(key: str, recipe: Recipe) -> bool:
     # With a constant rate no earlier step depends on how long the run is, so it may be prolonged.
     prolongs = key == "run.steps" and recipe.schedule.kind == "constant"
-    return prolongs or key in _FREE_KEYS or key.split(".")[0] in _FREE_SECTIONS
+    free = key in _FREE_KEYS or key.split(".")[0] in _FREE_SECTIONS or key.startswith(_FREE_PREFIXES)
+    return prolongs or free
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
@@ -39,6 +44,8 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
             flat[prefix] = value
 
     walk("", recipe.model_dump(mode="json", by_alias=True))
+    for source in recipe.data.train.sources:
+        flat[f"data.train.shards.{source.name}"] = f"weight {source.weight:g}, {source.when_exhausted}"
     return flat
 
 

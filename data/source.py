@@ -1,0 +1,48 @@
+"""What a data set is made of: an endless stream of items (rows of tokens, or images) per source."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from data.catalog import Catalog
+from data.types import Array, Ints
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample, or a piece of one, that could not be used and was left blank."""
+
+    shard: str
+    key: str
+    cause: str
+
+
+class Source(Protocol):
+    """Items of one set of shards. Threads may share it.
+
+    Of a training source, item q belongs to epoch q // count and lies in lane (q % count) % lanes; which sample or row
+    it is follows from q, the seed and the data. A validation source has items 0 … count-1, in shard order.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def catalog(self) -> Catalog: ...
+
+    def blank(self, rows: int) -> dict[str, Array]:
+        """Arrays of `rows` rows from which nothing is learnt: targets and labels -100."""
+
+    def fill(self, items: Ints, rows: Ints, arrays: dict[str, Array]) -> list[Skipped]:
+        """Write item items[i] into row rows[i] of blank arrays.
+
+        What cannot be used raises DataError (on_error stop) or stays blank and is returned (skip).
+        """
+
+    def keys(self, items: Ints) -> list[str]:
+        """What makes up each item: a sample key, or `key[first:last]|…` token ranges."""
+
+    def close(self) -> None:
+        """Let go of threads and files."""
