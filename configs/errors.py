@@ -26,6 +26,10 @@ class DataError(UserError):
     """A shard or a sample is missing, damaged, or not what the recipe says."""
 
 
+class DamagedDataError(DataError):
+    """A sample, or a block of a shard, that cannot be used as it is: what `data.on_error: skip` may leave out."""
+
+
 class RunFolderError(UserError):
     """The run folder cannot be used: unwritable, busy, or made by another recipe."""
 

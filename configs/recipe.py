@@ -140,12 +140,14 @@ class _Data(Section):
     )
     lanes: Positive = Field(
         1,
-        description="parts of the data that each feed an equal share of every batch, so that a worker reads few shards; "
-        "divides batch.global; default: the largest divisor of it up to 64",
+        description="parts of the data that each feed an equal share of every batch, so that a worker reads few "
+        "shards; divides batch.global; default: its largest divisor up to 64",
     )
     on_error: Literal["stop", "skip"] = Field("stop", description="at a sample or block that cannot be used")
     max_skipped: NonNegative = Field(1000, description="with on_error skip: more than this many end the run")
-    verify_reads: bool = Field(True, description="check each block against its checksum when it is first read")
+    verify_reads: bool = Field(
+        True, description="check each block of local shards when it is first read; of remote ones always"
+    )
     remote: RemoteReads = RemoteReads()
 
 

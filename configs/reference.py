@@ -49,7 +49,11 @@ def _table(model: type[BaseModel], prefix: str = "", *, optional: bool = False) 
         key = prefix + (field.alias or name)
         nested = _models(field.annotation)
         absent = field.default is None
-        rows.append(_table(nested[0], f"{key}.", optional=absent) if nested else _row(key, field, optional=optional))
+        listed = _in_list(field.annotation)
+        if not nested or listed:
+            rows.append(_row(key, field, optional=optional))
+        if nested:
+            rows.append(_table(nested[0], f"{key}[]." if listed else f"{key}.", optional=absent))
     return "\n".join(rows)
 
 
@@ -80,8 +84,16 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(get_args(annotation)[0])}"
     if get_args(annotation):
         return " | ".join("null" if a is type(None) else _type(a) for a in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "sections as below"
     names = {int: "integer", float: "number", str: "text", bool: "`true` | `false`"}
     return names.get(annotation, str(annotation))
+
+
+def _in_list(annotation: Any) -> bool:
+    """A section that may come several times."""
+    inside = get_args(annotation)
+    return bool(_models(annotation)) and (get_origin(annotation) is list or any(_in_list(a) for a in inside))
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from configs.recipe import Batch
+from data.source import Skipped
 from data.types import Array
 
 
@@ -17,10 +18,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class Rows:
-    """Arrays padded to a fixed number of rows; `targets` counts what is learnt from: labels or tokens not -100."""
+    """Arrays padded to a fixed number of rows; `targets` counts what is learnt from: labels or tokens not -100.
+
+    What was `skipped` is blank in the arrays.
+    """
 
     arrays: dict[str, Array]
     targets: int
+    skipped: list[Skipped]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class MicroBatch:
     samples: int
     targets: int
     keys: list[str]
+    skipped: list[Skipped]
 
 
 def step_slices(step: int, batch: Batch, rank: int, ranks: int) -> list[Slice]:
@@ -47,9 +53,10 @@ def eval_slices(count: int, micro: int, rank: int, ranks: int) -> list[Slice]:
 
 
 def _deal(start: int, stop: int, micro: int, rank: int, ranks: int) -> list[Slice]:
-    rounds = -(-(stop - start) // (micro * ranks))
-    slices = []
-    for index in range(rank, rounds * ranks, ranks):
-        first = min(start + index * micro, stop)
-        slices.append(Slice(index, first, min(first + micro, stop)))
+    """A contiguous run for each rank, for what lies close together in the stream lies close together on disk."""
+    count = -(-(stop - start) // micro)
+    numbers = range(count * rank // ranks, count * (rank + 1) // ranks)
+    slices = [Slice(n, start + n * micro, min(start + (n + 1) * micro, stop)) for n in numbers]
+    if len(slices) < -(-count // ranks):  # shares differ by at most one
+        slices.append(Slice(count + rank, stop, stop))
     return slices

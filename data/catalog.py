@@ -1,83 +1,84 @@
 """All shards of a split as one table of samples, numbered from 0 in shard order."""
 
 import hashlib
-import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from configs.errors import DataError
-from data.fetch import Fetcher
+from configs.errors import DamagedDataError, DataError
+from data.column import Column, shard_runs
 from data.order import Blocks, cut_blocks
-from data.shards import expand
-from data.tar_index import ShardIndex, load_index
-from data.types import Ints, Say
-
-PROGRESS_S = 2.0
+from data.storage import Shard
+from data.tar_index import ShardIndex
+from data.types import Bytes, Ints
 
 
 class Part:
     """One part of every sample: `sizes[sample]` bytes, -1 where the sample lacks it."""
 
-    def __init__(self, name: str, offsets: Ints, sizes: Ints) -> None:
+    def __init__(self, name: str, offsets: Column, sizes: Column) -> None:
         self.name = name
         self.offsets = offsets
         self.sizes = sizes
 
 
 class Catalog:
-    """Samples of several shards; knows where each lies and reads its parts."""
+    """Samples of several shards; knows where each lies and reads its parts. Threads may share it."""
 
-    def __init__(self, shards: Sequence[Path], indexes: Sequence[ShardIndex]) -> None:
+    def __init__(self, shards: Sequence[Shard], indexes: Sequence[ShardIndex]) -> None:
         self.shards = list(shards)
         self.indexes = list(indexes)
         self.starts: Ints = np.cumsum([0, *(index.count for index in indexes)], dtype=np.int64)
         self._starts: list[int] = self.starts.tolist()  # bisect is ten times as fast as searchsorted for one number
         self.count = self._starts[-1]
-        self.fetcher = Fetcher(self.shards, self.indexes)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over shard names, sizes, keys and the layout of parts; the same wherever the shards lie."""
+        """sha256 over the shards' base names and what their indexes hold; the same wherever the shards lie."""
         digest = hashlib.sha256()
-        for path, index in zip(self.shards, self.indexes, strict=True):
-            head = f"{path.name}\0{index.shard_bytes}\0{index.count}\0{','.join(index.part_names)}\0"
-            digest.update(head.encode())
-            for array in (index.key_offsets, index.key_blob, index.part_offsets, index.part_sizes):
-                digest.update(np.ascontiguousarray(array).tobytes())
+        for shard, index in zip(self.shards, self.indexes, strict=True):
+            digest.update(f"{_base_name(shard)}\0{index.digest}\0".encode())
         return digest.hexdigest()
 
     def blocks(self) -> Blocks:
         """The units in which the samples are shuffled."""
-        sizes = [np.maximum(index.part_sizes, 0).sum(axis=0) for index in self.indexes]
-        return cut_blocks([index.count for index in self.indexes], np.concatenate(sizes))
+        return cut_blocks(np.diff(self.starts), (index.group_bytes for index in self.indexes))
 
     def part(self, name: str) -> Part:
         """The part of this name of every sample."""
-        tables = [_part_of(index, name) for index in self.indexes]
-        return Part(name, np.concatenate([t[0] for t in tables]), np.concatenate([t[1] for t in tables]))
+        rows = [index.part_names.index(name) if name in index.part_names else None for index in self.indexes]
+        pairs = list(zip(self.indexes, rows, strict=True))
+        return Part(
+            name,
+            Column([_absent(index) if row is None else index.part_offsets[row] for index, row in pairs]),
+            Column([_absent(index) if row is None else index.part_sizes[row] for index, row in pairs]),
+        )
 
     def required_part(self, name: str) -> Part:
         """As `part`; DataError when a sample lacks it."""
-        part = self.part(name)
-        self.refuse_missing(part.sizes < 0, name)
-        return part
+        self.require_one_of([name], name)
+        return self.part(name)
 
-    def refuse_missing(self, missing: npt.NDArray[np.bool_], expected: str) -> None:
-        """DataError naming the first sample marked in `missing`, the parts it has and the part expected."""
-        if missing.any():
-            sample = int(np.argmax(missing))
-            shard, row = self.place(sample)
+    def require_one_of(self, names: Sequence[str], expected: str) -> None:
+        """DataError naming the first sample that has none of these parts, the parts it has and what is expected."""
+        missing = 0
+        first: int | None = None
+        for start, index in zip(self._starts, self.indexes, strict=False):
+            lacking = _lacking(index, names)
+            missing += len(lacking)
+            if len(lacking) and first is None:
+                first = start + int(lacking[0])
+        if first is not None:
+            shard, row = self.place(first)
             index = self.indexes[shard]
             parts = zip(index.part_names, index.part_sizes[:, row], strict=True)
             have = ", ".join(name for name, size in parts if size >= 0)
             raise DataError(
-                f"{self.where(sample)} has parts {have}, but the recipe needs {expected} "
-                f"({int(missing.sum())} of {self.count} samples lack it): correct data.kind or data.part, or the shards"
+                f"{self.where(first)} has parts {have}, but the recipe needs {expected} "
+                f"({missing} of {self.count} samples lack it): correct data.kind or data.part, or the shards"
             )
 
     def place(self, sample: int) -> tuple[int, int]:
@@ -92,31 +93,93 @@ class Catalog:
 
     def where(self, sample: int) -> str:
         """`shard: sample key`, the start of every message about a sample."""
-        return f"{self.shards[self.place(sample)[0]]}: sample {self.key(sample)}"
+        return f"{self.shards[self.place(sample)[0]].name}: sample {self.key(sample)}"
 
     def read(self, part: Part, sample: int, first: int = 0, last: int | None = None) -> bytes:
-        """Bytes first … last-1 of a part (all of it by default)."""
-        size = int(part.sizes[sample]) if last is None else last
+        """Bytes first … last-1 of a part (all of it by default). DataError names shard and sample."""
         shard = bisect_right(self._starts, sample) - 1
-        return self.fetcher.read(shard, int(part.offsets[sample]) + first, size - first)
+        row = sample - self._starts[shard]
+        size = part.sizes.tables[shard].item(row) if last is None else last
+        try:
+            return self.shards[shard].read(part.offsets.tables[shard].item(row) + first, size - first)
+        except DataError as error:
+            raise self._about(sample, error) from error
+
+    def read_many(self, part: Part, samples: Ints) -> tuple[Bytes, Ints]:
+        """(buffer, bounds): the whole part of samples[i] is buffer[bounds[i] : bounds[i + 1]].
+
+        Every sample has the part. They are read in the order in which they lie. DataError names shard and sample.
+        """
+        order = np.argsort(samples, kind="stable")
+        ascending = samples[order]
+        runs = list(shard_runs(self.starts, ascending))
+        offsets, sizes = np.empty((2, len(samples)), np.int64)
+        for shard, a, b in runs:
+            rows = ascending[a:b] - self._starts[shard]
+            offsets[a:b] = part.offsets.tables[shard][rows]
+            sizes[a:b] = part.sizes.tables[shard][rows]
+        bounds = np.zeros(len(samples) + 1, np.int64)
+        bounds[1 + order] = sizes
+        np.cumsum(bounds, out=bounds)
+        buffer = np.empty(int(bounds[-1]), np.uint8)
+        starts = bounds[order]
+        reads = list(zip(offsets.tolist(), starts.tolist(), (starts + sizes).tolist(), strict=True))
+        for shard, a, b in runs:
+            self._read_run(shard, ascending[a:b], reads[a:b], buffer.data)
+        return buffer, bounds
+
+    def _read_run(self, shard: int, samples: Ints, reads: list[tuple[int, int, int]], into: memoryview) -> None:
+        """`reads` are (offset in the shard, first and last byte of `into`), one for each sample."""
+        read_into, done = self.shards[shard].read_into, 0
+        try:
+            for offset, start, stop in reads:
+                read_into(offset, into[start:stop])
+                done += 1
+        except DataError as error:
+            raise self._about(int(samples[done]), error) from error
+
+    def prefetch(self, samples: Ints) -> None:
+        """A hint that these samples are read soon, to shards that are not local files; returns at once."""
+        ascending = np.unique(samples)
+        for shard, a, b in shard_runs(self.starts, ascending):
+            if self.shards[shard].folder is None:
+                index, rows = self.indexes[shard], ascending[a:b] - self._starts[shard]
+                offsets, sizes = index.part_offsets[:, rows], index.part_sizes[:, rows]
+                first = np.where(offsets < 0, np.iinfo(np.int64).max, offsets).min(axis=0)
+                last = (offsets + sizes).max(axis=0)
+                self.shards[shard].prefetch(list(zip(first.tolist(), (last - first).tolist(), strict=True)))
+
+    @cached_property
+    def has_remote(self) -> bool:
+        """Whether hints are of use."""
+        return any(shard.folder is None for shard in self.shards)
+
+    def close(self) -> None:
+        """Let go of open files and connections."""
+        for shard in self.shards:
+            shard.close()
+
+    def _about(self, sample: int, error: DataError) -> DataError:
+        name = self.shards[self.place(sample)[0]].name
+        kind = DamagedDataError if isinstance(error, DamagedDataError) else DataError
+        return kind(f"{self.where(sample)}: {str(error).removeprefix(f'{name}: ')}")
 
 
-def open_catalog(patterns: str | Sequence[str], say: Say) -> Catalog:
-    """Find and index the shards. DataError: see data.shards.expand and data.tar_index.build_index."""
-    shards = expand(patterns)
-    indexes = []
-    said = time.monotonic()
-    for number, shard in enumerate(shards):
-        if time.monotonic() - said > PROGRESS_S:
-            say(f"indexing shard {number + 1} of {len(shards)}: {shard}")
-            said = time.monotonic()
-        indexes.append(load_index(shard, say))
-    return Catalog(shards, indexes)
+_NONE: Ints = np.empty(0, np.int64)
 
 
-def _part_of(index: ShardIndex, name: str) -> tuple[Ints, Ints]:
-    if name not in index.part_names:
-        absent = np.full(index.count, -1, np.int64)
-        return absent, absent
-    row = index.part_names.index(name)
-    return index.part_offsets[row], index.part_sizes[row]
+def _absent(index: ShardIndex) -> Ints:
+    """-1 for every sample, in the memory of one."""
+    return np.broadcast_to(np.int64(-1), index.count)
+
+
+def _lacking(index: ShardIndex, names: Sequence[str]) -> npt.NDArray[np.intp]:
+    """The samples of a shard that have none of these parts; the tables are read only where counts do not tell."""
+    rows = [row for row, name in enumerate(index.part_names) if name in names]
+    if any(int(index.part_counts[row]) == index.count for row in rows):
+        return np.empty(0, np.intp)
+    return np.flatnonzero((index.part_sizes[rows] < 0).all(axis=0))
+
+
+def _base_name(shard: Shard) -> str:
+    return shard.identity.partition("?")[0].rpartition("/")[2]

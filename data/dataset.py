@@ -1,78 +1,174 @@
-"""What a recipe's split is read through: rows by position."""
+"""What a recipe's split is read through: rows by position, out of one source or a mixture of several."""
 
-from typing import Literal, Protocol
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from configs.errors import RecipeError
-from configs.recipe import GptModel, Recipe, ResnetModel
+from configs.recipe import Recipe
+from configs.recipe import Source as SourceRecipe
+from data.arrangement import Arrangement
 from data.batch import MicroBatch, Rows, Slice
-from data.catalog import Catalog, open_catalog
-from data.documents import open_documents
-from data.image_dataset import ImageDataset
-from data.text_dataset import TextDataset
-from data.types import Say, silent
+from data.image_source import open_image_source
+from data.mixture import Mixture, Portion
+from data.open_catalog import open_catalog
+from data.runs import equal_runs
+from data.source import Skipped, Source
+from data.text_source import open_text_source
+from data.types import Array, Ints, Say, silent
 
+IGNORED = -100
 ENTROPY_ROWS = 64
+_TARGETS = ("targets_BT", "labels_B")
 
 
-class Dataset(Protocol):
+@dataclass(frozen=True)
+class Size:
+    """What a split holds."""
+
+    shards: int
+    samples: int
+    bytes: int
+
+
+class Dataset:
     """Rows or images by position. A train split is endless and shuffled; a val split has `count` positions, in order.
 
-    `fingerprint` is the same wherever the shards lie and changes with their names, sizes, keys and layout, and with
-    the tokenizer. `count` is the rows or images of one epoch (train, packed: whole rows). `catalog` has the shards.
+    `count` is the rows or images of one epoch, of all sources together. `fingerprint` is the same wherever the shards
+    lie, and changes with their names and contents and with the tokenizer. Threads may share it.
     """
 
+    def __init__(self, sources: Sequence[Source], mixture: Mixture, lanes: int, batch: int) -> None:
+        self.sources = list(sources)
+        self.count = sum(source.count for source in sources)
+        self._mixture = mixture
+        self._arrangement = Arrangement(mixture, [source.count for source in sources], lanes, batch)
+
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A single source's own; of several, a sha256 over names and fingerprints."""
+        if len(self.sources) == 1:
+            return self.sources[0].fingerprint
+        lines = [f"{source.name}\0{source.fingerprint}\0" for source in self.sources]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
     @property
-    def count(self) -> int: ...
-    @property
-    def catalog(self) -> Catalog: ...
+    def size(self) -> Size:
+        """Shards, samples and bytes of all sources."""
+        catalogs = [source.catalog for source in self.sources]
+        indexes = [index for catalog in catalogs for index in catalog.indexes]
+        return Size(
+            len(indexes), sum(catalog.count for catalog in catalogs), sum(i.checksums.stat.size for i in indexes)
+        )
+
+    def source_counts(self, positions: int) -> dict[str, int]:
+        """Rows or images taken from each source by positions 0 … positions-1 of the stream."""
+        return dict(zip((source.name for source in self.sources), self._mixture.counts(positions), strict=True))
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """A hint that these positions are read soon; of use to remote shards alone, and returns at once."""
+        if any(source.catalog.has_remote for source in self.sources):
+            for source, items, _ in self._by_source(start, stop):
+                source.prefetch(items)
 
     def read(self, start: int, stop: int, pad_to: int) -> Rows:
-        """Positions start … stop-1 and blanks up to `pad_to` rows. DataError names a bad sample."""
+        """Positions start … stop-1 and blanks up to `pad_to` rows. DataError names a bad sample (on_error stop)."""
+        arrays, skipped = self.sources[0].blank(pad_to), list[Skipped]()
+        for source, items, rows in self._by_source(start, stop):
+            skipped += source.fill(items, rows, arrays)
+        return Rows(arrays, _count_targets(arrays), skipped)
 
     def keys(self, start: int, stop: int) -> list[str]:
-        """What makes up each position: a sample key, or for packed rows `key[first:last]|…` token ranges."""
+        """What makes up each position, as Source.keys; of several sources, after `NAME/`."""
+        found = [""] * (stop - start)
+        for source, items, rows in self._by_source(start, stop):
+            prefix = f"{source.name}/" if len(self.sources) > 1 else ""
+            for row, key in zip(rows.tolist(), source.keys(items), strict=True):
+                found[row] = prefix + key
+        return found
+
+    def _by_source(self, start: int, stop: int) -> Iterator[tuple[Source, Ints, Ints]]:
+        """Each source that positions start … stop-1 draw from, the items and their rows."""
+        placed = self._arrangement.at(start, stop)
+        by_source = np.argsort(placed.sources, kind="stable")
+        for number, a, b in equal_runs(placed.sources[by_source]):
+            rows = by_source[a:b]
+            yield self.sources[number], placed.items[rows], rows
 
     def close(self) -> None:
         """Let go of threads and files."""
+        for source in self.sources:
+            source.close()
 
 
 def open_dataset(recipe: Recipe, split: Literal["train", "val"], say: Say = silent) -> Dataset:
     """Index the split's shards and check that every sample has the parts needed. DataError, RecipeError."""
-    data, model = recipe.data, recipe.model
-    shards = data.train if split == "train" else data.val
-    if shards is None:
-        raise RecipeError("data.val is not given: add data.val.shards")
-    catalog = open_catalog(shards.shards, say)
-    seed = recipe.run.seed if split == "train" else None
-    if data.kind == "image" and isinstance(model, ResnetModel):
-        return ImageDataset(catalog, data, model.classes, seed, threads=recipe.workers.cpus)
-    if data.kind != "image" and isinstance(model, GptModel):
-        documents = open_documents(catalog, data, say)
-        return TextDataset(catalog, documents, model.context, data.shuffle_window_bytes, seed)
-    raise RecipeError(f"data.kind is {data.kind}, which model.kind {model.kind} does not train on")
+    batch = recipe.batch.global_
+    if split == "val":
+        if recipe.data.val is None:
+            raise RecipeError("data.val is not given: add data.val.shards")
+        val = SourceRecipe(name="val", shards=recipe.data.val.shards, weight=1.0)
+        source = _open_source(val, recipe, None, say)
+        return Dataset([source], Mixture([Portion(1.0, source.count)]), 1, batch)
+    with ExitStack() as undo:
+        sources = []
+        for entry in recipe.data.train.sources:
+            sources.append(_open_source(entry, recipe, recipe.run.seed, say))
+            undo.callback(sources[-1].close)
+        mixture = _mix(recipe, sources)
+        undo.pop_all()
+    return Dataset(sources, mixture, recipe.data.lanes, batch)
+
+
+def _open_source(entry: SourceRecipe, recipe: Recipe, seed: int | None, say: Say) -> Source:
+    catalog = open_catalog(entry.shards, recipe.data.remote, say, recipe.data.verify_reads)
+    if recipe.data.kind == "image":
+        return open_image_source(entry.name, catalog, recipe, seed)
+    return open_text_source(entry.name, catalog, recipe, seed, say)
+
+
+def _mix(recipe: Recipe, sources: Sequence[Source]) -> Mixture:
+    """RecipeError: every source stops, and the run needs more than there is."""
+    entries = recipe.data.train.sources
+    limits = [
+        source.count if entry.when_exhausted == "stop" else None for entry, source in zip(entries, sources, strict=True)
+    ]
+    mixture = Mixture([Portion(entry.weight, limit) for entry, limit in zip(entries, limits, strict=True)])
+    batch, steps = recipe.batch.global_, recipe.run.steps
+    if mixture.end is not None and steps * batch > mixture.end:
+        raise RecipeError(
+            f"run.steps {steps} × batch.global {batch} needs {steps * batch:,} rows or images, but every source of "
+            f"data.train.shards has when_exhausted: stop and they hold {mixture.end:,}: "
+            f"lower run.steps to {mixture.end // batch}, or let a source repeat"
+        )
+    return mixture
 
 
 def read_micro_batch(dataset: Dataset, step: int, piece: Slice, micro: int) -> MicroBatch:
     """One micro-batch of `micro` rows, blanks included."""
     rows = dataset.read(piece.start, piece.stop, micro)
     keys = dataset.keys(piece.start, piece.stop)
-    return MicroBatch(step, piece.micro, rows.arrays, piece.stop - piece.start, rows.targets, keys)
+    return MicroBatch(step, piece.micro, rows.arrays, piece.stop - piece.start, rows.targets, keys, rows.skipped)
 
 
 def unigram_entropy(dataset: Dataset, max_tokens: int = 4_000_000) -> float:
     """Entropy in nats of single target tokens, over about `max_tokens`: the loss of a model that ignores context."""
     counts = np.zeros(0, np.int64)
-    start = 0
-    while start < max(dataset.count, 1) and counts.sum() < max_tokens:
-        stop = min(start + ENTROPY_ROWS, max(dataset.count, 1))
+    for start in range(0, dataset.count, ENTROPY_ROWS):
+        stop = min(start + ENTROPY_ROWS, dataset.count)
         targets = dataset.read(start, stop, stop - start).arrays["targets_BT"]
         found = np.bincount(targets[targets >= 0])
         counts = np.pad(counts, (0, max(0, len(found) - len(counts))))
         counts[: len(found)] += found
-        start = stop
+        if counts.sum() >= max_tokens:
+            break
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
+
+
+def _count_targets(arrays: dict[str, Array]) -> int:
+    return sum(int((arrays[name] != IGNORED).sum()) for name in _TARGETS if name in arrays)

@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 
-from configs.errors import DataError
-from data.catalog import Catalog
-from data.images import IMAGE_PARTS, decode_image
-from data.types import Bytes
+from configs.errors import DamagedDataError
+from data.catalog import Catalog, Part
+from data.images import IMAGE_PARTS, UnreadableImageError, decode_image
+from data.types import Bytes, Ints
 
 LABEL_PART = "cls"
 _INTEGER = re.compile(rb"-?[0-9]{1,18}")
@@ -20,35 +20,45 @@ class ImageSamples:
         self._catalog = catalog
         self._channels = channels
         self._classes = classes
-        self._images = [catalog.part(name) for name in IMAGE_PARTS]
-        has_image = np.stack([part.sizes for part in self._images]) >= 0
-        catalog.refuse_missing(has_image.sum(axis=0) == 0, f"an image ({', '.join(IMAGE_PARTS)})")
-        self._image_of = np.argmax(has_image, axis=0)
+        catalog.require_one_of(IMAGE_PARTS, f"an image ({', '.join(IMAGE_PARTS)})")
+        present = {name for index in catalog.indexes for name in index.part_names}
+        self._images = [catalog.part(name) for name in IMAGE_PARTS if name in present]
         self._labels = catalog.required_part(LABEL_PART)
 
+    def image_parts(self, samples: Ints) -> list[Part]:
+        """The part that is the image of each sample."""
+        if len(self._images) == 1:
+            return self._images * len(samples)
+        has_part = np.stack([part.sizes.take(samples) >= 0 for part in self._images])
+        return [self._images[number] for number in np.argmax(has_part, axis=0).tolist()]
+
     def image(self, sample: int) -> Bytes:
-        """pixels_HWC. DataError when it cannot be decoded."""
-        part = self._images[self._image_of[sample]]
+        """pixels_HWC. DamagedDataError when it cannot be read or decoded."""
+        (part,) = self.image_parts(np.array([sample]))
         contents = self._catalog.read(part, sample)
         try:
             return decode_image(contents, part.name, self._channels)
-        except ValueError as error:
-            raise DataError(
-                f"{self._catalog.where(sample)}: part {part.name} ({len(contents)} bytes) is not an image that can be "
-                f"read ({error}): replace it or drop the sample"
-            ) from error
+        except UnreadableImageError as error:
+            raise self.unreadable(sample, part, error) from error
 
     def label(self, sample: int) -> int:
-        """0 … classes-1. DataError when it is not an integer, or outside."""
+        """0 … classes-1. DamagedDataError when it cannot be read, is not an integer, or outside."""
         text = self._catalog.read(self._labels, sample).strip()
         if not _INTEGER.fullmatch(text):
-            raise DataError(
+            raise DamagedDataError(
                 f"{self._catalog.where(sample)}: part {LABEL_PART} is {text[:40]!r}, not an integer: "
                 f"write the class number, 0 … {self._classes - 1}"
             )
         if not 0 <= int(text) < self._classes:
-            raise DataError(
+            raise DamagedDataError(
                 f"{self._catalog.where(sample)}: part {LABEL_PART} is {int(text)}, outside 0 … {self._classes - 1}: "
                 f"correct the label, or model.classes ({self._classes})"
             )
         return int(text)
+
+    def unreadable(self, sample: int, part: Part, error: UnreadableImageError) -> DamagedDataError:
+        """What to tell the user of an image that cannot be decoded."""
+        return DamagedDataError(
+            f"{self._catalog.where(sample)}: part {part.name} ({part.sizes[sample]} bytes) is not an image that can be "
+            f"read ({error}): replace it or drop the sample"
+        )

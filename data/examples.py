@@ -2,46 +2,72 @@
 
 import io
 import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from configs.errors import ResourceError
-from data.pack import Packed, Parts, hash_fraction, pack_text_files, write_splits
-from data.shard_writer import ShardLimits, new_folder
-from data.types import Array, Say, silent
+from data.pack.files import LABEL_PART, text_inputs
+from data.pack.listing import list_files
+from data.pack.plan import Draws, Inputs, Job, Sample, digest_of, hash_fraction, hash_order
+from data.pack.run import How, Packed, pack
+from data.shard_writer import ShardLimits, tar_bytes
+from data.types import Array, Ints, Say, silent
 
 DIGITS_VAL_FRACTION = 0.2
 STDLIB_VAL_FRACTION = 0.05
 DIGITS_LIMITS = ShardLimits(samples=500)
 STDLIB_LIMITS = ShardLimits(bytes=1 << 20)
 _MAX_GREY = 16  # of scikit-learn's digits
+_PNG_BYTES = 200  # of a digit, at most
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class DigitJob:
+    """Digits as PNG with their labels."""
+
+    keys: list[str]
+    images: Array  # [sample, height, width]
+    labels: Ints
+
+    def samples(self) -> Iterator[Sample]:
+        for key, image_HW, label in zip(self.keys, self.images, self.labels.tolist(), strict=True):
+            pixels_HW = np.rint(image_HW * (255 / _MAX_GREY)).astype(np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels_HW).save(file, "PNG")
+            yield Sample(key, {"png": file.getvalue(), LABEL_PART: b"%d" % label})
 
 
 def pack_digits(out: Path, limits: ShardLimits = DIGITS_LIMITS, say: Say = silent) -> Packed:
     """1797 handwritten digits, 8×8 grey PNG with part cls; a fifth of each class is val."""
     images_NHW, labels_N = _load_digits()
-    index = {f"digit-{number:04d}": number for number in range(len(labels_N))}
-    val = _stratified(list(index), labels_N.tolist(), DIGITS_VAL_FRACTION)
+    keys = [f"digit-{number:04d}" for number in range(len(labels_N))]
 
-    def read(name: str) -> Parts:
-        pixels_HW = np.rint(images_NHW[index[name]] * (255 / _MAX_GREY)).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels_HW).save(file, "PNG")
-        return {"png": file.getvalue(), "cls": str(labels_N[index[name]]).encode()}
+    def job(numbers: Ints) -> Job:
+        return DigitJob([keys[n] for n in numbers], images_NHW[numbers], labels_N[numbers])
 
-    with new_folder(out) as partial:
-        return write_splits(partial, out, index, read, val.__contains__, limits, say)
+    inputs = Inputs(
+        kind="digits",
+        options={},
+        sizes=np.full(len(keys), tar_bytes([_PNG_BYTES, 1])),
+        order=hash_order(keys),
+        draws=_stratified(keys, labels_N),
+        digest=digest_of(keys),
+        modified="",
+        job=job,
+    )
+    return pack(inputs, out, DIGITS_VAL_FRACTION, limits, How(say=say))
 
 
 def pack_stdlib(out: Path, limits: ShardLimits = STDLIB_LIMITS, say: Say = silent) -> Packed:
     """The Python files of this interpreter's standard library, without its tests, as part txt."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    relative = (p.relative_to(folder) for p in folder.rglob("*.py"))
-    paths = [p.as_posix() for p in relative if not _NOT_LIBRARY & set(p.parts)]
-    return pack_text_files(folder, paths, out, STDLIB_VAL_FRACTION, limits, say)
+    listing = list_files(Path(sysconfig.get_paths()["stdlib"]), "**/*.py", [], say)
+    listing = listing.only([not _NOT_LIBRARY & set(name.split("/")) for name in listing.names])
+    return pack(text_inputs(listing, {}, None), out, STDLIB_VAL_FRACTION, limits, How(say=say))
 
 
 def _load_digits() -> tuple[Array, Array]:
@@ -53,11 +79,12 @@ def _load_digits() -> tuple[Array, Array]:
     return digits.images, digits.target
 
 
-def _stratified(names: list[str], labels: list[int], fraction: float) -> set[str]:
-    """The names of the lowest hashes of each class, `fraction` of it."""
-    chosen: set[str] = set()
-    for label in set(labels):
-        members = [name for name, of in zip(names, labels, strict=True) if of == label]
-        members.sort(key=lambda name: hash_fraction(f"val {name}"))
-        chosen.update(members[: round(fraction * len(members))])
-    return chosen
+def _stratified(names: Sequence[str], labels_N: Ints) -> Draws:
+    """Draws that are even within each class: any fraction takes the same share of every one."""
+    hashes = np.array([hash_fraction(f"val {name}") for name in names])
+    draws = np.empty(len(names))
+    for label in np.unique(labels_N):
+        members = np.flatnonzero(labels_N == label)
+        ranks = np.argsort(np.argsort(hashes[members]))
+        draws[members] = (ranks + 0.5) / len(members)
+    return draws

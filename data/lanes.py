@@ -14,4 +14,7 @@ def lane_starts(count: int, lanes: int) -> Ints:
 
 def places(positions: Ints, count: int, lanes: int) -> Ints:
     """The place of each position of an epoch: position p is number p // lanes of lane p % lanes."""
-    return lane_starts(count, lanes)[positions % lanes] + positions // lanes
+    numbers, lane = np.divmod(positions, lanes)
+    size, longer = divmod(count, lanes)
+    found: Ints = lane * size + np.minimum(lane, longer) + numbers
+    return found

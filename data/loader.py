@@ -10,6 +10,9 @@ from typing import Self
 from configs.recipe import Batch
 from data.batch import MicroBatch, step_slices
 from data.dataset import Dataset, read_micro_batch
+from data.source import Skipped
+
+HINTED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,11 @@ class StepBatch:
     step: int
     micro_batches: list[MicroBatch]
     wait_s: float
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What this rank left out of the step."""
+        return [sample for batch in self.micro_batches for sample in batch.skipped]
 
 
 class Loader:
@@ -45,6 +53,7 @@ class Loader:
         self._ranks = ranks
         self._steps = range(first_step, last_step + 1)
         self._prefetch_steps = prefetch_steps
+        self._hinted = first_step - 1
         self._ready: deque[list[MicroBatch] | BaseException] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -92,11 +101,19 @@ class Loader:
 
     def _read_step(self, step: int) -> list[MicroBatch]:
         found = []
+        self._hint(min(step + HINTED_STEPS, self._steps.stop - 1))
         for piece in step_slices(step, self._batch, self._rank, self._ranks):
             if self._closed:
                 break
             found.append(read_micro_batch(self._dataset, step, piece, self._batch.micro))
         return found
+
+    def _hint(self, step: int) -> None:
+        """Tell what is read up to `step`, so that remote shards are asked for many ranges at once."""
+        for each in range(self._hinted + 1, step + 1):
+            for piece in step_slices(each, self._batch, self._rank, self._ranks):
+                self._dataset.prefetch(piece.start, piece.stop)
+        self._hinted = step
 
     def _put(self, item: list[MicroBatch] | BaseException) -> bool:
         """False when the loader was closed instead."""

@@ -8,10 +8,11 @@ import numpy as np
 from data.types import Array
 
 MAX_HEADER_BYTES = 256
+DTYPES = ("|u1", "|i1", *(f"{order}{kind}{width}" for order in "<>" for kind in "ui" for width in (2, 4, 8)))
 
 
 def parse_header(start: bytes, size: int) -> tuple[int, str]:
-    """(length, dtype such as `<u2`) from the first MAX_HEADER_BYTES and the size. ValueError: it is not one."""
+    """(length, one of DTYPES) from the first MAX_HEADER_BYTES and the size. ValueError: it is not one."""
     file = io.BytesIO(start)
     version = np.lib.format.read_magic(file)
     if version == (1, 0):

@@ -1,77 +1,185 @@
-"""The order of samples in an epoch: blocks permuted over the whole set, samples permuted inside windows. Pure."""
+"""The order of samples in an epoch: blocks permuted inside lanes, samples permuted inside windows of blocks. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from data import draw
+from data.runs import equal_runs
 from data.types import Ints
 
-BLOCK_SAMPLES = 64
+GROUP_SAMPLES = 64  # an index sums bytes over this many samples
+MAX_BLOCKS = 1 << 21
+_SAMPLES_AT_ONCE = 1 << 22
+
+Int32s = npt.NDArray[np.int32]  # of blocks there are fewer than 2**31
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Runs of consecutive samples, none across two shards: block b holds `first[b]` … `first[b] + samples[b] - 1`."""
+    """Runs of consecutive samples, none across two shards.
+
+    Block b is samples first[b] … first[b] + samples[b] - 1, of bytes[b] bytes together, of shard shard[b].
+    """
 
     first: Ints
     samples: Ints
     bytes: Ints
+    shard: Int32s
 
-    def totals(self, per_sample: Ints) -> Ints:
-        """The sum over each block of a number per sample."""
-        return np.add.reduceat(per_sample, self.first)
+    @property
+    def count(self) -> int:
+        """Samples in all blocks."""
+        return int(self.first[-1] + self.samples[-1])
 
 
-def cut_blocks(shard_samples: Sequence[int], sample_bytes: Ints) -> Blocks:
-    """Cut shards of these many samples (each at least one) into blocks of at most BLOCK_SAMPLES."""
-    starts = np.cumsum([0, *shard_samples])
-    first = np.concatenate([np.arange(a, b, BLOCK_SAMPLES) for a, b in pairwise(starts)])
-    samples = np.diff(np.append(first, starts[-1]))
-    return Blocks(first, samples, np.add.reduceat(sample_bytes, first))
+def block_samples(shard_samples: Ints) -> int:
+    """GROUP_SAMPLES, doubled until there are at most MAX_BLOCKS blocks, or one block per shard."""
+    size = GROUP_SAMPLES
+    while (-(-shard_samples // size)).sum() > MAX_BLOCKS and size < shard_samples.max():
+        size *= 2
+    return size
+
+
+def cut_blocks(shard_samples: Ints, group_bytes: Iterable[Ints]) -> Blocks:
+    """Cut shards of these many samples (each at least one) into blocks of at most `block_samples`.
+
+    `group_bytes` has, for each shard, the bytes of every GROUP_SAMPLES samples.
+    """
+    size = block_samples(shard_samples)
+    per_shard = -(-shard_samples // size)
+    first = _ranges(np.cumsum(shard_samples) - shard_samples, per_shard, size)
+    samples = np.diff(first, append=shard_samples.sum())
+    totals = np.empty(len(first), np.int64)
+    at = 0
+    groups, shards_at_once = iter(group_bytes), 1 + _SAMPLES_AT_ONCE // int(shard_samples.max())
+    while shards := list(islice(groups, shards_at_once)):
+        sums = _sums(shards, size // GROUP_SAMPLES)
+        totals[at : at + len(sums)] = sums
+        at += len(sums)
+    return Blocks(first, samples, totals, np.repeat(np.arange(len(per_shard), dtype=np.int32), per_shard))
+
+
+def _sums(shards: list[Ints], length: int) -> Ints:
+    """The sum of every `length` numbers, starting anew at each shard."""
+    counts = np.array([len(shard) for shard in shards])
+    starts = _ranges(np.cumsum(counts) - counts, -(-counts // length), length)
+    return np.add.reduceat(np.concatenate(shards), starts)
+
+
+@dataclass(frozen=True)
+class LaneBlocks:
+    """Which blocks each lane reads in every epoch: lane l has blocks order[starts[l]] … order[starts[l + 1] - 1]."""
+
+    blocks: Blocks
+    order: Int32s
+    starts: Ints
+
+    @property
+    def lanes(self) -> int:
+        return len(self.starts) - 1
+
+
+def lay_lanes(blocks: Blocks, lanes: int, key: draw.Key | None, weights: Ints | None = None) -> LaneBlocks:
+    """Shards permuted by `key`, then cut into lanes of nearly equal weight: by default of samples, else per block.
+
+    With `key` None the shards keep their order.
+    """
+    order = _blocks_of_permuted_shards(blocks.shard, key)
+    weight = (blocks.samples if weights is None else weights)[order]
+    ends = np.cumsum(weight, dtype=np.int64)
+    cuts = np.searchsorted(ends, np.arange(1, lanes) * int(ends[-1]) // lanes, "right")
+    return LaneBlocks(blocks, order, np.concatenate(([0], cuts, [len(order)])))
+
+
+def _blocks_of_permuted_shards(shard: Int32s, key: draw.Key | None) -> Int32s:
+    if key is None:
+        return np.arange(len(shard), dtype=np.int32)
+    per_shard = np.bincount(shard)
+    starts = np.cumsum(per_shard) - per_shard
+    shards = draw.permutation(len(per_shard), ("shards", *key))
+    return _ranges(starts[shards], per_shard[shards], 1).astype(np.int32)
+
+
+def _ranges(starts: Ints, counts: Ints, step: int) -> Ints:
+    """starts[0], starts[0] + step, …, `counts[0]` of them, then those of starts[1], and so on."""
+    before = np.cumsum(counts) - counts
+    numbers = np.arange(counts.sum())
+    numbers *= step
+    numbers += np.repeat(starts - before * step, counts)
+    return numbers
 
 
 class EpochOrder:
-    """One epoch as a sequence of windows; position p of the epoch is sample `samples(p, p + 1)[0]`.
+    """One epoch as a sequence of windows; place p of the epoch is sample `at([p])[0]`. Places run lane after lane.
 
-    The blocks are permuted, neighbours adding up to about `window_bytes` form a window, and samples are permuted
-    inside it: reads stay within a window while every sample may meet every other over the epochs. With `key` None
-    the order is that of the shards. Memory is O(blocks) plus two windows.
+    Each lane's blocks are permuted; neighbours adding up to about `window_bytes` divided by the number of lanes (at
+    least one block) form a window, and samples are permuted inside it. Lanes are read side by side, so what is in use
+    at any time is about `window_bytes`, whatever the number of lanes. With `key` None the order is that of the shards.
+    Memory is O(blocks) plus the windows in use.
     """
 
-    def __init__(self, blocks: Blocks, window_bytes: int, key: draw.Key | None) -> None:
-        self.blocks = blocks
-        self.key = key
-        count = len(blocks.first)
-        self.block_order = np.arange(count) if key is None else draw.permutation(count, ("blocks", *key))
-        block_bytes = blocks.bytes[self.block_order]
-        window_of_block = (np.cumsum(block_bytes) - block_bytes) // window_bytes
-        starts = np.flatnonzero(np.diff(window_of_block, prepend=-1))
-        self.window_blocks: Ints = np.append(starts, count)
-        self.window_samples = self.cumulative(blocks.samples)
-        self.window = lru_cache(maxsize=2)(self._window)
+    def __init__(self, lanes: LaneBlocks, window_bytes: int, key: draw.Key | None, epoch: int) -> None:
+        self.blocks = lanes.blocks
+        self._key = None if key is None else (*key, epoch)
+        self.block_order = lanes.order if self._key is None else _permuted(lanes, self._key)
+        self.window_blocks = _cut_windows(self.blocks.bytes[self.block_order], lanes.starts, window_bytes)
+        self.window_samples = self.cumulative(self.blocks.samples)
+        # A batch meets one window of each lane, and the next one where a window ends.
+        self.window = lru_cache(maxsize=2 * lanes.lanes)(self._window)
 
     def cumulative(self, per_block: Ints) -> Ints:
         """Sum of a number per block before each window, and over the whole epoch at the end."""
-        return np.concatenate(([0], np.cumsum(per_block[self.block_order])))[self.window_blocks]
+        sums = np.zeros(len(self.block_order) + 1, np.int64)
+        np.cumsum(per_block[self.block_order], out=sums[1:])
+        return sums[self.window_blocks]
+
+    def at(self, places: Ints) -> Ints:
+        """Sample ids at these places of the epoch; only their windows are worked out."""
+        windows = np.searchsorted(self.window_samples, places, "right") - 1
+        within = places - self.window_samples[windows]
+        by_window = np.argsort(windows, kind="stable")
+        found = np.empty(len(places), np.int64)
+        for window, a, b in equal_runs(windows[by_window]):
+            chosen = by_window[a:b]
+            found[chosen] = self.window(window)[within[chosen]]
+        return found
 
     def samples(self, start: int, stop: int) -> Ints:
-        """Sample ids at positions start … stop-1 of the epoch; only their windows are worked out."""
-        found = []
-        for window, a, b in overlaps(self.window_samples, start, stop):
-            found.append(self.window(window)[a:b])
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        """Sample ids at places start … stop-1."""
+        return self.at(np.arange(start, stop))
 
     def _window(self, window: int) -> Ints:
         """Sample ids of one window, in order."""
         chosen = self.block_order[self.window_blocks[window] : self.window_blocks[window + 1]]
-        first, samples = self.blocks.first[chosen], self.blocks.samples[chosen]
-        before = np.cumsum(samples) - samples
-        ids = np.repeat(first - before, samples) + np.arange(samples.sum())
-        return ids if self.key is None else ids[draw.permutation(len(ids), ("window", *self.key, window))]
+        ids = _ranges(self.blocks.first[chosen], self.blocks.samples[chosen], 1)
+        return ids if self._key is None else ids[draw.permutation(len(ids), ("window", *self._key, window))]
+
+
+def _permuted(lanes: LaneBlocks, key: draw.Key) -> Int32s:
+    """The blocks of each lane in an order of their own."""
+    order = lanes.order.copy()
+    for lane in range(lanes.lanes):
+        blocks = order[lanes.starts[lane] : lanes.starts[lane + 1]]
+        blocks[:] = blocks[draw.permutation(len(blocks), ("blocks", *key, lane))]
+    return order
+
+
+def _cut_windows(block_bytes: Ints, lane_starts: Ints, window_bytes: int) -> Ints:
+    """Where each window starts, and the number of blocks at the end; no window crosses lanes."""
+    before = np.cumsum(block_bytes) - block_bytes
+    sizes = np.diff(lane_starts)
+    filled = lane_starts[:-1][sizes > 0]
+    before -= np.repeat(before[filled], sizes[sizes > 0])
+    before //= max(1, window_bytes // len(sizes))
+    opens = np.ones(len(before) + 1, np.bool_)
+    np.not_equal(before[1:], before[:-1], out=opens[1:-1])
+    opens[filled] = True
+    return np.flatnonzero(opens)
 
 
 def overlaps(bounds: Ints, start: int, stop: int) -> list[tuple[int, int, int]]:

@@ -1,68 +1,67 @@
-"""Which rows of the token stream lie at which positions: rows are permuted inside groups of consecutive rows. Pure."""
+"""Which rows of the token stream are which items: rows are permuted inside groups of consecutive rows. Pure."""
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from data import draw
+from data.lanes import lane_starts
 from data.types import Ints
 
 ROW_WINDOW_TOKENS = 8 << 20
+VERSION = 2
 
 
 class RowGroup(NamedTuple):
-    """Positions first … stop-1 read rows first … stop-1; group `number` of pass `turn`."""
+    """Rows first … stop-1 of pass `turn`."""
 
     turn: int
-    number: int
-    first: int
-    stop: int
-
-
-class Run(NamedTuple):
-    """Successive positions of a group that read successive rows first … stop-1."""
-
-    group: RowGroup
+    number: int  # within the pass
     first: int
     stop: int
 
 
 class RowOrder:
-    """Passes of `pass_rows` rows of `row_tokens` tokens, cut into equal groups of at most about `window_tokens`.
+    """Passes of `pass_rows` rows of `row_tokens` tokens; each lane is cut into equal groups.
 
-    Rows are permuted inside their group, keyed by pass and group: a batch meets tokens from all over the group, and
-    what is read stays inside it. With `key` None rows stay in order. Memory is O(rows of two groups).
+    Lanes are read side by side, so their current groups together have about `window_tokens`. Rows are permuted inside
+    their group, keyed by pass and group: a batch meets tokens from all over the groups, and what is read stays inside
+    them. With `key` None rows stay in order. Memory is O(rows of two groups per lane).
     """
 
-    def __init__(self, pass_rows: int, row_tokens: int, window_tokens: int, key: draw.Key | None) -> None:
+    def __init__(self, pass_rows: int, row_tokens: int, window_tokens: int, key: draw.Key | None, lanes: int) -> None:
         self._pass_rows = pass_rows
-        self._groups = -(-pass_rows * row_tokens // window_tokens)
+        self._lanes = lanes
+        self._lane_starts = lane_starts(pass_rows, lanes)
+        self._lane_groups = -(-pass_rows * row_tokens // window_tokens)
         self._key = key
-        self._rows = lru_cache(maxsize=2)(self._permuted)
+        self._group = lru_cache(maxsize=2 * lanes)(self._group_of)
+        self._rows = lru_cache(maxsize=2 * lanes)(self._permuted)
 
-    def runs(self, start: int, stop: int) -> Iterator[Run]:
-        """The rows at positions start … stop-1, neighbours together."""
-        while start < stop:
-            group = self._group(start)
-            last = min(stop, group.stop)
-            rows = self._rows(group)[start - group.first : last - group.first]
-            cuts = np.flatnonzero(rows[1:] - rows[:-1] != 1) + 1
-            for a, b in pairwise([0, *cuts.tolist(), len(rows)]):
-                yield Run(group, int(rows[a]), int(rows[b - 1]) + 1)
-            start = last
+    def rows(self, items: Ints) -> Iterator[tuple[RowGroup, int]]:
+        """The group of each item, and its row within the pass."""
+        turns, positions = np.divmod(items, self._pass_rows)
+        indexes, lanes = np.divmod(positions, self._lanes)
+        sizes = self._lane_starts[lanes + 1] - self._lane_starts[lanes]
+        # The last group that starts at or before the row, where number i starts at row i·size // groups.
+        numbers = ((indexes + 1) * self._lane_groups - 1) // sizes
+        offsets = indexes - numbers * sizes // self._lane_groups
+        numbers += lanes * self._lane_groups
+        for turn, number, offset in zip(turns.tolist(), numbers.tolist(), offsets.tolist(), strict=True):
+            group = self._group(turn, number)
+            yield group, self._rows(group)[offset]
 
-    def _group(self, position: int) -> RowGroup:
-        turn, row = divmod(position, self._pass_rows)
-        # The last group that starts at or before the row, where number i starts at row i·rows // groups.
-        number = ((row + 1) * self._groups - 1) // self._pass_rows
-        first, stop = (turn * self._pass_rows + i * self._pass_rows // self._groups for i in (number, number + 1))
-        return RowGroup(turn, number, first, stop)
+    def _group_of(self, turn: int, number: int) -> RowGroup:
+        lane, within = divmod(number, self._lane_groups)
+        start, stop = self._lane_starts[lane : lane + 2].tolist()
+        first, last = (start + i * (stop - start) // self._lane_groups for i in (within, within + 1))
+        return RowGroup(turn, number, first, last)
 
-    def _permuted(self, group: RowGroup) -> Ints:
-        count = group.stop - group.first
-        if self._key is None:
-            return np.arange(group.first, group.stop)
-        return group.first + draw.permutation(count, ("rows", *self._key, group.turn, group.number))
+    def _permuted(self, group: RowGroup) -> "memoryview[int]":
+        rows = np.arange(group.first, group.stop)
+        if self._key is not None:
+            rows = rows[draw.permutation(len(rows), ("rows", *self._key, group.turn, group.number))]
+        # One number is looked up several times as fast in a memoryview as in an array.
+        return rows.data

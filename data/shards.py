@@ -1,4 +1,4 @@
-"""Shard patterns -> paths: names, brace ranges, globs and lists of these."""
+"""Shard patterns -> names: paths, URLs, brace ranges, globs and lists of these."""
 
 import glob
 import re
@@ -12,22 +12,45 @@ _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def expand(patterns: str | Sequence[str]) -> list[Path]:
-    """Paths in the given order, sorted within a glob. DataError: nothing matches, or a shard comes twice."""
-    paths: list[Path] = []
+def expand(patterns: str | Sequence[str]) -> list[str]:
+    """Paths and URLs in the given order, sorted within a glob. DataError: nothing matches, or a shard comes twice.
+
+    URLs are looked up only where they are globs.
+    """
+    names: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        paths += _expand_pattern(pattern)
-    if not paths:
+        names += _expand_urls(pattern) if is_url(pattern) else _expand_pattern(pattern)
+    if not names:
         raise DataError("the list of shards is empty: name at least one .tar shard")
-    _refuse_duplicates(paths)
-    return paths
+    _refuse_duplicates(names)
+    return names
 
 
-def _expand_pattern(pattern: str) -> list[Path]:
-    if "://" in pattern:
-        raise DataError(f"shards {pattern}: only local shards can be read: copy them to a local or shared folder")
+def is_url(name: str) -> bool:
+    """Whether it names something elsewhere, rather than a file."""
+    return "://" in name
+
+
+def _expand_urls(pattern: str) -> list[str]:
+    return [url for name in expand_braces(pattern) for url in _expand_url_glob(name)]
+
+
+def _expand_url_glob(name: str) -> list[str]:
+    scheme, _, place = name.partition("://")
+    # In http, ? starts the query.
+    if not glob.has_magic(place.partition("?")[0] if scheme in ("http", "https") else place):
+        return [name]
+    from data.remote.listing import list_remote  # only where it is needed: it loads the object stores' client
+
+    found = [url for url in list_remote(name) if SIDECAR_MARK not in url.rpartition("/")[2]]
+    if not found:
+        raise DataError(f"shards {name}: nothing matches: correct the URL")
+    return found
+
+
+def _expand_pattern(pattern: str) -> list[str]:
     if Path(pattern).is_file():
-        return [Path(pattern)]
+        return [str(Path(pattern))]
     names = expand_braces(pattern)
     found = [path for name in names for path in _expand_glob(name)]
     if not found:
@@ -44,11 +67,12 @@ def _expand_pattern(pattern: str) -> list[Path]:
     return found
 
 
-def _expand_glob(name: str) -> list[Path]:
+def _expand_glob(name: str) -> list[str]:
     if Path(name).is_file():
-        return [Path(name)]
+        return [str(Path(name))]
     # An index lies beside its shard, so `train*` matches it too.
-    return [Path(p) for p in sorted(glob.glob(name)) if Path(p).is_file() and SIDECAR_MARK not in Path(p).name]  # noqa: PTH207
+    found = [Path(p) for p in sorted(glob.glob(name))]  # noqa: PTH207
+    return [str(path) for path in found if path.is_file() and SIDECAR_MARK not in path.name]
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -72,9 +96,10 @@ def _choices(inside: str, pattern: str) -> list[str]:
     return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
 
 
-def _refuse_duplicates(paths: list[Path]) -> None:
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
-            raise DataError(f"shard {path} is named twice: its samples would be trained on twice; name it once")
-        seen.add(path.resolve())
+def _refuse_duplicates(names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        place = name if is_url(name) else str(Path(name).resolve())
+        if place in seen:
+            raise DataError(f"shard {name} is named twice: its samples would be trained on twice; name it once")
+        seen.add(place)

@@ -1,54 +1,116 @@
 """Arrays derived from a shard, kept beside it (or in the user's cache) and dropped when the shard changes."""
 
+import fcntl
 import hashlib
 import os
-import zipfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from data.atomic import published
+from data.npz_map import map_npz, write_npz
 from data.shards import SIDECAR_MARK
+from data.storage import Shard
 from data.types import Array, Say
 
+# A builder that takes longer, or was stopped, is not waited for: the others then build too.
+BUILDER_PATIENCE_S = 20.0
+_POLL_S = 0.05
 
-def load(shard: Path, name: str, stamp: tuple[int, ...]) -> dict[str, Array] | None:
+
+def load(shard: Shard, name: str, stamp: str) -> dict[str, Array] | None:
     """The arrays saved under `name`, or None when there are none, they are stale (another stamp) or damaged."""
-    for path in _places(shard, name):
-        if path.is_file() and (arrays := _read(path)) is not None and _same(arrays.pop("stamp", None), stamp):
+    for arrays in found(shard, name):
+        if arrays.pop("stamp").tolist() == stamp:
             return arrays
     return None
 
 
-def save(shard: Path, name: str, stamp: tuple[int, ...], arrays: dict[str, Array], say: Say) -> None:
+def found(shard: Shard, name: str) -> Iterator[dict[str, Array]]:
+    """All intact arrays under `name`, of any stamp (which is among them)."""
+    for path in _places(shard, name):
+        try:
+            arrays = map_npz(path)
+        except (OSError, ValueError):  # none there; or damaged, which costs a rebuild, never a run
+            continue
+        if "stamp" in arrays:
+            yield arrays
+
+
+def save(shard: Shard, name: str, stamp: str, arrays: dict[str, Array], say: Say) -> None:
     """Atomic, so many processes may save at once; says so when neither place is writable."""
     for path in _places(shard, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with published(path) as file:
-                np.savez(file, allow_pickle=False, stamp=np.array(stamp, np.int64), **arrays)
+                write_npz(file, {"stamp": np.array(stamp), **arrays})
             return
         except OSError as error:
             failure = error
-    say(f"cannot keep the {name} of {shard} ({failure}): it will be built again by each process")
+    say(f"cannot keep the {name} of {shard.name} ({failure}): it will be built again by each process")
 
 
-def _places(shard: Path, name: str) -> list[Path]:
-    absolute = shard.absolute()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stoker" / "index"
-    digest = hashlib.sha256(str(absolute).encode()).hexdigest()
-    suffix = f"{SIDECAR_MARK}{name}.npz"
-    return [absolute.with_name(absolute.name + suffix), cache / (digest + suffix)]
+@contextmanager
+def building(shard: Shard, name: str) -> Iterator[None]:
+    """One process of this machine at a time builds `name`; look again whether it is there once inside.
 
-
-def _read(path: Path) -> dict[str, Array] | None:
+    A builder that is killed frees the others at once; one that is stopped, after BUILDER_PATIENCE_S.
+    """
+    path = _cache_folder() / f"{_digest(shard)}{SIDECAR_MARK}{name}.lock"
+    lock = _locked(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    # A damaged sidecar costs a rebuild, never a run.
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        yield
+    finally:
+        if lock is not None:
+            path.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def suffix(name: str) -> str:
+    """What follows a shard's name in the name of the file beside it."""
+    return f"{SIDECAR_MARK}{name}.npz"
+
+
+def _places(shard: Shard, name: str) -> list[Path]:
+    cached = _cache_folder() / f"{_digest(shard)}{suffix(name)}"
+    if shard.folder is None:
+        return [cached]
+    return [shard.folder / f"{Path(shard.identity).name}{suffix(name)}", cached]
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stoker" / "index"
+
+
+def _digest(shard: Shard) -> str:
+    return hashlib.sha256(shard.identity.encode()).hexdigest()
+
+
+def _locked(path: Path) -> int | None:
+    """An open, locked file; None when it cannot be had, be it for lack of a writable folder or of patience."""
+    deadline = time.monotonic() + BUILDER_PATIENCE_S
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while (descriptor := _try_lock(path)) is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+    except OSError:  # a read-only folder, or a file system without locks
         return None
+    return descriptor
 
 
-def _same(found: Array | None, stamp: tuple[int, ...]) -> bool:
-    return found is not None and found.tolist() == list(stamp)
+def _try_lock(path: Path) -> int | None:
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:  # the last owner removes its file
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None

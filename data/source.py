@@ -35,6 +35,9 @@ class Source(Protocol):
     def blank(self, rows: int) -> dict[str, Array]:
         """Arrays of `rows` rows from which nothing is learnt: targets and labels -100."""
 
+    def prefetch(self, items: Ints) -> None:
+        """A hint that these items are filled soon; returns at once."""
+
     def fill(self, items: Ints, rows: Ints, arrays: dict[str, Array]) -> list[Skipped]:
         """Write item items[i] into row rows[i] of blank arrays.
 

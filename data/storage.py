@@ -1,6 +1,6 @@
 """What the rest of the data layer knows of a shard, wherever it lies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -55,13 +55,19 @@ class Shard(Protocol):
         """Asked anew each time."""
 
     def expect(self, checksums: Checksums) -> None:
-        """From now on, refuse contents that differ: each block is checked when it is first read."""
+        """From now on, refuse contents that differ: each block is checked when it is first read.
+
+        Of a local file with no blocks given, only size and version are compared.
+        """
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes."""
 
     def read_into(self, offset: int, into: memoryview) -> None:
         """Fill `into`, all of it."""
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """A hint that these (offset, size) are read soon; returns at once."""
 
     def stream(self) -> Iterator[bytes]:
         """The whole shard in order, in pieces of a multiple of CHECKED_BYTES (the last may be shorter)."""

@@ -1,11 +1,13 @@
-"""Infinite position -> (epoch, sample id): epochs follow each other, each in its own order."""
+"""Infinite item number -> (epoch, sample id): epochs follow each other, each in its own order."""
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from data.order import Blocks, EpochOrder
+from data import lanes as lane_places
+from data.order import Blocks, EpochOrder, lay_lanes
+from data.runs import equal_runs
 from data.types import Ints
 
 
@@ -18,28 +20,42 @@ class Located:
 
 
 class SampleStream:
-    """The samples of epoch 0, then of epoch 1, …: shuffled by (fingerprint, seed, epoch), or natural with seed None."""
+    """The samples of epoch 0, then of epoch 1, …: shuffled by (fingerprint, seed, epoch), or natural with seed None.
 
-    def __init__(self, blocks: Blocks, window_bytes: int, fingerprint: str, seed: int | None) -> None:
+    A lane keeps its shards in every epoch. Lanes have nearly equal `weights` per block; samples by default.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        window_bytes: int,
+        fingerprint: str,
+        seed: int | None,
+        lanes: int = 1,
+        weights: Ints | None = None,
+    ) -> None:
         self.blocks = blocks
-        self.count = int(blocks.samples.sum())
+        self.count = blocks.count
+        self.lanes = lanes
         self._window_bytes = window_bytes
-        self._fingerprint = fingerprint
-        self._seed = seed
+        self._key = None if seed is None else (fingerprint, seed)
+        self._lane_blocks = lay_lanes(blocks, lanes, self._key, weights)
         # Two epochs meet in one batch; natural order is the same in each.
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> EpochOrder:
-        key = None if self._seed is None else (self._fingerprint, self._seed, epoch)
-        return EpochOrder(self.blocks, self._window_bytes, key)
+        return EpochOrder(self._lane_blocks, self._window_bytes, self._key, epoch)
 
-    def locate(self, start: int, stop: int) -> Located:
-        """What lies at positions start … stop-1 of the stream."""
-        pieces = [(epoch, self.order(epoch).samples(a, b)) for epoch, a, b in split_epochs(start, stop, self.count)]
-        return Located(
-            np.concatenate([np.full(len(ids), epoch, np.int64) for epoch, ids in pieces] or [np.empty(0, np.int64)]),
-            np.concatenate([ids for _, ids in pieces] or [np.empty(0, np.int64)]),
-        )
+    def locate(self, items: Ints) -> Located:
+        """Item q is position q % count of epoch q // count."""
+        epochs, positions = np.divmod(items, self.count)
+        places = lane_places.places(positions, self.count, self.lanes)
+        sample_ids = np.empty(len(items), np.int64)
+        by_epoch = np.argsort(epochs, kind="stable")
+        for epoch, a, b in equal_runs(epochs[by_epoch]):
+            chosen = by_epoch[a:b]
+            sample_ids[chosen] = self.order(epoch).at(places[chosen])
+        return Located(epochs, sample_ids)
 
 
 def split_epochs(start: int, stop: int, epoch_length: int) -> list[tuple[int, int, int]]:

@@ -1,18 +1,30 @@
-"""Tar headers -> regular files: ustar, pax and GNU long names, checked, without reading the contents."""
+"""Tar stream -> regular files: ustar, pax and GNU long names, every header checked. No I/O.
 
-import os
-import zlib
-from collections.abc import Iterator
+A Python loop only hops from header to header; checksums and names are worked out for thousands of headers at once.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from struct import Struct
+
+import numpy as np
+import numpy.typing as npt
 
 from configs.errors import DataError
+from data import tar_headers
+from data.tar_headers import HEADER_BYTES, OCTAL_DIGITS
+from data.types import Bytes, Ints
 
-BLOCK_BYTES = 512
-_ZERO_BLOCK = bytes(BLOCK_BYTES)
+HEADERS_AT_ONCE = 4096
 _MAX_EXTENSION_BYTES = 1 << 20
-_FOLDER = b"5"
+_END_BYTES = 2 * HEADER_BYTES
+_ZERO_BLOCK = bytes(HEADER_BYTES)
+_SIZE_AND_KIND = Struct("11sB20xB").unpack_from  # from byte 124: 11 digits, what closes them; the type at byte 156
+_NO_MEMBER, _EXTENDS = -1, -2  # in place of a size; the latter belongs to the header that follows
+_PLAIN = ord("0")
+_REGULAR, _FOLDER = (b"0", b"\0", b"7"), b"5"
 _GNU_LONG_NAME, _GNU_LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
+_EXTENSIONS = (_GNU_LONG_NAME, _GNU_LONG_LINK, _PAX, _PAX_GLOBAL)
 _REFUSED = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -24,176 +36,255 @@ _REFUSED = {
 
 
 @dataclass(frozen=True)
-class Member:
-    """A regular file in a tar: its contents are `size` bytes from `offset`."""
+class Members:
+    """Regular files in order: contents are sizes[i] bytes from offsets[i]; starts[i] is where its headers start."""
 
-    name: str
-    offset: int
-    size: int
+    names: list[bytes]
+    offsets: Ints
+    sizes: Ints
+    starts: Ints
 
 
-class TarReader:
-    """Walks the headers of one tar; `headers_crc32` covers the headers walked so far."""
+class TarParser:
+    """Reads one tar from its pieces, which may be of any size; `end` is where its end mark starts, once reached."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.headers_crc32 = 0
-        self.members_seen = 0
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self.shard_bytes = os.fstat(self._descriptor).st_size
-        self.mtime_ns = os.fstat(self._descriptor).st_mtime_ns
+    def __init__(self, name: str, shard_bytes: int) -> None:
+        self.end: int | None = None
+        self._name = name
+        self._shard_bytes = shard_bytes
+        self._seen = 0
+        self._next = 0  # where the next header starts
+        self._carried = b""  # of a header, or of its extension, that goes on in the next piece
+        self._intact = 0  # headers found intact so far
+        self._problem: str | None = None
+        self._named: dict[str, bytes] = {}  # of the next member
+        self._defaults: dict[str, bytes] = {}
+        self._rows: list[int] = []  # headers within the piece
+        self._headers: list[Bytes] = []
+        self._places: list[Ints] = []
+        self._sizes: list[int] = []  # of each header's contents
+        self._paths: dict[int, bytes] = {}  # names that extensions give, by header
 
-    def __enter__(self) -> "TarReader":
-        return self
+    def members(self, pieces: Iterable[bytes]) -> Iterator[Members]:
+        """The regular files of the whole archive, thousands at a time.
 
-    def __exit__(self, *_exc: object) -> None:
-        os.close(self._descriptor)
+        DataError: not a tar, damaged, truncated, or holding links or sparse files.
+        """
+        for piece in pieces:
+            self._take(self._carried + piece if self._carried else piece, self._seen - len(self._carried))
+            self._seen += len(piece)
+            enough = len(self._sizes) >= HEADERS_AT_ONCE and self._sizes[-1] != _EXTENDS
+            if enough or self._problem is not None:
+                yield self._checked()
+        if self.end is None or self._seen < self.end + _END_BYTES:
+            self._problem = self._truncated()
+        yield self._checked()
 
-    def members(self) -> Iterator[Member]:
-        """Regular files in order. DataError: not a tar, damaged, truncated, or holding links or sparse files."""
-        offset = 0
-        named: dict[str, str] = {}
-        defaults: dict[str, str] = {}
-        while (header := self._header(offset)) is not None:
-            kind, contents = header[156:157], offset + BLOCK_BYTES
-            attributes = {**defaults, **named}
-            extends = kind in (_GNU_LONG_NAME, _GNU_LONG_LINK, _PAX, _PAX_GLOBAL)
-            size = self._size(header, offset, {} if extends else attributes)
-            offset = self._next(contents, size)
-            if extends:
-                found = self._extension(kind, contents, size)
-                (defaults if kind == _PAX_GLOBAL else named).update(found)
-                continue
-            named = {}
-            if member := self._member(header, kind, attributes, contents, size):
-                yield member
+    def _take(self, piece: bytes, start: int) -> None:
+        """Note the headers in a piece that starts at byte `start` of the tar."""
+        at = self._next - start
+        self._carried = b""
+        if self.end is None:
+            at = self._hop(piece, start, at)
+        if self.end is not None:
+            self._check_end(piece[max(at, 0) :], start + max(at, 0))
+        elif at < len(piece):
+            self._carried = piece[at:]
+        self._gather(piece, start)
+        self._next = start + at
 
-    def _header(self, offset: int) -> bytes | None:
-        header = os.pread(self._descriptor, BLOCK_BYTES, offset)
-        if len(header) < BLOCK_BYTES:
-            raise self._truncated()
+    def _hop(self, piece: bytes, start: int, at: int) -> int:
+        """From header to header, as far as they are whole; gives where the next one starts within the piece."""
+        rows, sizes, named, defaults = self._rows, self._sizes, self._named, self._defaults
+        last = len(piece) - HEADER_BYTES
+        while at <= last:
+            digits, closing, kind = _SIZE_AND_KIND(piece, at + 124)
+            if kind == _PLAIN and not (closing or named or defaults or digits.translate(None, OCTAL_DIGITS)):
+                size = int(digits, 8)
+                sizes.append(size)
+                rows.append(at)
+            elif (found := self._unusual(piece, start, at)) is None:
+                break
+            else:
+                size = found
+            at += HEADER_BYTES + (size + 511 & ~511)
+        return at
+
+    def _unusual(self, piece: bytes, start: int, at: int) -> int | None:
+        """The size of what follows a header of any other form; None at the end, at a problem, or when cut off."""
+        header, kind = piece[at : at + HEADER_BYTES], piece[at + 156 : at + 157]
         if header == _ZERO_BLOCK:
-            self._check_end(offset)
+            self.end = start + at
             return None
-        self._check_sum(header, offset)
-        self.members_seen += 1
-        self.headers_crc32 = zlib.crc32(header, self.headers_crc32)
-        return header
+        if kind in _EXTENSIONS:
+            return self._extension(kind, header, piece, start, at)
+        attributes = {**self._defaults, **self._named}
+        if kind in _REGULAR:
+            return self._regular(header, attributes, start, at)
+        self._note(at, _NO_MEMBER)
+        self._named.clear()
+        if kind != _FOLDER:
+            name = attributes.get("path") or tar_headers.names(_matrix(header))[0]
+            self._problem = _refused(_REFUSED.get(kind, f"an entry of unknown type {kind!r}"), _shown(name))
+            return None
+        return 0  # a folder's size is a hint about the file system, not contents
 
-    def _check_sum(self, header: bytes, offset: int) -> None:
-        found = _octal(header[148:156])
-        if found == sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            return
-        if self.members_seen:
-            raise DataError(f"{self.path}: damaged tar header at byte {offset}: make or copy the shard again")
-        hint = "it is compressed; decompress it" if _is_compressed(header) else "name a .tar shard"
-        raise DataError(f"{self.path}: not a tar archive: {hint}")
+    def _regular(self, header: bytes, attributes: dict[str, bytes], start: int, at: int) -> int | None:
+        named = attributes.get("size")
+        size = tar_headers.size(header) if named is None else tar_headers.decimal(named)
+        if "path" in attributes:
+            self._paths[len(self._sizes)] = attributes["path"]
+        self._note(at, size)
+        self._named.clear()
+        return self._sound(size, start + at)
 
-    def _check_end(self, offset: int) -> None:
-        if os.pread(self._descriptor, BLOCK_BYTES, offset + BLOCK_BYTES) != _ZERO_BLOCK:
-            raise self._truncated()
-        offset += 2 * BLOCK_BYTES
-        while block := os.pread(self._descriptor, 1 << 20, offset):
-            if block.count(0) != len(block):
-                raise DataError(
-                    f"{self.path}: data follows the end of the archive at byte {offset}, as after `cat a.tar b.tar`: "
-                    "keep one archive per shard"
-                )
-            offset += len(block)
-
-    def _size(self, header: bytes, offset: int, attributes: dict[str, str]) -> int:
-        if header[156:157] == _FOLDER:
-            return 0  # a hint about the file system, not contents
-        size = _octal_or_base_256(header[124:136])
-        if (named := attributes.get("size")) is not None:
-            size = int(named) if named.isdecimal() else -1
-        if size < 0:
-            raise DataError(f"{self.path}: damaged size in the tar header at byte {offset}: copy the shard again")
-        return size
-
-    def _next(self, contents: int, size: int) -> int:
-        if contents + size > self.shard_bytes:
-            raise self._truncated()
-        return contents + -(-size // BLOCK_BYTES) * BLOCK_BYTES
-
-    def _extension(self, kind: bytes, contents: int, size: int) -> dict[str, str]:
+    def _extension(self, kind: bytes, header: bytes, piece: bytes, start: int, at: int) -> int | None:
+        size, contents = tar_headers.size(header), at + HEADER_BYTES
         if size > _MAX_EXTENSION_BYTES:
-            raise DataError(f"{self.path}: a {size}-byte extended header at byte {contents}: make the shard again")
-        block = os.pread(self._descriptor, size, contents)
-        self.headers_crc32 = zlib.crc32(block, self.headers_crc32)
+            self._problem = f"a {size}-byte extended header at byte {start + contents}: make the shard again"
+        elif contents + size > len(piece):
+            return None
+        self._note(at, _NO_MEMBER if kind == _PAX_GLOBAL else _EXTENDS)
+        if self._problem or self._sound(size, start + at) is None:
+            return None
+        found = self._attributes(kind, piece[contents : contents + size], start + contents)
+        (self._defaults if kind == _PAX_GLOBAL else self._named).update(found)
+        return size if self._problem is None else None
+
+    def _attributes(self, kind: bytes, block: bytes, place: int) -> dict[str, bytes]:
         if kind == _GNU_LONG_LINK:
             return {}
         if kind == _GNU_LONG_NAME:
-            return {"path": self._text(block.split(b"\0", 1)[0])}
-        return self._pax(block, contents)
-
-    def _pax(self, block: bytes, contents: int) -> dict[str, str]:
-        """`length key=value\\n` records (POSIX.1-2001, pax interchange format)."""
-        found: dict[str, str] = {}
-        start = 0
-        while start < len(block):
-            digits = block[start : start + 12].split(b" ", 1)[0]
-            length = int(digits) if digits.isdigit() else 0
-            key, equals, value = block[start + len(digits) + 1 : start + length - 1].partition(b"=")
-            if not equals or start + length > len(block):
-                raise DataError(f"{self.path}: damaged pax header at byte {contents}: make or copy the shard again")
-            if key.startswith(b"GNU.sparse"):
-                raise self._refused("a sparse file", f"at byte {contents}")
-            if key in (b"path", b"size"):
-                found[key.decode()] = self._text(value)
-            start += length
-        return found
-
-    def _member(
-        self, header: bytes, kind: bytes, attributes: dict[str, str], contents: int, size: int
-    ) -> Member | None:
-        name = attributes.get("path") or self._header_name(header)
-        if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
-            return None
-        if kind not in (b"0", b"\0", b"7"):
-            raise self._refused(_REFUSED.get(kind, f"an entry of unknown type {kind!r}"), name)
-        while name.startswith("./"):
-            name = name[2:]
-        return Member(name, contents, size)
-
-    def _header_name(self, header: bytes) -> str:
-        name = header[:100].split(b"\0", 1)[0]
-        prefix = header[345:500].split(b"\0", 1)[0]
-        # GNU's magic is "ustar  ", and it keeps times where ustar keeps the prefix.
-        return self._text(prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name)
-
-    def _text(self, name: bytes) -> str:
+            return {"path": block.partition(b"\0")[0]}
         try:
-            return name.decode()
+            found = tar_headers.pax_records(block)
+        except ValueError:
+            self._problem = f"damaged pax header at byte {place}: make or copy the shard again"
+            return {}
+        if any(key.startswith("GNU.sparse") for key in found):
+            self._problem = _refused("a sparse file", f"at byte {place}")
+        return {key: found[key] for key in ("path", "size") if key in found}
+
+    def _sound(self, size: int, place: int) -> int | None:
+        if size < 0:
+            self._problem = f"damaged size in the tar header at byte {place}: copy the shard again"
+        elif size > self._shard_bytes:
+            self._problem = self._truncated()
+        return size if self._problem is None else None
+
+    def _note(self, at: int, size: int) -> None:
+        self._rows.append(at)
+        self._sizes.append(size)
+
+    def _gather(self, piece: bytes, start: int) -> None:
+        """Keep the headers of this piece until there are enough to check at once."""
+        if self._rows:
+            rows = np.array(self._rows, np.int64)
+            blocks = np.ndarray(len(piece) - HEADER_BYTES + 1, f"V{HEADER_BYTES}", piece, strides=1)
+            self._headers.append(blocks[rows].view(np.uint8).reshape(-1, HEADER_BYTES))
+            self._places.append(rows + start)
+            self._rows.clear()
+
+    def _check_end(self, tail: bytes, place: int) -> None:
+        """After the first zero block there is a second one, and then nothing but zeros."""
+        nonzero = np.frombuffer(tail, np.uint8)
+        if self.end is None or not nonzero.any():
+            return
+        found = place + int(np.argmax(nonzero != 0))
+        self._problem = self._truncated()
+        if found >= self.end + _END_BYTES:
+            self._problem = (
+                f"data follows the end of the archive at byte {found}, as after `cat a.tar b.tar`: "
+                "keep one archive per shard"
+            )
+
+    def _checked(self) -> Members:
+        """What was gathered, once every header of it proved intact; a problem is told only then.
+
+        A damaged size leads anywhere, and what is found there is not what is wrong.
+        """
+        headers = np.concatenate([np.empty((0, HEADER_BYTES), np.uint8), *self._headers])
+        places = np.concatenate([np.empty(0, np.int64), *self._places])
+        self._refuse_damaged(headers, places)
+        if self._problem is not None:
+            raise DataError(f"{self._name}: {self._problem}")
+        sizes = np.array(self._sizes, np.int64)
+        rows = np.flatnonzero(sizes >= 0)
+        members = Members(
+            names=self._names(headers, rows),
+            offsets=places[rows] + HEADER_BYTES,
+            sizes=sizes[rows],
+            starts=places[_first_rows(sizes != _EXTENDS)][rows],
+        )
+        for gathered in (self._headers, self._places, self._sizes, self._paths):
+            gathered.clear()
+        return members
+
+    def _refuse_damaged(self, headers: Bytes, places: Ints) -> None:
+        damaged = tar_headers.damaged(headers)
+        first = int(np.argmax(damaged)) if damaged.any() else len(damaged)
+        if first < len(damaged):
+            found = f"damaged tar header at byte {places[first]}: make or copy the shard again"
+            if self._intact + first == 0:
+                hint = "it is compressed; decompress it" if _is_compressed(headers[0]) else "name a .tar shard"
+                found = f"not a tar archive: {hint}"
+            raise DataError(f"{self._name}: {found}")
+        self._intact += len(damaged)
+
+    def _names(self, headers: Bytes, rows: Ints) -> list[bytes]:
+        names = tar_headers.names(headers)
+        for row, path in self._paths.items():
+            names[row] = path
+        names = names if len(rows) == len(names) else [names[row] for row in rows]
+        try:
+            b"\0".join(names).decode()
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.path}: the member name {name!r} is not UTF-8: rename the file") from error
+            name = next(name for name in names if not _is_utf8(name))
+            raise DataError(f"{self._name}: the member name {name!r} is not UTF-8: rename the file") from error
+        return [_below(name) if name.startswith(b"./") else name for name in names]
 
-    def _refused(self, what: str, where: str) -> DataError:
-        return DataError(f"{self.path}: {where} is {what}, but samples are plain files: make the shard without it")
-
-    def _truncated(self) -> DataError:
-        if self.shard_bytes == 0:
-            return DataError(f"{self.path}: the file is empty, not a tar archive: make or copy the shard again")
-        if self.members_seen == 0 and self.shard_bytes < BLOCK_BYTES:
-            return DataError(f"{self.path}: not a tar archive, only {self.shard_bytes} bytes: make the shard again")
-        return DataError(
-            f"{self.path}: truncated: the file ends at byte {self.shard_bytes}, before the end of its archive: "
+    def _truncated(self) -> str:
+        if self._shard_bytes == 0:
+            return "the file is empty, not a tar archive: make or copy the shard again"
+        if self._shard_bytes < HEADER_BYTES:
+            return f"not a tar archive, only {self._shard_bytes} bytes: make the shard again"
+        return (
+            f"truncated: the file ends at byte {self._shard_bytes}, before the end of its archive: "
             "make or copy the shard again"
         )
 
 
-def _is_compressed(start: bytes) -> bool:
-    return start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+def _first_rows(ends: npt.NDArray[np.bool_]) -> Ints:
+    """For each row the first one after the last end before it."""
+    last_ends = np.maximum.accumulate(np.where(ends, np.arange(1, len(ends) + 1), 0))
+    return np.concatenate([np.zeros(1, np.int64), last_ends])[:-1]
 
 
-def _octal_or_base_256(field: bytes) -> int:
-    if field[0] == 0x80:  # GNU's base-256, for sizes of 8 GiB and more
-        return int.from_bytes(field[1:], "big")
-    return _octal(field)
+def _refused(what: str, where: str) -> str:
+    return f"{where} is {what}, but samples are plain files: make the shard without it"
 
 
-def _octal(field: bytes) -> int:
-    digits = field.strip(b" \0")
-    if not digits:
-        return 0
-    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else -1
+def _below(name: bytes) -> bytes:
+    while name.startswith(b"./"):
+        name = name[2:]
+    return name
+
+
+def _matrix(header: bytes) -> Bytes:
+    return np.frombuffer(header, np.uint8).reshape(1, HEADER_BYTES)
+
+
+def _shown(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_compressed(start: Bytes) -> bool:
+    return start.tobytes().startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))

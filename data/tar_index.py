@@ -1,36 +1,42 @@
-"""Shard -> index: where each part of each sample lies. Samples follow WebDataset's key rule."""
+"""Shard -> index: where each part of each sample lies, and checksums of every block. Kept as a sidecar."""
 
-import re
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from configs.errors import DataError
-from data import sidecar
-from data.tar import Member, TarReader
+from data import energon, sidecar
+from data.grouping import Grouping, key_table
+from data.npz_map import parse_npz
+from data.order import GROUP_SAMPLES
+from data.storage import CHECKED_BYTES, Checksums, Shard, Stat, checksum
+from data.tar import TarParser
 from data.types import Array, Bytes, Ints, Say, silent
 
-VERSION = 1
+VERSION = 2
 SIDECAR = "idx"
-# webdataset.tariterators: key up to the first dot of the base name; hidden files have no key; __meta__ is skipped.
-_KEY_AND_PART = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
-_META = re.compile(r"__[^/]*__($|/)")
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """`part_offsets[p, n]` and `part_sizes[p, n]` place part p of sample n in bytes; -1 where absent."""
+    """`part_offsets[p, n]` and `part_sizes[p, n]` place part p of sample n in bytes; -1 where absent.
+
+    `group_bytes` sums the parts of each run of GROUP_SAMPLES samples; `part_counts[p]` samples have part p. `digest`
+    (sha256) changes with the keys, the layout and the contents, and with nothing else.
+    """
 
     key_blob: Bytes
     key_offsets: Ints
     part_names: tuple[str, ...]
     part_offsets: Ints
     part_sizes: Ints
-    shard_bytes: int
-    mtime_ns: int
-    headers_crc32: int
+    group_bytes: Ints
+    part_counts: Ints
+    checksums: Checksums
+    digest: str
 
     @property
     def count(self) -> int:
@@ -38,94 +44,133 @@ class ShardIndex:
         return len(self.key_offsets) - 1
 
     @property
-    def stamp(self) -> tuple[int, int, int]:
+    def stamp(self) -> str:
         """What a derived file must agree with to be trusted."""
-        return VERSION, self.shard_bytes, self.mtime_ns
+        return self.digest
 
     def key(self, sample: int) -> str:
         """The key of sample 0 … count-1."""
         return bytes(self.key_blob[self.key_offsets[sample] : self.key_offsets[sample + 1]]).decode()
 
+    @cached_property
+    def layout(self) -> str:
+        """sha256 over keys and the places of parts, whatever the contents."""
+        return _layout(self.key_blob, self.key_offsets, self.part_names, self.part_offsets, self.part_sizes)
 
-def load_index(shard: Path, say: Say = silent) -> ShardIndex:
-    """The kept index, or a new one (kept for the next time) when there is none or the shard changed."""
+
+def load_index(shard: Shard, say: Say = silent) -> ShardIndex:
+    """The kept index, or a new one (kept for the next time) when there is none or the shard changed.
+
+    DataError: see `build_index`.
+    """
     kept = read_kept_index(shard)
     if kept is not None:
         return kept
-    index = build_index(shard)
-    sidecar.save(shard, SIDECAR, index.stamp, _to_arrays(index), say)
-    return index
+    with sidecar.building(shard, SIDECAR):
+        return read_kept_index(shard) or _adopted(shard, say) or _rebuilt(shard, say)
 
 
-def read_kept_index(shard: Path) -> ShardIndex | None:
+def read_kept_index(shard: Shard) -> ShardIndex | None:
     """The index kept for the shard as it is now, if any. DataError: the shard cannot be read."""
-    try:
-        status = shard.stat()
-    except OSError as error:
-        raise DataError(f"{shard}: cannot be read ({error.strerror}): restore the shard or correct the path") from error
-    arrays = sidecar.load(shard, SIDECAR, (VERSION, status.st_size, status.st_mtime_ns))
-    return None if arrays is None else _from_arrays(arrays, status.st_size, status.st_mtime_ns)
+    stat = shard.stat()
+    return next((index for index in _kept(shard) if index.checksums.stat == stat), None)
 
 
-def build_index(shard: Path) -> ShardIndex:
-    """Read every tar header. DataError: not a tar, damaged, truncated, no samples, or a repeated key or part."""
-    try:
-        with TarReader(shard) as reader:
-            samples = dict(_samples(shard, reader.members()))
-    except OSError as error:
-        raise DataError(f"{shard}: cannot be read ({error.strerror}): restore the shard or correct the path") from error
-    if not samples:
-        raise DataError(f"{shard}: the archive holds no samples: remove the shard or make it again")
-    part_names = tuple(sorted({part for parts in samples.values() for part in parts}))
-    part_offsets, part_sizes = _part_tables(list(samples.values()), part_names)
-    keys = [key.encode() for key in samples]
+def last_kept_index(shard: Shard) -> ShardIndex | None:
+    """The index kept for the shard as it is now or, when there is none, as it was before."""
+    return read_kept_index(shard) or next(_kept(shard), None) or _published(shard)
+
+
+def build_index(shard: Shard, say: Say = silent) -> ShardIndex:
+    """Read the shard once, from end to end.
+
+    DataError: not a tar, damaged, truncated, no samples, a repeated key or part, or it changes meanwhile.
+    """
+    stat = shard.stat()
+    sums: list[int] = []
+    parser, grouping = TarParser(shard.name, stat.size), Grouping(shard.name)
+    for members in parser.members(summed(shard.stream(), sums)):
+        grouping.add(members)
+    if shard.stat() != stat:
+        raise DataError(f"{shard.name}: the shard changed while it was indexed: leave shards alone once they are made")
+    part_names, part_offsets, part_sizes, starts = grouping.tables()
+    if parser.end is not None:
+        energon.compare(shard, starts, parser.end, say)
+    key_blob, key_offsets = key_table(grouping.keys)
+    checksums = Checksums(stat, np.array(sums, np.uint64))
+    layout = _layout(key_blob, key_offsets, part_names, part_offsets, part_sizes)
     return ShardIndex(
-        key_blob=np.frombuffer(b"".join(keys), np.uint8),
-        key_offsets=np.cumsum([0, *map(len, keys)], dtype=np.int64),
+        key_blob=key_blob,
+        key_offsets=key_offsets,
         part_names=part_names,
         part_offsets=part_offsets,
         part_sizes=part_sizes,
-        shard_bytes=reader.shard_bytes,
-        mtime_ns=reader.mtime_ns,
-        headers_crc32=reader.headers_crc32,
+        group_bytes=_group_bytes(part_sizes),
+        part_counts=(part_sizes >= 0).sum(axis=1),
+        checksums=checksums,
+        digest=hashlib.sha256(f"{layout} {stat.size} ".encode() + checksums.blocks.tobytes()).hexdigest(),
     )
 
 
-def _samples(shard: Path, members: Iterator[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Runs of members with the same key."""
-    seen: set[str] = set()
-    current, parts = "", dict[str, Member]()
-    for member in members:
-        match = _KEY_AND_PART.fullmatch(member.name)
-        if match is None or _META.match(member.name):
-            continue
-        key, part = match[1], match[2].lower()
-        if key != current:
-            if parts:
-                yield current, parts
-            if key in seen:
-                raise DataError(
-                    f"{shard}: the parts of sample {key} are not together (or the key is used twice): "
-                    "make the shard with keys in order, each used once"
-                )
-            seen.add(key)
-            current, parts = key, {}
-        if part in parts:
-            raise DataError(f"{shard}: sample {key} has part {part} twice: keep one, or give the samples unique keys")
-        parts[part] = member
-    if parts:
-        yield current, parts
+def summed(pieces: Iterator[bytes], sums: list[int]) -> Iterator[bytes]:
+    """The same pieces of a shard; the checksum of each block is appended to `sums`."""
+    for piece in pieces:
+        view = memoryview(piece)
+        sums += [checksum(view[at : at + CHECKED_BYTES]) for at in range(0, len(piece), CHECKED_BYTES)]
+        yield piece
 
 
-def _part_tables(samples: list[dict[str, Member]], part_names: tuple[str, ...]) -> tuple[Ints, Ints]:
-    offsets = np.full((len(part_names), len(samples)), -1, np.int64)
-    sizes = offsets.copy()
-    row = {name: number for number, name in enumerate(part_names)}
-    for column, parts in enumerate(samples):
-        for name, member in parts.items():
-            offsets[row[name], column] = member.offset
-            sizes[row[name], column] = member.size
-    return offsets, sizes
+def _adopted(shard: Shard, say: Say) -> ShardIndex | None:
+    """The index beside a remote shard, taken for its own when the sizes agree; kept in the cache."""
+    index = _published(shard)
+    if index is None:
+        return None
+    stat = shard.stat()
+    if index.checksums.stat.size != stat.size:
+        return None
+    adopted = replace(index, checksums=replace(index.checksums, stat=stat))
+    _save(shard, adopted, say)
+    return adopted
+
+
+def _published(shard: Shard) -> ShardIndex | None:
+    if shard.folder is not None:  # it was looked for as a file
+        return None
+    contents = shard.beside(sidecar.suffix(SIDECAR))
+    try:
+        return None if contents is None else _from_arrays(parse_npz(contents))
+    except ValueError:
+        return None
+
+
+def _rebuilt(shard: Shard, say: Say) -> ShardIndex:
+    stale = next(_kept(shard), None)
+    index = build_index(shard, say)
+    if stale is not None and stale.layout == index.layout and stale.checksums.stat.size == index.checksums.stat.size:
+        changed = int((stale.checksums.blocks != index.checksums.blocks).sum())
+        if changed:
+            say(
+                f"WARNING: {shard.name}: the contents of {changed} of {len(stale.checksums.blocks)} blocks of "
+                f"{CHECKED_BYTES >> 10} KiB changed since it was indexed, its samples did not: if nobody changed them, "
+                "the file is damaged: copy the shard again"
+            )
+    _save(shard, index, say)
+    return index
+
+
+def _save(shard: Shard, index: ShardIndex, say: Say) -> None:
+    sidecar.save(shard, SIDECAR, _stamp(index.checksums.stat), _to_arrays(index), say)
+
+
+def _kept(shard: Shard) -> Iterator[ShardIndex]:
+    for arrays in sidecar.found(shard, SIDECAR):
+        index = _from_arrays(arrays)
+        if index is not None:
+            yield index
+
+
+def _stamp(stat: Stat) -> str:
+    return f"{VERSION} {stat.size} {stat.version}"
 
 
 def _to_arrays(index: ShardIndex) -> dict[str, Array]:
@@ -135,18 +180,40 @@ def _to_arrays(index: ShardIndex) -> dict[str, Array]:
         "part_names": np.array(index.part_names, dtype=np.str_),
         "part_offsets": index.part_offsets,
         "part_sizes": index.part_sizes,
-        "headers_crc32": np.array([index.headers_crc32], np.int64),
+        "group_bytes": index.group_bytes,
+        "part_counts": index.part_counts,
+        "blocks": index.checksums.blocks,
+        "digest": np.array(index.digest),
     }
 
 
-def _from_arrays(arrays: dict[str, Array], shard_bytes: int, mtime_ns: int) -> ShardIndex:
+def _from_arrays(arrays: dict[str, Array]) -> ShardIndex | None:
+    """None when another version wrote them."""
+    version, _, stat = str(arrays.get("stamp", "")).partition(" ")
+    if version != str(VERSION):
+        return None
+    size, _, shard_version = stat.partition(" ")
     return ShardIndex(
         key_blob=arrays["key_blob"],
         key_offsets=arrays["key_offsets"],
-        part_names=tuple(str(name) for name in arrays["part_names"]),
+        part_names=tuple(arrays["part_names"].tolist()),
         part_offsets=arrays["part_offsets"],
         part_sizes=arrays["part_sizes"],
-        shard_bytes=shard_bytes,
-        mtime_ns=mtime_ns,
-        headers_crc32=int(arrays["headers_crc32"][0]),
+        group_bytes=arrays["group_bytes"],
+        part_counts=arrays["part_counts"],
+        checksums=Checksums(Stat(int(size), shard_version), arrays["blocks"]),
+        digest=str(arrays["digest"]),
     )
+
+
+def _group_bytes(part_sizes: Ints) -> Ints:
+    sample_bytes = np.maximum(part_sizes, 0).sum(axis=0)
+    groups: Ints = np.add.reduceat(sample_bytes, np.arange(0, len(sample_bytes), GROUP_SAMPLES))
+    return groups
+
+
+def _layout(key_blob: Bytes, key_offsets: Ints, part_names: tuple[str, ...], offsets: Ints, sizes: Ints) -> str:
+    digest = hashlib.sha256("\0".join(part_names).encode())
+    for array in (key_offsets, key_blob, offsets, sizes):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

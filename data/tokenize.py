@@ -80,10 +80,10 @@ class HuggingFaceTokenizer:
         """Ids without special tokens. UnicodeDecodeError when the text is not UTF-8."""
         return np.array(self._tokenizer.encode(text.decode(), add_special_tokens=False).ids, np.int64)
 
-    def lengths(self, texts: Sequence[bytes]) -> list[int]:
-        """Number of ids of each text, worked out on all cores. UnicodeDecodeError as for `encode`."""
-        encodings = self._tokenizer.encode_batch([text.decode() for text in texts], add_special_tokens=False)
-        return [len(encoding.ids) for encoding in encodings]
+    def encode_many(self, texts: Sequence[str]) -> list[Ints]:
+        """Ids of each text, without special tokens, worked out on all cores."""
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text, special tokens included."""

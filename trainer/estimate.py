@@ -128,7 +128,9 @@ def _gpt_cost(recipe: Recipe, config: GptModel) -> _ModelCost:
     vocab = config.vocab or vocab_size(recipe)
     with shapes_only():
         model = Gpt(config, vocab)
-    activations = gpt_activation_bytes(config, vocab, recipe.batch.micro, DTYPES[recipe.precision].itemsize)
+    assert not isinstance(recipe.data, ImageData), "the schema refuses images"
+    element_bytes, masked = DTYPES[recipe.precision].itemsize, recipe.data.document_mask
+    activations = gpt_activation_bytes(config, vocab, recipe.batch.micro, element_bytes, masked)
     return _ModelCost(model, gpt_flops_per_token(model), config.context, activations)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from configs.errors import DataError
 from data.batch import MicroBatch, Slice, eval_slices
 from data.dataset import Dataset, read_micro_batch
-from data.loader import Loader, StepBatch
+from data.loader import HINTED_STEPS, Loader, StepBatch
 from trainer.run_state import Attempt, Outcome
 from trainer.schedule import learning_rate
 
@@ -21,15 +21,21 @@ def train(run: Attempt) -> Outcome:
         while step < run.last_step:
             run.reporter.phase("training", step)
             batch, fault = _next(batches)
-            total_weight, stops, faults = run.ranks.sum([_weight(batch), run.stop_requested(), batch is None])
-            if faults or stops:
-                outcome = _leave(run, step, fault) if faults else Outcome("stopped", step, "a signal")
+            total_weight, skipped, stops, faults = run.ranks.sum(
+                [_weight(batch), len(batch.skipped) if batch else 0, run.stop_requested(), batch is None]
+            )
+            refusal = None if faults else run.reporter.skipped.refusal(step + 1, int(skipped), total_weight)
+            if faults or refusal:
+                outcome = _leave(run, step, fault, refusal, batch)
+                break
+            if stops:
+                outcome = Outcome("stopped", step, "a signal")
                 break
             assert batch is not None  # or this rank would have told of a fault
             step += 1
             lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.run.steps)
             result = run.engine.train_step(batch.micro_batches, step, total_weight, lr)
-            run.reporter.stepped(step, batch, result, total_weight, lr)
+            run.reporter.stepped(step, batch, result, total_weight, int(skipped), lr)
             valid = run.val_data is None or not _validates(run, step) or validate(run, run.val_data, step)
             run.reporter.log_if_due(step)
             if not valid:
@@ -53,7 +59,7 @@ def validate(run: Attempt, data: Dataset, step: int) -> bool:
     with run.reporter.watch.phase("validation"):
         count = min(data.count, run.recipe.validation.max_samples or data.count)
         slices = eval_slices(count, micro, run.ranks.rank, run.ranks.world)
-        sums = run.engine.evaluate(_readable(data, step, slices, micro, faults))
+        sums = run.engine.evaluate(_readable(run, data, step, slices, faults))
         *totals, faulty = run.ranks.sum([*(sums[name] for name in sorted(sums)), float(bool(faults))])
         if faulty:
             for fault in faults[:1]:
@@ -65,15 +71,19 @@ def validate(run: Attempt, data: Dataset, step: int) -> bool:
 
 
 def _readable(
-    data: Dataset, step: int, slices: list[Slice], micro: int, faults: list[DataError]
+    run: Attempt, data: Dataset, step: int, slices: list[Slice], faults: list[DataError]
 ) -> Iterator[MicroBatch]:
     """The micro-batches, blank where one cannot be read: the ranks must go on together until they have agreed."""
-    for part in slices:
+    micro = run.recipe.batch.micro
+    for number, part in enumerate(slices):
+        for later in slices[number : number + HINTED_STEPS]:
+            data.prefetch(later.start, later.stop)
         try:
             batch = read_micro_batch(data, step, part, micro)
         except DataError as error:
             faults.append(error)
             batch = read_micro_batch(data, step, Slice(part.micro, 0, 0), micro)
+        run.reporter.skipped.validated(step, batch.skipped)
         yield batch
 
 
@@ -100,8 +110,13 @@ def _weight(batch: StepBatch | None) -> float:
     return float(sum(b.targets for b in batch.micro_batches)) if batch else 0.0
 
 
-def _leave(run: Attempt, step: int, fault: DataError | None) -> Outcome:
+def _leave(
+    run: Attempt, step: int, fault: DataError | None, refusal: DataError | None, batch: StepBatch | None
+) -> Outcome:
     """A shard or sample cannot be used: keep what was trained, and let the rank that knows tell why."""
+    if refusal is not None:
+        run.reporter.skipped.tell(step + 1, batch.skipped if batch else [])
+        fault = refusal if run.ranks.leads else None  # every rank knows it
     if fault is not None:
         run.reporter.fault(fault, step)
     return Outcome("data_fault", step, "a data fault")

@@ -30,6 +30,7 @@ TAGS = {
     "data_wait_s": "time/data_wait_s",
     "checkpoint_s": "time/checkpoint_s",
     "goodput": "goodput/fraction",
+    "skipped": "data/skipped_samples",
     "host_bytes": "memory/host_bytes",
     "device_bytes": "memory/device_bytes",
 }

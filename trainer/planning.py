@@ -125,10 +125,10 @@ def check_data(recipe: Recipe, say: Callable[[str], None]) -> str:
     splits = [("train", recipe.data.train), ("val", recipe.data.val)]
     for split in [name for name, shards in splits if shards is not None]:
         dataset = open_dataset(recipe, "train" if split == "train" else "val", say)
-        size_bytes = sum(index.shard_bytes for index in dataset.catalog.indexes)
+        size = dataset.size
         say(
-            f"{split} data: {len(dataset.catalog.shards)} shards, {dataset.catalog.count:,} samples, "
-            f"{size_bytes / 1e6:,.1f} MB, {dataset.count:,} {unit} per epoch"
+            f"{split} data: {size.shards} shards, {size.samples:,} samples, {size.bytes / 1e6:,.1f} MB, "
+            f"{dataset.count:,} {unit} per epoch"
         )
         fingerprint = fingerprint or dataset.fingerprint
         dataset.close()

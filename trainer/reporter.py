@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from trainer.goodput import Goodput
 from trainer.hardware import memory_bytes, peak_flops
 from trainer.metrics import MetricSink, Progress
 from trainer.patient_file import PatientFile
+from trainer.skipped import SkippedSamples
 from trainer.stopwatch import Stopwatch
 from trainer.tasks.base import Task
 
@@ -32,8 +33,12 @@ class Reporter:
         sinks: Sequence[MetricSink],
         goodput: Goodput,
         audit: PatientFile | None,
+        skipped: SkippedSamples,
+        source_counts: Callable[[int], dict[str, int]],
     ) -> None:
         self.watch = Stopwatch()
+        self.skipped = skipped
+        self._source_counts = source_counts
         self._device, self._goodput = device, goodput
         self._context, self._recipe, self._ranks, self._task = context, context.recipe, context.ranks, task
         self._progress, self._sinks, self._audit = progress, sinks, audit
@@ -49,9 +54,12 @@ class Reporter:
         if self._ranks.leads:
             self._progress.update(name, step=step)
 
-    def stepped(self, step: int, batch: StepBatch, result: StepResult, total_weight: float, lr: float) -> None:
+    def stepped(
+        self, step: int, batch: StepBatch, result: StepResult, total_weight: float, skipped: int, lr: float
+    ) -> None:
         """After each optimizer step; cheap, without waiting for the device."""
         self.watch.add("data_wait", batch.wait_s)
+        self.skipped.trained(step, batch.skipped, skipped)
         self._steps += 1
         self._targets += total_weight
         self._loss_sum = result.loss_sum / total_weight
@@ -79,6 +87,7 @@ class Reporter:
             return
         loss = self.finite_loss(step)  # waits for the device: the interval's time is complete
         line = {**self._line, "loss": loss, "grad_norm": float(self._grad_norm), **self._rates(), **self._validation}
+        line |= self._data_figures(step)
         line["goodput"] = self._goodput.after(line["step_s"] * self._steps)
         self._validation, self._steps, self._targets = {}, 0, 0.0
         self.watch.reset()  # writing the line belongs to the next interval
@@ -124,6 +133,16 @@ class Reporter:
             rates["tokens"] = round(self._line["step"] * self._targets / max(self._steps, 1))
             rates["tokens_per_s"] = self._targets / loop_s
         return rates
+
+    def _data_figures(self, step: int) -> dict[str, Any]:
+        """What was used of each source of a mixture, and what was skipped where that is allowed."""
+        figures: dict[str, Any] = {}
+        counts = self._source_counts(step * self._recipe.batch.global_)
+        if len(counts) > 1:
+            figures["sources"] = counts
+        if self._recipe.data.on_error == "skip":
+            figures["skipped"] = self.skipped.total
+        return figures
 
     def fault(self, error: StokerError, step: int) -> None:
         """From the rank that has it; `final` tells the driver not to try again."""

@@ -31,7 +31,9 @@ class TensorBoard:
         self._write(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def log(self, line: Mapping[str, Any]) -> None:
-        values = [Summary.Value(tag=tag, simple_value=line[key]) for key, tag in TAGS.items() if key in line]
+        figures = {tag: line[key] for key, tag in TAGS.items() if key in line}
+        figures |= {f"data/source/{name}": count for name, count in line.get("sources", {}).items()}
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
         self._write(Event(step=line["step"], summary=Summary(value=values)))
 
     def text(self, step: int, text: str) -> None:

@@ -32,6 +32,7 @@ from trainer.ranks import Ranks
 from trainer.reporter import Reporter
 from trainer.run_folder import RunFolder
 from trainer.run_state import Attempt
+from trainer.skipped import SkippedSamples
 from trainer.tasks.base import Task
 from trainer.tasks.build import build_task
 from trainer.tensorboard_sink import TensorBoard
@@ -140,7 +141,11 @@ def _build_attempt(
             TensorBoard(context.folder, context.attempt, resumed),
         ]
     goodput = Goodput.so_far(context.ledger.events(), read_json_lines(context.folder.metrics))
-    reporter = Reporter(context, task, engine.device, progress, sinks, goodput, _open_audit(context))
+    skipped = SkippedSamples(context, resumed)
+    audit = _open_audit(context)
+    reporter = Reporter(
+        context, task, engine.device, progress, sinks, goodput, audit, skipped, train_data.source_counts
+    )
     cleanup.callback(reporter.close)
     writer = CheckpointWriter(
         context.folder,

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from configs.recipe import Recipe
+from configs.recipe import Batch, Recipe
 from data.batch import Rows
-from data.catalog import Catalog
 from data.dataset import Dataset, open_dataset
 from data.loader import Loader
+from data.mixture import Mixture, Portion
+from tests.data.memory_source import MemorySource
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -89,32 +90,24 @@ def test_closing_stops_the_thread_while_it_waits_for_room(text_shards: list[Path
         next(iter(loader))
 
 
-class _Slow:
+class _Slow(Dataset):
     """A dataset on a disk that needs 20 ms per read."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
-        self.fingerprint: str = dataset.fingerprint
-        self.count: int = dataset.count
-        self.catalog: Catalog = dataset.catalog
+    def __init__(self) -> None:
+        super().__init__([MemorySource("train", [100, 50], 1, 1)], Mixture([Portion(1.0)]), 1, 8)
         self.reads = 0
 
     def read(self, start: int, stop: int, pad_to: int) -> Rows:
         time.sleep(0.02)
         self.reads += 1
-        return self._dataset.read(start, stop, pad_to)
-
-    def keys(self, start: int, stop: int) -> list[str]:
-        return self._dataset.keys(start, stop)
-
-    def close(self) -> None:
-        self._dataset.close()
+        return super().read(start, stop, pad_to)
 
 
-def test_reading_is_hidden_behind_the_training_step(text_shards: list[Path], text_recipe: MakeRecipe) -> None:
-    recipe = text_recipe(text_shards)
-    slow = _Slow(open_dataset(recipe, "train"))
-    with _loader(slow, recipe) as loader:
+_BATCH = Batch.model_validate({"global": 8, "micro": 2})
+
+
+def test_reading_is_hidden_behind_the_training_step() -> None:
+    with Loader(_Slow(), _BATCH, rank=0, ranks=1, first_step=1, last_step=6) as loader:
         waits = []
         for batch in loader:
             waits.append(batch.wait_s)
@@ -123,9 +116,20 @@ def test_reading_is_hidden_behind_the_training_step(text_shards: list[Path], tex
     assert sum(waits[2:]) < 0.05
 
 
-def test_no_more_is_read_ahead_than_asked_for(text_shards: list[Path], text_recipe: MakeRecipe) -> None:
-    recipe = text_recipe(text_shards)
-    slow = _Slow(open_dataset(recipe, "train"))
-    with _loader(slow, recipe, last=50):
+def test_no_more_is_read_ahead_than_asked_for() -> None:
+    slow = _Slow()
+    with Loader(slow, _BATCH, rank=0, ranks=1, first_step=1, last_step=50):
         time.sleep(0.5)
         assert slow.reads == 4 * (2 + 1)  # two steps ready, one in hand
+
+
+def test_a_step_tells_what_was_skipped_of_it() -> None:
+    source = MemorySource("train", [100], 1, 1, damaged=frozenset({7, 60}))
+    dataset = Dataset([source], Mixture([Portion(1.0)]), 1, 8)
+    with Loader(dataset, _BATCH, rank=0, ranks=1, first_step=1, last_step=12) as loader:
+        steps = list(loader)
+    for step in steps:
+        keys = [key for micro_batch in step.micro_batches for key in micro_batch.keys]
+        assert [sample.key for sample in step.skipped] == [key for key in keys if key in {"7", "60"}]
+        assert sum(micro_batch.targets for micro_batch in step.micro_batches) == 8 - len(step.skipped)
+    assert sum(len(step.skipped) for step in steps) == 2

@@ -1,6 +1,10 @@
-"""Order, packing and batches follow from position alone."""
+"""Order, lanes and batches follow from position alone."""
 
+import subprocess
+import sys
+from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,151 +12,172 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.recipe import Batch
+from data import lanes as lane_places
 from data.batch import eval_slices, step_slices
-from data.order import EpochOrder, cut_blocks
-from data.packing import TokenStream
-from data.row_order import RowOrder
+from data.order import GROUP_SAMPLES, MAX_BLOCKS, Blocks, EpochOrder, cut_blocks, lay_lanes
 from data.stream import SampleStream
-from data.types import Ints
 
-shard_counts = st.lists(st.integers(1, 300), min_size=1, max_size=5)
+shard_counts = st.lists(st.integers(1, 300), min_size=1, max_size=9)
+lane_counts = st.integers(1, 12)
 batches = st.builds(
     lambda micro, n: Batch.model_validate({"global": micro * n, "micro": micro}), *[st.integers(1, 12)] * 2
 )
 
 
-def _sizes(counts: list[int]) -> Ints:
-    return np.random.default_rng(sum(counts)).integers(0, 1000, sum(counts))
+def _blocks(counts: list[int], sample_bytes: int | None = None) -> Blocks:
+    """Of samples of random sizes below 1000 bytes, or of these."""
+    random = np.random.default_rng(sum(counts))
+    groups = []
+    for count in counts:
+        sizes = random.integers(0, 1000, count) if sample_bytes is None else np.full(count, sample_bytes)
+        groups.append(np.add.reduceat(sizes, np.arange(0, count, GROUP_SAMPLES)))
+    return cut_blocks(np.array(counts), groups)
 
 
-@given(shard_counts, st.integers(1, 200_000), st.integers(0, 3))
-def test_every_epoch_is_a_permutation(counts: list[int], window_bytes: int, epoch: int) -> None:
-    order = EpochOrder(cut_blocks(counts, _sizes(counts)), window_bytes, ("f", 1, epoch))
-    assert sorted(order.samples(0, sum(counts))) == list(range(sum(counts)))
+def _order(counts: list[int], window_bytes: int, epoch: int = 0, lanes: int = 1, seed: int = 1) -> EpochOrder:
+    key = ("f", seed)
+    return EpochOrder(lay_lanes(_blocks(counts), lanes, key), window_bytes, key, epoch)
 
 
-@given(shard_counts, st.integers(1, 200_000), st.data())
-def test_any_range_equals_that_range_of_the_whole(counts: list[int], window_bytes: int, data: st.DataObject) -> None:
-    blocks = cut_blocks(counts, _sizes(counts))
-    start = data.draw(st.integers(0, sum(counts)))
-    stop = data.draw(st.integers(start, sum(counts)))
-    whole = EpochOrder(blocks, window_bytes, ("f", 1, 0)).samples(0, sum(counts))
-    assert list(EpochOrder(blocks, window_bytes, ("f", 1, 0)).samples(start, stop)) == list(whole[start:stop])
+@given(shard_counts, st.integers(1, 200_000), st.integers(0, 3), lane_counts)
+def test_every_epoch_is_a_permutation(counts: list[int], window_bytes: int, epoch: int, lanes: int) -> None:
+    stream = SampleStream(_blocks(counts), window_bytes, "f", 1, lanes)
+    located = stream.locate(np.arange(epoch * stream.count, (epoch + 1) * stream.count))
+    assert sorted(located.sample_ids) == list(range(sum(counts))) and set(located.epochs) == {epoch}
+
+
+@given(shard_counts, st.integers(1, 200_000), lane_counts, st.data())
+def test_any_items_in_any_order_are_found_where_the_whole_has_them(
+    counts: list[int], window_bytes: int, lanes: int, data: st.DataObject
+) -> None:
+    blocks = _blocks(counts)
+    whole = SampleStream(blocks, window_bytes, "f", 1, lanes).locate(np.arange(3 * sum(counts)))
+    items = np.array(data.draw(st.lists(st.integers(0, 3 * sum(counts) - 1))), np.int64)
+    found = SampleStream(blocks, window_bytes, "f", 1, lanes).locate(items)
+    assert found.sample_ids.tolist() == whole.sample_ids[items].tolist()
+    assert found.epochs.tolist() == whole.epochs[items].tolist()
+
+
+@given(st.integers(1, 500), lane_counts)
+def test_each_lane_feeds_every_position_that_is_its_own_modulo_lanes(count: int, lanes: int) -> None:
+    places = lane_places.places(np.arange(count), count, lanes)
+    starts = lane_places.lane_starts(count, lanes)
+    assert sorted(places) == list(range(count))
+    for lane in range(lanes):
+        assert places[lane::lanes].tolist() == list(range(starts[lane], starts[lane + 1]))
+    assert np.ptp(np.diff(starts)) <= 1
 
 
 def test_seed_epoch_and_data_each_change_the_order() -> None:
-    blocks = cut_blocks([500], np.ones(500, np.int64))
-    orders = {
-        tuple(EpochOrder(blocks, 10**9, key).samples(0, 500))
-        for key in [("f", 1, 0), ("f", 1, 1), ("f", 2, 0), ("g", 1, 0)]
-    }
-    assert len(orders) == 4
+    streams = [SampleStream(_blocks([500]), 10**9, name, seed) for name, seed in (("f", 1), ("f", 2), ("g", 1))]
+    orders = {tuple(stream.locate(np.arange(500) + first).sample_ids) for stream in streams for first in (0, 500)}
+    assert len(orders) == 6
 
 
 def test_the_order_is_the_same_on_every_machine_and_version() -> None:
-    blocks = cut_blocks([100, 50], np.full(150, 10))
-    found = EpochOrder(blocks, 700, ("fingerprint", 1337, 2)).samples(0, 8).tolist()
-    assert found == [27, 139, 148, 58, 7, 131, 128, 63]
+    stream = SampleStream(_blocks([100, 50, 7], 10), 700, "fingerprint", 1337, 2)
+    found = stream.locate(np.arange(2 * 157, 2 * 157 + 8)).sample_ids.tolist()
+    assert found == [139, 88, 148, 84, 131, 70, 128, 72]
 
 
-def test_a_window_holds_about_its_bytes_and_reads_stay_inside_it() -> None:
-    order = EpochOrder(cut_blocks([64 * 100], np.full(6400, 10)), 6400, ("f", 1, 0))
-    assert len(order.window_samples) - 1 == 10
-    blocks_of_a_batch = {int(sample) // 64 for sample in order.samples(1280, 1280 + 64)}
-    assert len(blocks_of_a_batch) <= 10
+@given(shard_counts, lane_counts, st.integers(1, 50))
+def test_lanes_keep_their_blocks_in_every_epoch_and_have_nearly_equal_weight(
+    counts: list[int], lanes: int, heaviest: int
+) -> None:
+    blocks = _blocks(counts)
+    weights = np.random.default_rng(0).integers(0, heaviest, len(blocks.first))
+    laid = lay_lanes(blocks, lanes, ("f", 1), weights)
+    shards = blocks.shard[laid.order]
+    assert len([None for a, b in pairwise(shards) if a != b]) == len(counts) - 1  # each shard's blocks together
+    bounds = pairwise(laid.starts)
+    assert all(abs(weights[laid.order[a:b]].sum() - weights.sum() / lanes) <= 2 * heaviest for a, b in bounds)
+    for epoch in range(2):
+        order = EpochOrder(laid, 10_000, ("f", 1), epoch).block_order
+        for a, b in pairwise(laid.starts):
+            assert sorted(order[a:b]) == sorted(laid.order[a:b])
 
 
-def test_a_billion_samples_are_ordered_without_touching_each() -> None:
-    order = EpochOrder(cut_blocks([10**6] * 3, np.full(3 * 10**6, 1000)), 64_000_000, ("f", 1, 0))
-    assert len(order.samples(1_500_000, 1_500_256)) == 256
-    assert order.window.cache_info().currsize == 1
+def test_what_is_in_use_at_once_does_not_depend_on_the_number_of_lanes() -> None:
+    blocks = _blocks([64 * 40] * 40, 10)
+    for lanes in (1, 4, 20):
+        order = SampleStream(blocks, 64_000, "f", 1, lanes).order(0)
+        assert len(order.window_samples) - 1 == 64 * 40 * 40 * 10 // 64_000 * lanes
+        places = lane_places.places(np.arange(6400, 6400 + 640), blocks.count, lanes)
+        assert len({int(sample) // 64 for sample in order.at(places)}) <= 2 * 100
+
+
+@given(shard_counts, st.integers(1, 200_000), lane_counts)
+def test_windows_tell_where_they_start_and_what_they_hold(counts: list[int], window_bytes: int, lanes: int) -> None:
+    order = _order(counts, window_bytes, lanes=lanes)
+    whole = order.samples(0, sum(counts)).tolist()
+    for window, (a, b) in enumerate(pairwise(order.window_samples)):
+        assert order.window(window).tolist() == whole[a:b]
+    assert order.cumulative(order.blocks.samples).tolist() == order.window_samples.tolist()
 
 
 def test_natural_order_is_that_of_the_shards() -> None:
-    stream = SampleStream(cut_blocks([70, 90], np.ones(160, np.int64)), 50, "f", None)
-    assert list(stream.locate(0, 160).sample_ids) == list(range(160))
+    stream = SampleStream(_blocks([70, 90], 1), 50, "f", None)
+    assert list(stream.locate(np.arange(160)).sample_ids) == list(range(160))
 
 
 def test_positions_cross_epochs() -> None:
-    stream = SampleStream(cut_blocks([7], np.ones(7, np.int64)), 50, "f", 3)
-    located = stream.locate(5, 30)
+    stream = SampleStream(_blocks([7], 1), 50, "f", 3)
+    located = stream.locate(np.arange(5, 30))
     assert list(located.epochs) == [0] * 2 + [1] * 7 + [2] * 7 + [3] * 7 + [4] * 2
     assert sorted(located.sample_ids[2:9]) == list(range(7))
     assert list(located.sample_ids[2:9]) != list(located.sample_ids[9:16])
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=90), min_size=1, max_size=3),
-    st.integers(1, 12),
-    st.integers(1, 2000),
-    st.data(),
-)
-def test_packing_equals_a_naive_reference(
-    shards: list[list[int]], context: int, window_bytes: int, data: st.DataObject
-) -> None:
-    lengths = np.array([length for shard in shards for length in shard])
-    if not lengths.sum():
-        return
-    stream = SampleStream(cut_blocks([len(shard) for shard in shards], lengths), window_bytes, "f", 1)
-    tokens = TokenStream(stream, lengths)
-    epochs = [stream.order(epoch).samples(0, len(lengths)) for epoch in range(3)]
-    naive = [(int(s), i) for ids in epochs for s in ids for i in range(lengths[s])]
-    row = data.draw(st.integers(0, max(0, len(naive) // context - 2)))
-    rows = data.draw(st.integers(1, 4))
-    start, stop = row * context, min((row + rows) * context + 1, len(naive))
-    around = tokens.stretch(max(0, start - data.draw(st.integers(0, 50))), stop + data.draw(st.integers(0, 50)))
-    found = [(span.sample, i) for span in around.spans(start, stop) for i in range(span.first, span.last)]
-    assert found == naive[start:stop]
+@given(shard_counts)
+def test_blocks_are_runs_of_one_shard_and_keep_every_byte(counts: list[int]) -> None:
+    blocks = _blocks(counts, 3)
+    ends = blocks.first + blocks.samples
+    assert blocks.first.tolist() == [0, *ends[:-1]] and blocks.count == sum(counts)
+    starts = np.cumsum([0, *counts])
+    assert all(starts[s] <= a < b <= starts[s + 1] for s, a, b in zip(blocks.shard, blocks.first, ends, strict=True))
+    assert blocks.bytes.tolist() == (3 * blocks.samples).tolist() and blocks.samples.max() <= GROUP_SAMPLES
 
 
-def _rows(order: RowOrder, start: int, stop: int) -> list[int]:
-    return [row for run in order.runs(start, stop) for row in range(run.first, run.stop)]
+def test_blocks_grow_when_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.order.MAX_BLOCKS", 20)
+    blocks = _blocks([1000, 3, 70, 2000, 129], 5)
+    assert blocks.samples.max() == 256 and len(blocks.first) <= 20
+    assert blocks.bytes.tolist() == (5 * blocks.samples).tolist()
+    assert len(_blocks([7] * 30).first) == 30  # one per shard is the least
 
 
-@given(st.integers(1, 300), st.integers(1, 20), st.integers(20, 2000), st.data())
-def test_each_pass_is_a_permutation_of_its_rows(
-    pass_rows: int, row_tokens: int, window_tokens: int, data: st.DataObject
-) -> None:
-    order = RowOrder(pass_rows, row_tokens, window_tokens, ("f", 1))
-    whole = _rows(order, 0, 3 * pass_rows)
-    for turn in range(3):
-        rows = range(turn * pass_rows, (turn + 1) * pass_rows)
-        assert sorted(whole[rows.start : rows.stop]) == list(rows)
-    start = data.draw(st.integers(0, 3 * pass_rows))
-    stop = data.draw(st.integers(start, 3 * pass_rows))
-    again = RowOrder(pass_rows, row_tokens, window_tokens, ("f", 1))
-    assert _rows(again, start, stop) == whole[start:stop]
-    groups = {run.group for run in order.runs(0, pass_rows)}
-    sizes = [group.stop - group.first for group in groups]
-    assert sum(sizes) == pass_rows and max(sizes) - min(sizes) <= 1  # no tiny last group
-    assert len(sizes) == -(-pass_rows * row_tokens // window_tokens)
+_BILLION = """
+import resource, sys
+import numpy as np
+from data.order import cut_blocks
+from data.stream import SampleStream
+shards, samples = int(sys.argv[1]), 10**9 // int(sys.argv[1])
+groups = np.full(-(-samples // 64), 64 * 19_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+blocks = cut_blocks(np.full(shards, samples), (groups for _ in range(shards)))
+stream = SampleStream(blocks, 256 << 20, "f", 1, 64)
+found = stream.locate(np.arange(9 * 10**8, 9 * 10**8 + 256)).sample_ids
+print(len(blocks.first), len(set(found.tolist())), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
 
 
-def test_seed_data_pass_and_group_each_change_the_order_of_rows() -> None:
-    def offsets(key: tuple[str | int, ...], start: int) -> tuple[int, ...]:
-        rows = _rows(RowOrder(200, 10, 1000, key), start, start + 100)
-        return tuple(row - start for row in rows)
-
-    orders = [offsets(("f", 1), start) for start in (0, 100, 200)] + [offsets(("f", 2), 0), offsets(("g", 1), 0)]
-    assert len(set(orders)) == 5
-
-
-def test_the_order_of_rows_is_the_same_on_every_machine_and_version() -> None:
-    assert _rows(RowOrder(90, 10, 300, ("fingerprint", 1337)), 148, 156) == [130, 140, 153, 158, 179, 170, 166, 171]
-
-
-def test_rows_without_a_key_stay_in_order() -> None:
-    assert _rows(RowOrder(90, 10, 300, None), 0, 90) == list(range(90))
+@pytest.mark.parametrize("shards", [1000, 200_000])
+def test_the_first_batch_of_a_billion_samples_takes_less_than_200_megabytes(shards: int) -> None:
+    command = [sys.executable, "-c", _BILLION, str(shards)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    blocks, samples, grown_kib = map(int, done.stdout.split())
+    assert blocks <= MAX_BLOCKS and samples == 256
+    assert grown_kib < 200e6 / 1024
 
 
 @given(batches, st.integers(1, 16), st.integers(1, 50))
 def test_micro_batches_are_the_same_for_any_number_of_workers(batch: Batch, ranks: int, step: int) -> None:
     dealt = [step_slices(step, batch, rank, ranks) for rank in range(ranks)]
     assert {len(slices) for slices in dealt} == {batch.accumulation(ranks)}
-    full = sorted((s for slices in dealt for s in slices if s.start < s.stop), key=lambda s: s.micro)
-    assert full == step_slices(step, batch, 0, 1)
-    for rank, slices in enumerate(dealt):
-        assert [s.micro for s in slices] == [round_ * ranks + rank for round_ in range(batch.accumulation(ranks))]
+    assert [s for slices in dealt for s in slices if s.start < s.stop] == step_slices(step, batch, 0, 1)
+    assert max(Counter(s.micro for slices in dealt for s in slices).values()) == 1
+    for slices in dealt:
+        assert all(a.stop == b.start for a, b in pairwise(slices) if b.start < b.stop)  # neighbours on one worker
 
 
 @given(batches, st.integers(1, 50))

@@ -128,6 +128,47 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(tokens), model(tokens))
 
 
+def three_documents() -> Tensor:
+    """And two blanks."""
+    return torch.tensor([[0] * 5 + [1] * 1 + [2] * 8 + [-1] * 2])
+
+
+@pytest.mark.parametrize(
+    "settings", [*VARIANTS, {"positions": "learned", "kv_heads": 1, "checkpoint_activations": True}]
+)
+def test_a_document_of_a_packed_row_gets_the_logits_and_gradients_it_gets_alone(settings: dict[str, object]) -> None:
+    model, tokens, documents = build(gpt(**settings)), some_tokens(rows=1), three_documents()
+    pieces = [tokens[documents == number][None] for number in (0, 1, 2, -1)]
+    packed, alone = model(tokens, documents), torch.cat([model(piece) for piece in pieces], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
+    weights = torch.randn(packed.shape, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for logits in (packed, alone):
+        model.zero_grad()
+        (logits * weights).sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for together, apart in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(packed, model(tokens), atol=1e-2), "and as one text it gets others"
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_another_document_of_the_row_changes_no_bit(settings: dict[str, object], dtype: torch.dtype) -> None:
+    model, tokens = build(gpt(**settings)).to(dtype), some_tokens(rows=1)
+    documents = three_documents()
+    changed = torch.where(documents == 1, (tokens + 1) % VOCAB, tokens)
+    before, after = model(tokens, documents), model(changed, documents)
+    assert torch.equal(before[documents != 1], after[documents != 1])
+    assert (before[documents == 1] != after[documents == 1]).any()
+    assert before.isfinite().all(), "of blanks too"
+
+
+def test_a_row_of_one_document_gets_what_it_gets_without_documents() -> None:
+    model, tokens = build(gpt()), some_tokens()
+    torch.testing.assert_close(model(tokens, torch.zeros_like(tokens)), model(tokens))
+
+
 def test_more_tokens_than_the_context_are_refused() -> None:
     with pytest.raises(ValueError, match=r"17 tokens in a row, but model\.context is 16"):
         build(gpt())(some_tokens(tokens=17))

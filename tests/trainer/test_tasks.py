@@ -71,6 +71,21 @@ def test_language_sums_are_over_valid_targets_and_fp32(dtype: torch.dtype) -> No
     torch.testing.assert_close(sums["loss"], expected)
 
 
+@pytest.mark.parametrize("model", [{}, {"positions": "rope", "kv_heads": 1, "checkpoint_activations": True}])
+def test_the_loss_of_packed_documents_is_that_of_each_alone(model: dict[str, Any]) -> None:
+    module, batch = task(LANGUAGE, model=model).module, text_batch()
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2, -1, -1]] * 4)
+    batch["targets_BT"][documents == -1] = -100
+    sums = module(**batch, documents_BT=documents)
+    alone = [
+        module(tokens[which == number][None], targets[which == number][None])
+        for tokens, targets, which in zip(batch["tokens_BT"], batch["targets_BT"], documents, strict=True)
+        for number in range(3)
+    ]
+    assert sums["weight"] == sum(part["weight"] for part in alone)
+    torch.testing.assert_close(sums["loss"], torch.stack([part["loss"] for part in alone]).sum())
+
+
 def test_classification_smooths_in_training_only_and_ignores_the_unlabelled() -> None:
     module, batch = classifier().eval(), image_batch()
     images, labels = module.normalise(batch["images_BHWC"]), batch["labels_B"][:5]

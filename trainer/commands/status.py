@@ -13,6 +13,10 @@ from trainer.history import read_history
 from trainer.ledger import read_json_lines
 from trainer.terminal import say
 
+_FIGURES = (
+    *("loss", "val_loss", "val_accuracy", "lr", "step_s", "samples_per_s", "tokens_per_s", "data_wait_s", "skipped"),
+)
+
 
 def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     """State, progress, faults and goodput of a run."""
@@ -25,8 +29,7 @@ def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     step = max(last["step"], *published[-1:], 0)
     say(f"{folder.root}: {history.state}, step {step} of {steps}, {history.attempts} attempts")
     if metrics:
-        figures = ("loss", "val_loss", "val_accuracy", "lr", "step_s", "samples_per_s", "tokens_per_s", "data_wait_s")
-        say("  ".join(f"{name} {last[name]:.6g}" for name in figures if name in last))
+        say("  ".join(f"{name} {last[name]:.6g}" for name in _FIGURES if name in last))
     say(f"newest checkpoint: step {published[-1]}" if published else "no checkpoint yet")
     if history.goodput is not None:
         say(f"goodput: {history.goodput:.1%} of the wall time was spent in committed training steps")

@@ -36,7 +36,8 @@ def shapes_only() -> Iterator[None]:
 def gpt_flops_per_token(model: Gpt) -> float:
     """Forward and backward: 6N + 12·layers·width·context (Chowdhery et al. 2022, PaLM, appendix B).
 
-    N leaves out tables that are only looked up. As in PaLM, attention counts in full although half is masked.
+    N leaves out tables that are only looked up. As in PaLM, attention counts in full although half is masked, or more
+    where a row holds several documents: the kernels work those scores out too.
     Count before ZeRO-3 takes the parameters apart.
     """
     looked_up = [] if model.config.tie_embeddings else [model.embed]
@@ -45,11 +46,14 @@ def gpt_flops_per_token(model: Gpt) -> float:
     return 6.0 * parameters + 12.0 * model.config.layers * model.config.width * model.config.context
 
 
-def gpt_activation_bytes(config: GptModel, vocab: int, rows: int, element_bytes: int) -> int:
+def gpt_activation_bytes(
+    config: GptModel, vocab: int, rows: int, element_bytes: int, document_mask: bool = False
+) -> int:
     """An estimate of what backward keeps for `rows` full rows, and of the loss's gradient.
 
     Counted per layer as Korthikanti et al. 2022, section 4.1, without the attention matrix, which the fused kernel
     recomputes; for GPT-2's layer this is their 34·width bytes per token (32 without dropout) in half precision.
+    With `document_mask` the layers share one mask of rows·context² elements.
     On the host RMSNorm is not fused and keeps some fp32 copies more.
     """
     tokens = rows * config.context
@@ -60,7 +64,8 @@ def gpt_activation_bytes(config: GptModel, vocab: int, rows: int, element_bytes:
         kept_bytes = config.layers * residual_bytes + layer_bytes
     # Log-probabilities and their gradient are fp32; final norm and head keep their inputs.
     loss_bytes = 2 * vocab * _FP32_BYTES + 2 * residual_bytes
-    return tokens * (kept_bytes + loss_bytes)
+    mask_bytes = config.context * element_bytes if document_mask else 0
+    return tokens * (kept_bytes + loss_bytes + mask_bytes)
 
 
 def _gpt_layer_bytes_per_token(config: GptModel, element_bytes: int) -> int:

@@ -16,7 +16,11 @@ Rope = tuple[Tensor, Tensor]
 
 
 class Gpt(nn.Module):
-    """Language model of the recipe's `model` section: tokens_BT (int64) -> logits_BTV."""
+    """Language model of the recipe's `model` section: tokens_BT (int64) -> logits_BTV.
+
+    With documents_BT (int64, one number per document, neighbours differ) each document of a row is seen as if it were
+    alone. Without, a row is one text.
+    """
 
     def __init__(self, config: GptModel, vocab: int) -> None:
         super().__init__()
@@ -31,19 +35,22 @@ class Gpt(nn.Module):
             self.head.weight = self.embed.weight
         self._initialise()
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Logits of each token's successor. Raises ValueError for more than `context` tokens."""
         tokens = tokens_BT.shape[1]
         if tokens > self.config.context:
             raise ValueError(f"{tokens} tokens in a row, but model.context is {self.config.context}")
         x_BTW = self.embed(tokens_BT)
         if self.positions is not None:
-            x_BTW = x_BTW + self.positions(torch.arange(tokens, device=tokens_BT.device))
+            places = torch.arange(tokens, device=tokens_BT.device)
+            x_BTW = x_BTW + self.positions(places if documents_BT is None else positions_in_documents(documents_BT))
         rope = self._rope(tokens, tokens_BT.device)
+        mask = None if documents_BT is None else document_mask(documents_BT, x_BTW.dtype)
         x_BTW = self.dropout(x_BTW)
         recompute = self.config.checkpoint_activations and torch.is_grad_enabled()
         for block in self.blocks:
-            x_BTW = checkpoint(block, x_BTW, rope, use_reentrant=False) if recompute else block(x_BTW, rope)
+            inputs = (x_BTW, rope, mask)
+            x_BTW = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         logits_BTV: Tensor = self.head(self.norm(x_BTW))
         return logits_BTV
 
@@ -74,8 +81,8 @@ class Block(nn.Module):
         self.mlp = Swiglu(config) if config.activation == "swiglu" else Gelu(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTW: Tensor, rope: Rope | None) -> Tensor:
-        x_BTW = x_BTW + self.dropout(self.attention(self.attention_norm(x_BTW), rope))
+    def forward(self, x_BTW: Tensor, rope: Rope | None, mask_B1TT: Tensor | None) -> Tensor:
+        x_BTW = x_BTW + self.dropout(self.attention(self.attention_norm(x_BTW), rope, mask_B1TT))
         y_BTW: Tensor = x_BTW + self.dropout(self.mlp(self.mlp_norm(x_BTW)))
         return y_BTW
 
@@ -92,18 +99,24 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x_BTW: Tensor, rope: Rope | None) -> Tensor:
+    def forward(self, x_BTW: Tensor, rope: Rope | None, mask_B1TT: Tensor | None) -> Tensor:
         heads_BHTD = self.qkv(x_BTW).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         q_BHTD, k_BHTD, v_BHTD = heads_BHTD.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if rope is not None:
             q_BHTD, k_BHTD = rotate(q_BHTD, rope), rotate(k_BHTD, rope)
+        grouped = self.kv_heads != self.heads
+        if grouped and mask_B1TT is not None:
+            # CUDA's kernel that takes a mask takes no groups, and torch would fall back to keeping every score.
+            k_BHTD, v_BHTD = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k_BHTD, v_BHTD))
+            grouped = False
         mixed_BHTD = F.scaled_dot_product_attention(
             q_BHTD,
             k_BHTD,
             v_BHTD,
-            is_causal=True,
+            attn_mask=mask_B1TT,
+            is_causal=mask_B1TT is None,
             dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.kv_heads != self.heads,
+            enable_gqa=grouped,
         )
         y_BTW: Tensor = self.out(mixed_BHTD.transpose(1, 2).flatten(2))
         return y_BTW
@@ -145,6 +158,24 @@ def mlp_width(config: GptModel) -> int:
     if config.activation == "gelu":
         return 4 * config.width
     return 64 * math.ceil(8 * config.width / (3 * 64))
+
+
+def document_mask(documents_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores, shape (B, 1, T, T): 0 for tokens up to a token in its document, else -inf.
+
+    One tensor for all layers: of a boolean mask the kernels would make, and keep for backward, one of this kind each.
+    """
+    hidden_BTT = documents_BT[:, :, None] != documents_BT[:, None, :]
+    hidden_BTT |= torch.ones_like(hidden_BTT[0]).triu(1)
+    return torch.zeros_like(hidden_BTT, dtype=dtype).masked_fill_(hidden_BTT, -math.inf)[:, None]
+
+
+def positions_in_documents(documents_BT: Tensor) -> Tensor:
+    """The number of each token within its document (of what the row has of it), from 0."""
+    places_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    starts_BT = places_T.expand_as(documents_BT).clone()
+    starts_BT[:, 1:][documents_BT[:, 1:] == documents_BT[:, :-1]] = 0
+    return places_T - starts_BT.cummax(dim=1).values
 
 
 def rope_tables(tokens: int, head_width: int, base: float, device: torch.device) -> Rope:

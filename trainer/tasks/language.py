@@ -25,9 +25,14 @@ class LanguageModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor | None = None) -> dict[str, Tensor] | Tensor:
-        """int64 tokens and targets -> sums "loss" (nats) and "weight" (targets); or logits_BTV without targets."""
-        logits_BTV: Tensor = self.model(tokens_BT)
+    def forward(
+        self, tokens_BT: Tensor, targets_BT: Tensor | None = None, documents_BT: Tensor | None = None
+    ) -> dict[str, Tensor] | Tensor:
+        """int64 tokens and targets -> sums "loss" (nats) and "weight" (targets); or logits_BTV without targets.
+
+        With documents_BT no token sees another document of its row.
+        """
+        logits_BTV: Tensor = self.model(tokens_BT, documents_BT)
         if targets_BT is None:
             return logits_BTV
         targets = targets_BT.flatten()

@@ -1,0 +1,1 @@
+"""Shards in object stores and on web servers: ranges, retries, a cache shared by the ranks of a node."""

@@ -1,0 +1,213 @@
+"""One range, asked for again from the byte reached; a second request races one that is slow."""
+
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from configs.errors import DataError
+from data import draw
+from data.remote.access import Request
+from data.remote.answers import Range, RequestFailedError
+from data.remote.ranged_get import Body, Connections
+from data.storage import Stat
+
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 20.0
+# A server that trickles never stalls: one request may not take longer than this rate allows.
+SLOWEST_BYTES_PER_S = 16 << 10
+_HEDGE_AFTER = 3.0  # times the median
+_HEDGE_FLOOR_S = 0.5
+_ENOUGH_KNOWN = 8
+_TELLING_BYTES = 256 << 10
+
+
+def pause_s(failures: int, key: draw.Key, least_s: float = 0.0) -> float:
+    """Exponential back-off with full jitter (Brooker 2015), keyed; at least what Retry-After asked for."""
+    longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (failures - 1))
+    share: float = draw.uniforms(1, ("pause", failures, *key)).item()
+    return max(least_s, longest * share)
+
+
+class Pace:
+    """How fast ranges come of late: what is slow is judged by it. Threads share it."""
+
+    def __init__(self, hedges: int) -> None:
+        self._seconds_per_byte: deque[float] = deque(maxlen=64)
+        self._hedges = threading.BoundedSemaphore(hedges)
+
+    def finished(self, size: int, seconds: float) -> None:
+        # Of a few bytes only the latency would be seen.
+        if size >= _TELLING_BYTES:
+            self._seconds_per_byte.append(seconds / size)
+
+    def slow_after_s(self, size: int, timeout_s: float) -> float:
+        """When a range of `size` bytes deserves a second request; half the time-out while little is known."""
+        known = list(self._seconds_per_byte)
+        if len(known) < _ENOUGH_KNOWN:
+            return timeout_s / 2
+        return max(_HEDGE_FLOOR_S, _HEDGE_AFTER * size * statistics.median(known))
+
+    def may_hedge(self) -> bool:
+        """Few at once: when everything is slow, more requests make it slower. `hedged` gives the turn back."""
+        return self._hedges.acquire(blocking=False)
+
+    def hedged(self) -> None:
+        self._hedges.release()
+
+
+@dataclass(frozen=True)
+class Link:
+    """What the downloads of a process share."""
+
+    connections: Connections
+    pace: Pace
+    timeout_s: float
+    tries: int
+
+
+class Download:
+    """Fetches bytes of an object.
+
+    The rule of tries: a range is given up after `tries` failed requests. Bytes that came before a failure are kept and
+    not asked for again, yet the failure counts; so does that of a racing request, one of which may be under way then.
+    """
+
+    def __init__(self, link: Link, name: str, request: Callable[[], Request], asked: Range) -> None:
+        self.link = link
+        self.name = name
+        self.request = request
+        self.asked = asked
+        self.news = threading.Condition()
+        self._failures: list[RequestFailedError] = []
+
+    def run(self) -> tuple[bytearray, Stat]:
+        """The bytes, fewer than asked where the object ends before. DataError: given up, or refused for good."""
+        began = time.monotonic()
+        size = self.asked.stop - self.asked.start
+        first = _Runner(self, self.asked.start)
+        runners = [first]
+        try:
+            first.start()
+            self._wait_while_fast(first, self.link.pace.slow_after_s(size, self.link.timeout_s))
+            racing = not first.ended and self.link.pace.may_hedge()
+            winner = self._race(runners) if racing else self._wait(runners)
+        finally:
+            for runner in runners:
+                runner.drop()
+        if winner is None:
+            raise next(runner.error for runner in runners if runner.error)
+        if not self._failures:  # pauses between tries say nothing of the link
+            self.link.pace.finished(size, time.monotonic() - began)
+        before = winner.start_byte - first.start_byte
+        return (first.buffer[:before] + winner.buffer if before else winner.buffer), winner.stat
+
+    def pause_after(self, failure: RequestFailedError) -> float:
+        """Seconds until the next try. DataError: it was the last."""
+        with self.news:
+            self._failures.append(failure)
+            count, last_two = len(self._failures), self._failures[-2:]
+        if count >= self.link.tries or (len(last_two) == 2 and all(failure.whole for failure in last_two)):
+            raise DataError(
+                f"{self.name}: bytes {self.asked.start}-{self.asked.stop - 1} could not be read in {count} tries, the "
+                f"last: {failure}: check the server and the network, or raise data.remote.tries or timeout_s"
+            )
+        return pause_s(count, (os.getpid(), self.name, self.asked.start), failure.retry_after_s)
+
+    def _race(self, runners: list["_Runner"]) -> "_Runner | None":
+        try:
+            second = _Runner(self, runners[0].reached)
+            runners.append(second)
+            second.start()
+            return self._wait(runners)
+        finally:
+            self.link.pace.hedged()
+
+    def _wait_while_fast(self, runner: "_Runner", slow_after_s: float) -> None:
+        """Until it has ended, or its present request takes too long. Pauses do not count: the server asked for them."""
+        with self.news:
+            while not runner.ended:
+                left_s = None if runner.asked_at is None else runner.asked_at + slow_after_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return
+                self.news.wait(left_s)
+
+    def _wait(self, runners: list["_Runner"]) -> "_Runner | None":
+        """The one that has all bytes; None: all have failed."""
+        with self.news:
+            self.news.wait_for(lambda: any(r.done for r in runners) or all(r.ended for r in runners))
+            return next((runner for runner in runners if runner.done), None)
+
+
+class _Runner:
+    """Fetches from a byte on, with tries, in a thread of its own so that it can be left behind."""
+
+    def __init__(self, download: Download, start_byte: int) -> None:
+        self.start_byte = start_byte
+        self.reached = start_byte
+        self.buffer = bytearray(download.asked.stop - start_byte)
+        self.stat = Stat(0, "")
+        self.done = False
+        self.error: BaseException | None = None
+        self.asked_at: float | None = None
+        self._download = download
+        self._body: Body | None = None
+        self._dropped = threading.Event()
+
+    @property
+    def ended(self) -> bool:
+        return self.done or self.error is not None
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="stoker-range", daemon=True).start()
+
+    def drop(self) -> None:
+        self._dropped.set()
+        if not self.done and (body := self._body) is not None:
+            body.drop()
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._fetch()
+        except BaseException as caught:  # it is raised in the thread that waits
+            error = caught
+        with self._download.news:
+            self.error, self.done = error, error is None
+            self._download.news.notify_all()
+
+    def _fetch(self) -> None:
+        while not self._dropped.is_set():
+            try:
+                self._set_asked_at(time.monotonic())
+                self._ask()
+                return
+            except RequestFailedError as failure:
+                self._set_asked_at(None)
+                if not self._dropped.is_set():
+                    self._dropped.wait(self._download.pause_after(failure))
+        raise RequestFailedError("another request was faster")
+
+    def _set_asked_at(self, asked_at: float | None) -> None:
+        with self._download.news:
+            self.asked_at = asked_at
+            self._download.news.notify_all()
+
+    def _ask(self) -> None:
+        download, link = self._download, self._download.link
+        asked = replace(download.asked, start=self.reached)
+        deadline = time.monotonic() + link.timeout_s + (asked.stop - asked.start) / SLOWEST_BYTES_PER_S
+        body = self._body = link.connections.get(download.name, download.request(), asked, link.timeout_s)
+        try:
+            with memoryview(self.buffer) as into:
+                while got := body.read_into(into[self.reached - self.start_byte :]):
+                    self.reached += got
+                    if self._dropped.is_set() or time.monotonic() > deadline:
+                        raise RequestFailedError(f"slower than {SLOWEST_BYTES_PER_S >> 10} KiB/s")
+        finally:
+            body.close()
+        self.stat = body.stat
+        del self.buffer[self.reached - self.start_byte :]

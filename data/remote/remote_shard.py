@@ -1,0 +1,262 @@
+"""A shard in an object store or on a web server."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from configs.errors import DataError
+from configs.recipe import RemoteReads
+from data.remote import trust
+from data.remote.access import requests_for
+from data.remote.address import Address, parse
+from data.remote.answers import NotFoundError, Range
+from data.remote.cache import Cache, Piece
+from data.remote.download import Download
+from data.remote.engine import SPAN_PIECES, Contents, Engine, engine_for
+from data.remote.trust import PIECE_BYTES
+from data.storage import Checksums, Stat
+
+
+def open_remote(url: str, settings: RemoteReads) -> "RemoteShard":
+    """The shard at an s3://, gs://, az://, http:// or https:// URL; nothing is asked for yet.
+
+    DataError: the URL or the credentials cannot be used.
+    """
+    return RemoteShard(parse(url), settings)
+
+
+class Part(NamedTuple):
+    """Bytes start … stop-1 of a piece, which lie at `at` of what is read."""
+
+    piece: int
+    start: int
+    stop: int
+    at: int
+
+
+def parts(offset: int, size: int) -> list[Part]:
+    """The pieces that hold `size` bytes from `offset` on. Pure."""
+    found = []
+    at = 0
+    while at < size:
+        piece, start = divmod(offset + at, PIECE_BYTES)
+        stop = min(PIECE_BYTES, start + size - at)
+        found.append(Part(piece, start, stop, at))
+        at += stop - start
+    return found
+
+
+class RemoteShard:
+    """See data.storage.Shard. Bytes come in pieces of PIECE_BYTES through the node's cache."""
+
+    def __init__(self, address: Address, settings: RemoteReads) -> None:
+        self._address = address
+        self._settings = settings
+        self._request = requests_for(address, os.environ)
+        self._known: Stat | None = None
+        self._contents_hash = 0
+        # The pieces that were compared with the checksums; replaced as one.
+        self._trusted: tuple[Checksums | None, set[int]] = (None, set())
+        self._last_engine: Engine | None = None
+
+    @property
+    def name(self) -> str:
+        return self._address.name
+
+    @property
+    def identity(self) -> str:
+        return self._address.identity
+
+    @property
+    def folder(self) -> Path | None:
+        return None
+
+    def stat(self) -> Stat:
+        # URLs signed for GET refuse HEAD; to some servers (s3rver) a range that ends at byte 0 has no end.
+        _, stat = Download(self._engine.link, self.name, self._request, Range(0, 2)).run()
+        if self._known is None:
+            self._know(stat)
+        return stat
+
+    def expect(self, checksums: Checksums) -> None:
+        self._know(checksums.stat)
+        self._trusted = (checksums, set())
+
+    def read(self, offset: int, size: int) -> bytes:
+        into = bytearray(size)
+        self.read_into(offset, memoryview(into))
+        return bytes(into)
+
+    def read_into(self, offset: int, into: memoryview) -> None:
+        self._refuse_outside(offset, len(into))
+        missing = []
+        for part in parts(offset, len(into)):
+            found = self._at_hand(part)
+            if found is None:
+                missing.append(part)
+            else:
+                into[part.at : part.at + len(found)] = found
+        coming = self._obtain([part.piece for part in missing])
+        for piece, start, stop, at in missing:
+            into[at : at + stop - start] = memoryview(self._arrived(piece, coming[piece]))[start:stop]
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """A hint: these (offset, size) are read soon. Neighbours come in one request; returns at once."""
+        wanted = sorted({part.piece for offset, size in ranges for part in parts(offset, size)})
+        shard, engine = self._contents(), self._engine
+        cache = self._cache
+        pieces = (Piece(shard, index) for index in wanted)
+        missing = [p.number for p in pieces if engine.memory.get(p) is None and not (cache and cache.holds(p))]
+        self._obtain(missing, urgent=False)
+
+    def stream(self) -> Iterator[bytes]:
+        count = -(-self._stat().size // PIECE_BYTES)
+        # A small shard too is read through all connections.
+        span = min(SPAN_PIECES, max(1, -(-count // self._settings.connections)))
+        ahead: deque[dict[int, Future[Contents]]] = deque()
+        for first in range(0, count, span):
+            ahead.append(self._obtain(range(first, min(first + span, count)), keep=False))
+            if len(ahead) > self._settings.connections:
+                yield from self._in_order(ahead.popleft())
+        while ahead:
+            yield from self._in_order(ahead.popleft())
+
+    def beside(self, suffix: str) -> bytes | None:
+        # A store says 403 for what is absent to those who may not list it.
+        other = RemoteShard(self._address.beside(suffix), self._settings)
+        try:
+            other.stat()
+        except NotFoundError:
+            return None
+        return b"".join(other.stream())
+
+    def close(self) -> None:
+        """Nothing: connections and pieces are shared by the shards of the process."""
+
+    @property
+    def _engine(self) -> Engine:
+        if self._last_engine is None or self._last_engine.process != os.getpid():
+            self._last_engine = engine_for(self._settings)
+        return self._last_engine
+
+    @property
+    def _cache(self) -> Cache | None:
+        """None for a server that tells no version: its old contents could not be told from the new."""
+        return self._engine.cache if self._stat().version else None
+
+    def _know(self, stat: Stat) -> None:
+        self._contents_hash = xxhash.xxh3_128_intdigest(repr((self.identity, stat.version, stat.size)).encode())
+        self._known = stat
+
+    def _stat(self) -> Stat:
+        return self._known or self.stat()
+
+    def _contents(self) -> int:
+        """The hash of what the shard held when it was first looked at."""
+        self._stat()
+        return self._contents_hash
+
+    def _refuse_outside(self, offset: int, size: int) -> None:
+        known = self._stat()
+        if offset < 0 or offset + size > known.size:
+            raise DataError(
+                f"{self.name}: bytes {offset}-{offset + size - 1} are wanted, it has {known.size}: index it anew with "
+                "`stoker data index`"
+            )
+
+    def _at_hand(self, part: Part) -> memoryview | bytes | None:
+        expected, checked = self._trusted
+        if expected is not None and part.piece not in checked:
+            whole = self._held(part.piece)
+            if whole is None:
+                return None
+            self._engine.memory.put(Piece(self._contents(), part.piece), whole)
+            return memoryview(whole)[part.start : part.stop]
+        piece = Piece(self._contents(), part.piece)
+        whole = self._engine.memory.get(piece)
+        if whole is not None:
+            return memoryview(whole)[part.start : part.stop]
+        return self._cache.read(piece, self._piece_bytes(part.piece), part.start, part.stop) if self._cache else None
+
+    def _piece_bytes(self, index: int) -> int:
+        return min(PIECE_BYTES, self._stat().size - index * PIECE_BYTES)
+
+    def _believes(self, index: int, contents: bytes) -> bool:
+        """Whether a piece, which another may have loaded, is as expected; compared once."""
+        expected, checked = self._trusted
+        if expected is None or index in checked:
+            return True
+        if trust.matching(expected)(index, memoryview(contents)):
+            checked.add(index)
+            return True
+        return False
+
+    def _held(self, index: int) -> bytes | None:
+        """A piece from memory or from the cache, if it is there and believed."""
+        piece, size = Piece(self._contents(), index), self._piece_bytes(index)
+        contents = self._engine.memory.get(piece)
+        if contents is not None and self._believes(index, contents):
+            return contents
+        contents = self._cache.read(piece, size, 0, size) if self._cache else None
+        if contents is None or self._believes(index, contents):
+            return contents
+        if self._cache:
+            self._cache.discard(piece)
+        return None
+
+    def _obtain(self, pieces: Sequence[int], urgent: bool = True, keep: bool = True) -> dict[int, Future[Contents]]:
+        if not pieces:
+            return {}
+        load = partial(self._load, keep=keep)
+        return self._engine.obtain(self._contents(), pieces, load, urgent, SPAN_PIECES)
+
+    def _in_order(self, coming: dict[int, Future[Contents]]) -> Iterator[bytes]:
+        for index in sorted(coming):
+            yield self._arrived(index, coming[index])
+
+    def _arrived(self, index: int, coming: Future[Contents]) -> bytes:
+        contents = coming.result()[index]
+        # It may have been asked for before the checksums were known, or by another shard object.
+        return contents if self._believes(index, contents) else self._load(index, 1, keep=True)[index]
+
+    def _load(self, first: int, count: int, keep: bool) -> Contents:
+        engine, shard, cache = self._engine, self._contents(), self._cache
+        try:
+            claim = cache.claimed(Piece(shard, first), count, self._settings.timeout_s) if cache else nullcontext()
+            with claim:
+                loaded = {i: found for i in range(first, first + count) if (found := self._held(i)) is not None}
+                fetched = self._fetch([i for i in range(first, first + count) if i not in loaded])
+                for index, contents in fetched.items():
+                    if cache:
+                        cache.write(Piece(shard, index), memoryview(contents))
+            loaded |= fetched
+            if keep:
+                for index, contents in loaded.items():
+                    engine.memory.put(Piece(shard, index), contents)
+            return loaded
+        finally:
+            engine.arrived(shard, first, count)
+
+    def _fetch(self, pieces: Sequence[int]) -> Contents:
+        expected, checked = self._trusted
+        tries = self._settings.tries
+        if expected is not None:
+            found = trust.fetch_trusted(self.name, pieces, self._download, trust.matching(expected), tries)
+            checked.update(found)
+            return found
+        if self._request().protected:
+            return trust.fetch_trusted(self.name, pieces, self._download, trust.believe, 1)
+        return trust.fetch_trusted(self.name, pieces, self._download, trust.agreeing(), tries + 1)
+
+    def _download(self, first: int, count: int) -> memoryview:
+        stat = self._stat()
+        asked = Range(first * PIECE_BYTES, min((first + count) * PIECE_BYTES, stat.size), stat)
+        contents, _ = Download(self._engine.link, self.name, self._request, asked).run()
+        return memoryview(contents)

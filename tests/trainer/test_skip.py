@@ -1,0 +1,98 @@
+"""data.on_error: skip. What cannot be used is left out the same way at any number of workers, counted and capped."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.recipe import Recipe
+from data.dataset import open_dataset
+from tests.trainer.runs import (
+    GPT,
+    RESNET,
+    digests,
+    events,
+    history,
+    recipe_of,
+    spoil_image,
+    train_in_processes,
+    write_image_shards,
+    write_text_shards,
+)
+from trainer.skipped import committed_skips
+
+SKIP: dict[str, Any] = {"on_error": "skip"}
+
+
+def _images(folder: Path, name: str, workers: int = 2, **data: Any) -> Recipe:
+    recipe = recipe_of(folder, RESNET, name, workers={"count": workers})
+    return Recipe.model_validate(recipe.model_copy(update={"data": recipe.data.model_copy(update={**SKIP, **data})}))
+
+
+def _told(recipe: Recipe) -> list[tuple[int, str, str, str]]:
+    """(step, split, shard, key) of each event of the ledger, whichever rank told it."""
+    return sorted((e["step"], e["split"], Path(e["shard"]).name, e["key"]) for e in events(recipe, "sample_skipped"))
+
+
+def test_a_damaged_image_is_skipped_alike_by_one_worker_two_workers_and_a_resumed_run(tmp_path: Path) -> None:
+    write_image_shards(tmp_path)
+    for split in ("train", "val"):
+        spoil_image(tmp_path / f"{split}-000000.tar")
+    one, two, cut = (_images(tmp_path, name, workers) for name, workers in (("one", 1), ("two", 2), ("cut", 2)))
+    train_in_processes(tmp_path / "a", 1, [(one, None)])
+    train_in_processes(tmp_path / "b", 2, [(two, None), (cut, 7), (cut, None)])
+    assert _told(one) == _told(two)
+    assert {split for _, split, _, _ in _told(one)} == {"train", "val"}
+    last = history(one)[-1]["skipped"]
+    assert last == sum(split == "train" for _, split, _, _ in _told(one)) > 0
+    assert [line["skipped"] for line in history(two)] == [line["skipped"] for line in history(one)]
+    assert history(cut) == history(two)
+    assert digests(cut, 10) == digests(two, 10)
+
+
+def test_more_skipped_samples_than_allowed_stop_the_run_with_the_steps_before_kept(tmp_path: Path) -> None:
+    write_image_shards(tmp_path)
+    spoil_image(tmp_path / "train-000000.tar")
+    recipe = _images(tmp_path, "capped", max_skipped=0)
+    train_in_processes(tmp_path / "store", 2, [(recipe, None)])
+    (left,) = events(recipe, "data_fault")
+    (fault,) = events(recipe, "fault")
+    assert "more than data.max_skipped 0" in fault["message"]
+    assert fault["exit_code"] == 2
+    assert len(history(recipe)) == left["step"] == _told(recipe)[0][0] - 1
+
+
+def test_documents_of_a_block_with_a_flipped_bit_are_left_out_alike_by_one_and_two_workers(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    one, two = (_text(tmp_path, name, workers) for name, workers in (("one", 1), ("two", 2)))
+    open_dataset(one, "train").close()  # makes the indexes
+    _flip_unseen(tmp_path / "train-000001.tar")
+    train_in_processes(tmp_path / "a", 1, [(one, None)])
+    train_in_processes(tmp_path / "b", 2, [(two, None)])
+    assert {(split, shard) for _, split, shard, _ in _told(one)} == {("train", "train-000001.tar")}
+    assert _told(one) == _told(two)
+    assert [line["skipped"] for line in history(two)] == [line["skipped"] for line in history(one)]
+
+
+def _text(folder: Path, name: str, workers: int) -> Recipe:
+    recipe = recipe_of(folder, GPT, name, workers={"count": workers})
+    return Recipe.model_validate(recipe.model_copy(update={"data": recipe.data.model_copy(update=SKIP)}))
+
+
+def _flip_unseen(shard: Path) -> None:
+    """Flip one bit in a document, as a failing disk does: neither size nor time changes."""
+    status = shard.stat()
+    content = bytearray(shard.read_bytes())
+    content[512 + 3] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("resumed", [0, 4, 5, 9])
+def test_a_step_trained_twice_counts_its_skipped_samples_once(resumed: int) -> None:
+    def event(attempt: int, step: int) -> dict[str, Any]:
+        return {"event": "sample_skipped", "split": "train", "attempt": attempt, "step": step}
+
+    ledger = [event(1, 4), event(1, 4), event(1, 5), event(2, 5), event(2, 5), event(2, 5), event(2, 8)]
+    assert committed_skips(ledger, resumed) == {0: 0, 4: 2, 5: 5, 9: 6}[resumed]

@@ -1,0 +1,73 @@
+"""Samples that were left out (`data.on_error: skip`): counted over all workers and restarts, told, and capped."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from configs.errors import DataError
+from data.source import Skipped
+from trainer.context import Context
+
+_EVENT = "sample_skipped"
+
+
+class SkippedSamples:
+    """`total` counts the committed history and is the same on every rank."""
+
+    def __init__(self, context: Context, resumed_step: int) -> None:
+        self._context = context
+        self._seen_in_validation: set[tuple[str, str]] = set()
+        self.total = context.ranks.from_leader(committed_skips(context.ledger.events(), resumed_step))
+
+    def refusal(self, step: int, skipped: int, total_weight: float) -> DataError | None:
+        """Why step `step` cannot be trained with `skipped` of its samples left out, if so; the same on every rank."""
+        allowed = self._context.recipe.data.max_skipped
+        remedy = f"see {_EVENT} in {self._context.folder.ledger} for shard, key and cause"
+        if self.total + skipped > allowed:
+            return DataError(
+                f"{self.total + skipped} samples had to be skipped up to step {step}, more than data.max_skipped "
+                f"{allowed}: mend the shards or raise data.max_skipped; {remedy}"
+            )
+        if total_weight == 0:
+            return DataError(f"nothing in the global batch of step {step} can be trained on: mend the shards; {remedy}")
+        return None
+
+    def trained(self, step: int, own: Sequence[Skipped], everywhere: int) -> None:
+        """Step `step` was trained without this rank's `own` samples, `everywhere` over all ranks."""
+        self.total += everywhere
+        self.tell(step, own)
+
+    def tell(self, step: int, own: Sequence[Skipped]) -> None:
+        """Name each of this rank's samples in the ledger."""
+        for sample in own:
+            self._record(step, "train", sample)
+
+    def validated(self, step: int, own: Sequence[Skipped]) -> None:
+        """As `tell`, once per sample and attempt: every validation leaves out the same ones."""
+        for sample in own:
+            if (sample.shard, sample.key) not in self._seen_in_validation:
+                self._seen_in_validation.add((sample.shard, sample.key))
+                self._record(step, "val", sample)
+
+    def _record(self, step: int, split: str, sample: Skipped) -> None:
+        self._context.record(
+            _EVENT,
+            step=step,
+            split=split,
+            rank=self._context.ranks.rank,
+            shard=sample.shard,
+            key=sample.key,
+            cause=sample.cause,
+        )
+
+
+def committed_skips(events: Sequence[dict[str, Any]], resumed_step: int) -> int:
+    """How many training samples the history up to `resumed_step` left out.
+
+    After a restart a step is trained again and its events are written again: the newest attempt's count.
+    """
+    per_step: dict[int, Counter[int]] = {}
+    for event in events:
+        if event["event"] == _EVENT and event["split"] == "train" and event["step"] <= resumed_step:
+            per_step.setdefault(event["step"], Counter())[event["attempt"]] += 1
+    return sum(attempts[max(attempts)] for attempts in per_step.values())
