@@ -87,34 +87,6 @@ class TarStream:
         self._pending, self._pending_bytes = [], 0
 
 
-class ShardWriter:
-    """Writes NAME-000000.tar, NAME-000001.tar, … into `folder`, for samples that are made one by one."""
-
-    def __init__(self, folder: Path, name: str, limits: ShardLimits = DEFAULT_LIMITS) -> None:
-        self._folder = folder
-        self._name = name
-        self._limits = limits
-        self._buffered: list[tuple[str, Parts]] = []
-        self._buffered_bytes = END_BYTES
-        self._shards = 0
-
-    def write(self, key: str, parts: Parts) -> None:
-        """Add a sample; parts keep their order."""
-        size = tar_bytes(map(len, parts.values()))
-        full = self._buffered_bytes + size > self._limits.bytes or len(self._buffered) >= self._limits.samples
-        if self._buffered and full:
-            self.finish()
-        self._buffered.append((key, parts))
-        self._buffered_bytes += size
-
-    def finish(self) -> None:
-        """Write the shard that is still in memory, if any."""
-        if self._buffered:
-            write_shard(self._folder / f"{self._name}-{self._shards:06d}.tar", self._buffered)
-            self._shards += 1
-        self._buffered, self._buffered_bytes = [], END_BYTES
-
-
 def write_shard(path: Path, samples: Iterable[tuple[str, Parts]]) -> WrittenShard:
     """Write keys and parts to `path`, which appears when it is whole. Memory: one sample and 1 MiB."""
     with published(path) as file:

@@ -92,8 +92,8 @@ def _make(inputs: Inputs, planned: Sequence[PlannedShard], plan: Json, out: Path
         raise DataError(_stopped(out, error, planned)) from error
     except BrokenProcessPool as error:
         raise ResourceError(
-            f"packing {out} stopped: one of its processes was killed, perhaps for want of memory; {_kept(out, planned)}: "
-            "the same command goes on, with a smaller --workers if need be"
+            f"packing {out} stopped: one of its processes was killed, perhaps for want of memory; "
+            f"{_kept(out, planned)}: the same command goes on, with a smaller --workers if need be"
         ) from error
 
 

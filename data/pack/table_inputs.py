@@ -9,7 +9,7 @@ import numpy as np
 from configs.errors import DataError
 from data.pack.files import number_classes
 from data.pack.listing import told
-from data.pack.plan import Inputs, Job, Json, LeftOut, Sample
+from data.pack.plan import Inputs, Job, Json, LeftOut, Sample, digest_of
 from data.pack.row_files import Row
 from data.pack.table_fields import IMAGE, Conversion, Field, column_value, is_number, label_name, part_fields
 from data.pack.tables import RowsOfFiles, Table, find_tables, first_columns, open_table
@@ -89,13 +89,14 @@ def table_inputs(
         return TableJob(table.rows(numbers, wanted), fields, conversion)
 
     keeps_order = table.ascending or not any(field.is_path for field in fields)
+    sizes = _archived(table, fields, encoding, scan.file_bytes)
     return Inputs(
         kind="table",
         options=_options(columns, fields),
-        sizes=_archived(table, fields, encoding, scan.file_bytes),
-        order=np.arange(len(table.sizes)) if keeps_order else np.argsort(table.draws("order"), kind="stable"),
+        sizes=sizes,
+        order=np.arange(len(sizes)) if keeps_order else np.argsort(table.draws("order"), kind="stable"),
         draws=table.draws("val"),
-        digest=table.digest(),
+        digest=digest_of((table.digest(), sizes.tobytes().hex())),  # the files that rows name have sizes too
         modified=table.modified(),
         job=job,
         facts=_facts(columns, encoding, classes),

@@ -1,5 +1,6 @@
 """Small real runs for tests: shards, a recipe, and the worker's own entry point in processes of a gloo group."""
 
+import io
 import json
 import time
 import uuid
@@ -11,7 +12,7 @@ from PIL import Image
 
 from configs.load import dump_recipe
 from configs.recipe import Recipe
-from data.shard_writer import ShardLimits, ShardWriter
+from data.shard_writer import Parts, write_shard
 from tests.processes import run_in_processes
 from trainer.ledger import read_json_lines
 
@@ -24,11 +25,8 @@ def write_text_shards(folder: Path, documents: int = 120) -> None:
     rng = np.random.default_rng(7)
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", documents), ("val", 9)):
-        writer = ShardWriter(folder, split, ShardLimits(samples=50))
-        for number in range(count):
-            text = rng.integers(97, 107, size=int(rng.integers(5, 60)), dtype=np.uint8).tobytes()
-            writer.write(f"{split}-{number:04d}", {"txt": text})
-        writer.finish()
+        texts = [rng.integers(97, 107, size=int(rng.integers(5, 60)), dtype=np.uint8).tobytes() for _ in range(count)]
+        _write_shards(folder, split, [{"txt": text} for text in texts], 50)
 
 
 def write_image_shards(folder: Path, images: int = 60) -> None:
@@ -36,15 +34,20 @@ def write_image_shards(folder: Path, images: int = 60) -> None:
     rng = np.random.default_rng(7)
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", images), ("val", 7)):
-        writer = ShardWriter(folder, split, ShardLimits(samples=25))
+        samples = []
         for number in range(count):
-            label = number % 3
-            pixels_HW = (rng.integers(0, 80, (8, 8)) + 80 * label).astype(np.uint8)
-            path = folder / "pixel.png"
-            Image.fromarray(pixels_HW).save(path)
-            writer.write(f"{split}-{number:04d}", {"png": path.read_bytes(), "cls": str(label).encode()})
-            path.unlink()
-        writer.finish()
+            pixels_HW = (rng.integers(0, 80, (8, 8)) + 80 * (number % 3)).astype(np.uint8)
+            png = io.BytesIO()
+            Image.fromarray(pixels_HW).save(png, "PNG")
+            samples.append({"png": png.getvalue(), "cls": str(number % 3).encode()})
+        _write_shards(folder, split, samples, 25)
+
+
+def _write_shards(folder: Path, split: str, samples: list[Parts], per_shard: int) -> None:
+    """SPLIT-000000.tar …, with keys SPLIT-0000 …"""
+    keyed = [(f"{split}-{number:04d}", parts) for number, parts in enumerate(samples)]
+    for number, start in enumerate(range(0, len(keyed), per_shard)):
+        write_shard(folder / f"{split}-{number:06d}.tar", keyed[start : start + per_shard])
 
 
 def recipe_of(folder: Path, model: dict[str, Any], name: str, **sections: Any) -> Recipe:
