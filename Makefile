@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart quickstart-short digits test test-slow check bench docs clean
+.PHONY: install quickstart quickstart-short digits test test-slow check bench bench-peers bench-data docs clean
 
 install: $(INSTALLED)
 
@@ -43,10 +43,24 @@ check: $(INSTALLED)
 	@$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python -m benchmarks.step
+
+# The data benchmark's peers pull another torch and numpy: a virtual environment of their own.
+bench-peers: .venv-peers/.installed
+
+.venv-peers/.installed: benchmarks/peers.txt
+	@$(PYTHON) -m venv .venv-peers
+	@timeout 600 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/peers.txt torch
+	@timeout 600 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers.txt
+	@touch $@
+
+bench-data: $(INSTALLED) bench-peers
+	@$(BIN)/python -m benchmarks.data --write
+	@$(BIN)/python -m benchmarks.decode
+	@$(BIN)/python -m benchmarks.order
 
 docs: $(INSTALLED)
 	@$(BIN)/python -m configs.reference docs
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build *.egg-info .mypy_cache .ruff_cache .hypothesis
