@@ -1,6 +1,6 @@
 """Stoker's data layer beside webdataset, litdata, mosaicml-streaming and what the machine itself can do.
 
-`python benchmarks/data.py` prints a report (`make bench-peers` first); with --write it goes to docs/benchmarks/data.md.
+`python -m benchmarks.data` prints a report (`make bench-peers` first); with --write it goes to docs/benchmarks/data.md.
 """
 
 import argparse
@@ -11,10 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.data_contests import Contests
+from benchmarks.data_report import report
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 REPORT = REPOSITORY / "docs" / "benchmarks" / "data.md"
-# A script's own folder comes first, and there this file would be taken for the package `data`.
-sys.path[0] = str(REPOSITORY)
 
 
 def main() -> None:
@@ -39,9 +40,6 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, peers_python: str, folder: Path) -> None:
-    from benchmarks.data_contests import Contests
-    from benchmarks.data_report import report
-
     started, load = time.monotonic(), os.getloadavg()[0]
     with Contests(peers_python, folder, arguments.rounds, arguments.seconds, _say) as contests:
         text = report(contests.run(), contests.versions, load)

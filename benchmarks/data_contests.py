@@ -15,7 +15,9 @@ from benchmarks.data_samples import PARTS, make_shard_of_images, make_shards, sh
 PEERS = ("webdataset", "litdata", "mosaicml-streaming")
 WEBDATASET, LITDATA, STREAMING = PEERS
 LITDATA_READ = "litdata, views read"
-STOKER, UNVERIFIED, FIRST_PASS = "Stoker", "Stoker, verify_reads off", "Stoker, first pass, verifying"
+STOKER = "Stoker"
+VIEWS, VIEWS_READ = "Stoker, views", "Stoker, views read"
+UNVERIFIED, FIRST_PASS = "Stoker, views, verify_reads off", "Stoker, views, first pass, verifying"
 RAW, RAW_SAMPLES = "readinto, 1 MiB pieces", "readinto, sample by sample"
 DECODER, PILLOW = "simplejpeg alone", "webdataset + Pillow"
 STREAM, SHUFFLED, WORKERS_8 = "Stoker, in order", "Stoker, shuffled", "webdataset, 8 worker processes"
@@ -101,8 +103,9 @@ class Contests:
             [
                 *peers,
                 Entry(LITDATA_READ, self._peers[LITDATA], "read", {**options, "copied": True}),
-                Entry(STOKER, self._stoker, "read", {**options, "verify": True}),
-                Entry(UNVERIFIED, self._stoker, "read", {**options, "verify": False}),
+                Entry(VIEWS, self._stoker, "read", {**options, "copied": False, "verify": True}),
+                Entry(VIEWS_READ, self._stoker, "read", {**options, "copied": True, "verify": True}),
+                Entry(UNVERIFIED, self._stoker, "read", {**options, "copied": False, "verify": False}),
                 Entry(FIRST_PASS, self._stoker, "first_pass", {"kind": kind}),
                 Entry(RAW, self._limits, "pieces", options),
                 Entry(RAW_SAMPLES, self._limits, "samples", options),

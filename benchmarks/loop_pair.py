@@ -5,8 +5,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from setting import WORKERS
-from step_loops import LOOPS, Block, worker_process
+from benchmarks.setting import WORKERS
+from benchmarks.step_loops import LOOPS, Block, worker_process
 
 SILENCE_LIMIT_S = 180.0  # no block of steps takes that long
 

@@ -1,15 +1,13 @@
 """Figures -> the report, in Markdown. Pure but for what it asks of the machine."""
 
-import os
-import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
-from setting import CONTEXT_TOKENS, MICRO_BATCHES, MICRO_ROWS, STEP_TOKENS, WARM_UP_STEPS, WORKERS
-from step_loops import DDP, DEEPSPEED, LOOPS, STOKER, Block
+from benchmarks.markdown import machine, table
+from benchmarks.setting import CONTEXT_TOKENS, MICRO_BATCHES, MICRO_ROWS, STEP_TOKENS, WARM_UP_STEPS, WORKERS
+from benchmarks.step_loops import DDP, DEEPSPEED, LOOPS, STOKER, Block
 
 GOAL = 0.95
 SPANS = ("forward", "backward", "step", "around the engine", "agreement", "data wait", "reporting", "rest")
@@ -20,7 +18,7 @@ def report(rounds: Sequence[Mapping[str, Block]], starts: Mapping[str, Sequence[
     steps = rounds[0][STOKER].steps
     parts = [
         "# Speed of a training step",
-        f"`make bench` on {date.today()}: {_machine()}; load average before it {load:.1f}; "
+        f"`make bench` on {date.today()}: {machine()}; load average before it {load:.1f}; "
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "ray"))
         + ".",
         f"A byte-level GPT of 4.9 M parameters, fp32, {WORKERS} processes of one thread each (gloo), "
@@ -46,13 +44,6 @@ def report(rounds: Sequence[Mapping[str, Block]], starts: Mapping[str, Sequence[
     return "\n\n".join(parts) + "\n"
 
 
-def _machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cpus ({names[0] if names else platform.machine()})"
-
-
 def _speed(rounds: Sequence[Mapping[str, Block]]) -> str:
     numbers = [str(index + 1) for index in range(len(rounds))]
     rows = [[f"{loop}, tokens/s", *_row([r[loop].tokens_per_s for r in rounds], "{:,.0f}".format)] for loop in LOOPS]
@@ -61,7 +52,7 @@ def _speed(rounds: Sequence[Mapping[str, Block]]) -> str:
         verdict = "met" if median(ratios) >= GOAL else "short"
         *each, middle = _row(ratios, "{:.3f}".format)
         rows.append([f"**Stoker / {other}**", *each, f"**{middle}** ({GOAL}: {verdict})"])
-    return _table(["round", *numbers, "median"], rows)
+    return table(["round", *numbers, "median"], rows)
 
 
 def _spans(rounds: Sequence[Mapping[str, Block]]) -> str:
@@ -76,25 +67,14 @@ def _spans(rounds: Sequence[Mapping[str, Block]]) -> str:
         "total": lambda block: block.wall_s,
         "cpu": lambda block: block.cpu_s,
     }
-    return _table(["ms per step", *LOOPS], [[name, *(of(loop, f) for loop in LOOPS)] for name, f in columns.items()])
+    return table(["ms per step", *LOOPS], [[name, *(of(loop, f) for loop in LOOPS)] for name, f in columns.items()])
 
 
 def _starts(starts: Mapping[str, Sequence[float]]) -> str:
     count = len(next(iter(starts.values())))
     rows = [[f"{name}, s", *_row(times, "{:.1f}".format)] for name, times in starts.items()]
-    return _table(["round", *(str(index + 1) for index in range(count)), "median"], rows)
+    return table(["round", *(str(index + 1) for index in range(count)), "median"], rows)
 
 
 def _row(values: Sequence[float], show: Callable[[float], str]) -> list[str]:
     return [*map(show, values), show(median(values))]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    shown = [
-        "| " + " | ".join(f"{c:{'<' if i == 0 else '>'}{widths[i]}}" for i, c in enumerate(line)) + " |"
-        for line in lines
-    ]
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([shown[0], rule, *shown[1:]])

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
-from setting import recipe_of
 
+from benchmarks.setting import recipe_of
 from configs.load import dump_recipe
 from trainer.run_folder import RunFolder
 

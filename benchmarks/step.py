@@ -1,6 +1,6 @@
 """Stoker's training loop beside bare DeepSpeed and bare PyTorch DDP, and its start beside a plain Ray Train script.
 
-`python benchmarks/step.py` prints a report; with --write it goes to docs/benchmarks/step.md too.
+`python -m benchmarks.step` prints a report; with --write it goes to docs/benchmarks/step.md too.
 """
 
 import argparse
@@ -35,10 +35,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, folder: Path) -> None:
-    from loop_pair import measure_loops  # imports torch: not for --help
-    from report import report
-    from start import start_times
-
+    from benchmarks.loop_pair import measure_loops  # imports torch: not for --help
+    from benchmarks.report import report
+    from benchmarks.start import start_times
     from data.examples import pack_stdlib
 
     started, load = time.monotonic(), os.getloadavg()[0]

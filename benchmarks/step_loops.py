@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from profile_spans import Profile
-from setting import CONTEXT_TOKENS, MICRO_BATCHES, MICRO_ROWS, STEP_TOKENS, WARM_UP_STEPS, WORKERS, recipe_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.profile_spans import Profile
+from benchmarks.setting import CONTEXT_TOKENS, MICRO_BATCHES, MICRO_ROWS, STEP_TOKENS, WARM_UP_STEPS, WORKERS, recipe_of
 from configs.recipe import Recipe
 from trainer.ranks import Ranks
 from trainer.reporter import Reporter

@@ -13,7 +13,7 @@ from data.column import Column, shard_runs
 from data.order import Blocks, cut_blocks
 from data.storage import Shard
 from data.tar_index import ShardIndex
-from data.types import Bytes, Ints
+from data.types import Ints
 
 
 class Part:
@@ -105,38 +105,27 @@ class Catalog:
         except DataError as error:
             raise self._about(sample, error) from error
 
-    def read_many(self, part: Part, samples: Ints) -> tuple[Bytes, Ints]:
-        """(buffer, bounds): the whole part of samples[i] is buffer[bounds[i] : bounds[i + 1]].
-
-        Every sample has the part. They are read in the order in which they lie. DataError names shard and sample.
-        """
-        order = np.argsort(samples, kind="stable")
-        ascending = samples[order]
-        runs = list(shard_runs(self.starts, ascending))
-        offsets, sizes = np.empty((2, len(samples)), np.int64)
-        for shard, a, b in runs:
-            rows = ascending[a:b] - self._starts[shard]
-            offsets[a:b] = part.offsets.tables[shard][rows]
-            sizes[a:b] = part.sizes.tables[shard][rows]
-        bounds = np.zeros(len(samples) + 1, np.int64)
-        bounds[1 + order] = sizes
-        np.cumsum(bounds, out=bounds)
-        buffer = np.empty(int(bounds[-1]), np.uint8)
-        starts = bounds[order]
-        reads = list(zip(offsets.tolist(), starts.tolist(), (starts + sizes).tolist(), strict=True))
-        for shard, a, b in runs:
-            self._read_run(shard, ascending[a:b], reads[a:b], buffer.data)
-        return buffer, bounds
-
-    def _read_run(self, shard: int, samples: Ints, reads: list[tuple[int, int, int]], into: memoryview) -> None:
-        """`reads` are (offset in the shard, first and last byte of `into`), one for each sample."""
-        read_into, done = self.shards[shard].read_into, 0
+    def view(self, part: Part, sample: int) -> memoryview:
+        """The whole of a part where it lies; see Shard.view. DataError names shard and sample."""
+        shard = bisect_right(self._starts, sample) - 1
+        row = sample - self._starts[shard]
         try:
-            for offset, start, stop in reads:
-                read_into(offset, into[start:stop])
-                done += 1
+            return self.shards[shard].view(part.offsets.tables[shard].item(row), part.sizes.tables[shard].item(row))
         except DataError as error:
-            raise self._about(int(samples[done]), error) from error
+            raise self._about(sample, error) from error
+
+    def view_many(self, part: Part, samples: Ints) -> list[memoryview]:
+        """As `view`, of each sample."""
+        shards = np.searchsorted(self.starts, samples, "right") - 1
+        rows = samples - self.starts[shards]
+        offsets, sizes, found = part.offsets.tables, part.sizes.tables, list[memoryview]()
+        # One at a time: with many lanes nearly every sample lies in another shard.
+        try:
+            for shard, row in zip(shards.tolist(), rows.tolist(), strict=True):
+                found.append(self.shards[shard].view(offsets[shard].item(row), sizes[shard].item(row)))
+        except DataError as error:
+            raise self._about(int(samples[len(found)]), error) from error
+        return found
 
     def prefetch(self, samples: Ints) -> None:
         """A hint that these samples are read soon, to shards that are not local files; returns at once."""

@@ -35,7 +35,7 @@ class ImageSamples:
     def image(self, sample: int) -> Bytes:
         """pixels_HWC. DamagedDataError when it cannot be read or decoded."""
         (part,) = self.image_parts(np.array([sample]))
-        contents = self._catalog.read(part, sample)
+        contents = self._catalog.view(part, sample)
         try:
             return decode_image(contents, part.name, self._channels)
         except UnreadableImageError as error:

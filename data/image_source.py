@@ -120,7 +120,7 @@ class ImageSource:
 
     def _write(self, job: _Job, row_HWC: Bytes) -> None:
         """Read, decode, crop, mirror and augment. DamagedDataError before the row is touched."""
-        contents = self.catalog.read(job.part, job.sample)
+        contents = self.catalog.view(job.part, job.sample)
         try:
             picture = open_picture(contents, job.part.name)
             view = self._view(picture.height, picture.width, job.draws)

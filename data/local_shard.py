@@ -1,9 +1,11 @@
 """Shards that are files: read by byte ranges from any thread, with a bounded number of open files."""
 
+import mmap
 import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from weakref import ReferenceType, ref
 
@@ -52,22 +54,28 @@ class LocalShard:
             if len(contents) != size:
                 contents = self._read_rest(file, offset, memoryview(bytearray(size))).tobytes()
             if self._good:
-                self._check(file, offset, contents)
+                self._check(file, offset, size, contents)
         except OSError as error:
             raise self._unreadable(error) from error
         return contents
 
-    def read_into(self, offset: int, into: memoryview) -> None:
-        """Fill `into`, all of it."""
+    def view(self, offset: int, size: int) -> memoryview:
+        """Exactly `size` bytes of the mapped file, which a held view keeps mapped (with a descriptor of its own).
+
+        Blocks not known to be good are read, never touched here, so what is wrong with them is a DataError. Whoever
+        touches a page that the file no longer has, or that the disk cannot read again, is killed by SIGBUS.
+        """
         file = self._file or self._open()
         file.used = True
         try:
-            if os.preadv(file.descriptor, (into,), offset) != len(into):
-                self._read_rest(file, offset, into)
+            found = file.mapped[offset : offset + size]
+            if len(found) != size:
+                raise self._changed()
             if self._good:
-                self._check(file, offset, into)
+                self._check(file, offset, size)
         except OSError as error:
             raise self._unreadable(error) from error
+        return found
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Nothing: the system reads ahead by itself."""
@@ -118,9 +126,9 @@ class LocalShard:
             done += count
         return into
 
-    def _check(self, file: "_OpenFile", offset: int, contents: bytes | memoryview) -> None:
-        """Compare the blocks that `contents` lies in, unless they are known to be good."""
-        first, last = offset // CHECKED_BYTES, (offset + len(contents) - 1) // CHECKED_BYTES
+    def _check(self, file: "_OpenFile", offset: int, size: int, contents: bytes = b"") -> None:
+        """Compare the blocks that these bytes lie in, unless they are known to be good; `contents` where read."""
+        first, last = offset // CHECKED_BYTES, (offset + size - 1) // CHECKED_BYTES
         if self._good.find(0, first, last + 1) < 0:
             return
         for block in range(first, last + 1):
@@ -164,6 +172,14 @@ class _OpenFile:
     def __init__(self, path: Path) -> None:
         self.used = True
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    @cached_property
+    def mapped(self) -> memoryview:
+        """The file as long as it is now."""
+        if os.fstat(self.descriptor).st_size == 0:
+            return memoryview(b"")
+        # Some file systems in user space refuse shared mappings.
+        return memoryview(mmap.mmap(self.descriptor, 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):

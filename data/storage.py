@@ -63,8 +63,8 @@ class Shard(Protocol):
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes."""
 
-    def read_into(self, offset: int, into: memoryview) -> None:
-        """Fill `into`, all of it."""
+    def view(self, offset: int, size: int) -> memoryview:
+        """Exactly `size` bytes, read-only; of a local file those of the page cache, for as long as the view is held."""
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """A hint that these (offset, size) are read soon; returns at once."""

@@ -30,5 +30,5 @@ def main() -> None:
         fail(f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        fail("interrupted at once: work since the last checkpoint is lost")
+        fail("interrupted at once: what was neither finished nor checkpointed is lost")
         sys.exit(EXIT_FAILED)

@@ -90,14 +90,12 @@ class RemoteShard:
         self._trusted = (checksums, set())
 
     def read(self, offset: int, size: int) -> bytes:
-        into = bytearray(size)
-        self.read_into(offset, memoryview(into))
-        return bytes(into)
+        return bytes(self.view(offset, size))
 
-    def read_into(self, offset: int, into: memoryview) -> None:
-        self._refuse_outside(offset, len(into))
-        missing = []
-        for part in parts(offset, len(into)):
+    def view(self, offset: int, size: int) -> memoryview:
+        self._refuse_outside(offset, size)
+        into, missing = memoryview(bytearray(size)), []
+        for part in parts(offset, size):
             found = self._at_hand(part)
             if found is None:
                 missing.append(part)
@@ -106,6 +104,7 @@ class RemoteShard:
         coming = self._obtain([part.piece for part in missing])
         for piece, start, stop, at in missing:
             into[at : at + stop - start] = memoryview(self._arrived(piece, coming[piece]))[start:stop]
+        return into.toreadonly()
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """A hint: these (offset, size) are read soon. Neighbours come in one request; returns at once."""

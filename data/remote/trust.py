@@ -50,7 +50,8 @@ def fetch_trusted(
 ) -> dict[int, bytes]:
     """The contents of ascending `pieces`, each asked for until `judge` believes it.
 
-    `fetch(first, count)` gives neighbouring pieces in one request. DamagedDataError: not believed after `rounds` downloads.
+    `fetch(first, count)` gives neighbouring pieces in one request.
+    DamagedDataError: not believed after `rounds` downloads.
     """
     trusted: dict[int, bytes] = {}
     for _ in range(rounds):

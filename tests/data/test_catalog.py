@@ -3,7 +3,6 @@
 import re
 import tarfile
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +35,13 @@ def _open(shards: list[Path]) -> Catalog:
 
 
 @pytest.mark.parametrize("count", [0, 1, 50, 600])
-def test_many_samples_are_read_into_one_buffer_in_the_order_asked(count: int, text_shards: list[Path]) -> None:
+def test_many_samples_are_viewed_in_the_order_asked(count: int, text_shards: list[Path]) -> None:
     catalog, texts = _open(text_shards), _texts(text_shards)
     part = catalog.required_part("txt")
     samples = np.random.default_rng(0).integers(0, len(texts), count)  # some of them more than once
-    buffer, bounds = catalog.read_many(part, samples)
-    found = [buffer[a:b].tobytes() for a, b in pairwise(bounds)]
+    found = catalog.view_many(part, samples)
     assert found == [texts[sample] for sample in samples] == [catalog.read(part, sample) for sample in samples.tolist()]
+    assert found == [catalog.view(part, sample) for sample in samples.tolist()]
 
 
 def test_a_piece_of_a_part_is_read_alone(text_shards: list[Path]) -> None:
@@ -58,7 +57,11 @@ def test_a_sample_that_cannot_be_read_is_named(text_shards: list[Path]) -> None:
     contents = bytearray(text_shards[2].read_bytes())
     contents[-20_000] ^= 1
     text_shards[2].write_bytes(contents)
-    for read in (lambda: catalog.read(part, 100), lambda: catalog.read_many(part, np.array([3, 100, 40]))):
+    for read in (
+        lambda: catalog.read(part, 100),
+        lambda: catalog.view(part, 100),
+        lambda: catalog.view_many(part, np.array([3, 100, 40])),
+    ):
         with pytest.raises(DataError) as caught:
             read()
         named = re.match(r"(\S+): sample (\S+): \S", str(caught.value))

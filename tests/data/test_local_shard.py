@@ -2,6 +2,9 @@
 
 import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 from configs.errors import DataError
 from data import local_shard
 from data.local_shard import LocalShard
-from data.storage import CHECKED_BYTES, Checksums
+from data.storage import CHECKED_BYTES, Checksums, Stat
 from data.tar_index import build_index
 from data.verify_bytes import checksums_of
 
@@ -42,6 +45,10 @@ def _descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def _mapped(folder: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(f"{folder}/")
+
+
 def _overwrite(path: Path, place: int, found: bytes) -> None:
     """Change bytes as a bad disk does: neither size nor time tell."""
     times = path.stat()
@@ -62,9 +69,8 @@ def test_any_range_is_read_exactly(path: Path, contents: bytes) -> None:
     for shard in (LocalShard(path), _expecting(path)):
         for start in cuts:
             for stop in (stop for stop in cuts if stop >= start):
-                into = bytearray(stop - start)
-                shard.read_into(start, memoryview(into))
-                assert into == contents[start:stop] == shard.read(start, stop - start)
+                view = shard.view(start, stop - start)
+                assert view.readonly and view == contents[start:stop] == shard.read(start, stop - start)
     assert b"".join(LocalShard(path).stream()) == contents
 
 
@@ -72,21 +78,22 @@ def test_a_flipped_byte_anywhere_is_found_by_every_read_of_its_block_and_by_no_o
     path: Path, contents: bytes
 ) -> None:
     places = [0, CHECKED_BYTES - 1, CHECKED_BYTES, SHARD_BYTES - 1, *random.Random(2).sample(range(SHARD_BYTES), 8)]
-    for place in places:
+    for number, place in enumerate(places):
         shard = _expecting(path)
+        read = (shard.read, shard.view)[number % 2]
         _flip(path, place)
         block = place // CHECKED_BYTES * CHECKED_BYTES
         end = min(block + CHECKED_BYTES, SHARD_BYTES)
         for start in (block, end - 1, max(block - 10, 0)):  # mostly without the byte itself
             for _ in range(2):
                 with pytest.raises(DataError, match=rf"a\.tar: bytes {block} to .* not those that were indexed"):
-                    shard.read(start, min(20, SHARD_BYTES - start))
+                    read(start, min(20, SHARD_BYTES - start))
         with pytest.raises(DataError, match="copy the shard again"):
-            shard.read(0, SHARD_BYTES)
+            read(0, SHARD_BYTES)
         other = 0 if block else CHECKED_BYTES
-        assert shard.read(other, 100) == contents[other : other + 100]
+        assert read(other, 100) == contents[other : other + 100]
         _overwrite(path, place, contents[place : place + 1])
-        assert shard.read(block, 20) == contents[block : block + 20]  # repaired
+        assert read(block, 20) == contents[block : block + 20]  # repaired
 
 
 def test_a_block_is_checked_once(path: Path, contents: bytes) -> None:
@@ -116,8 +123,75 @@ def test_a_file_replaced_or_cut_after_it_was_indexed_is_refused(path: Path) -> N
 
 def test_reading_past_the_end_is_refused(path: Path) -> None:
     for start, size in ((SHARD_BYTES - 5, 6), (SHARD_BYTES + CHECKED_BYTES, 1)):
-        with pytest.raises(DataError, match=r"a\.tar: the file ends too early"):
-            LocalShard(path).read(start, size)
+        for read in (LocalShard(path).read, LocalShard(path).view):
+            with pytest.raises(DataError, match=r"a\.tar: the file ends too early"):
+                read(start, size)
+        with pytest.raises(DataError, match=r"a\.tar: the shard changed after it was indexed"):
+            _expecting(path).view(start, size)
+    path.write_bytes(b"")
+    assert LocalShard(path).view(0, 0) == b""
+
+
+_TRUNCATION = """
+import os, sys
+from configs.errors import DataError
+from data.local_shard import LocalShard
+from data.storage import CHECKED_BYTES, Checksums
+from data.verify_bytes import checksums_of
+path, first_touch, verify = sys.argv[1], sys.argv[2] == "before", sys.argv[3] == "checked"
+shard, wanted = LocalShard(path), (4 * CHECKED_BYTES, 20_000)
+shard.expect(Checksums(shard.stat(), checksums_of(shard)[: None if verify else 0]))
+shard.view(0, 10)  # maps the whole file
+if not first_touch:
+    bytes(shard.view(*wanted))
+os.truncate(path, CHECKED_BYTES)
+try:
+    print(len(bytes(shard.view(*wanted))))
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("touched", "reads", "code"),
+    [("before", "checked", 0), ("after", "checked", -signal.SIGBUS), ("before", "unchecked", -signal.SIGBUS)],
+)
+def test_a_file_cut_short_while_mapped_is_told_before_its_bytes_are_known_good_and_kills_after(
+    path: Path, touched: str, reads: str, code: int
+) -> None:
+    command = [sys.executable, "-c", _TRUNCATION, str(path), touched, reads]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == code, done.stderr
+    assert ("a.tar: the shard changed after it was indexed" in done.stdout) == (code == 0)
+    shard = LocalShard(path)  # as the process that is started again
+    shard.expect(Checksums(Stat(SHARD_BYTES, shard.stat().version), np.empty(0, np.uint64)))
+    with pytest.raises(DataError, match=r"a\.tar: the shard changed after it was indexed"):
+        shard.view(0, 10)
+
+
+def test_views_outlive_their_shard_its_eviction_and_its_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_shard, "_OPEN", local_shard._OpenFiles(4))
+    before, mapped_before = _descriptors(), _mapped(tmp_path)
+    shards, views = [], []
+    for i in range(30):
+        path = tmp_path / f"{i}.tar"
+        path.write_bytes(b"%02d" % i * 5000)
+        shards.append(LocalShard(path))
+        views.append(shards[i].view(8192, 1000))
+    assert _mapped(tmp_path) == mapped_before + 30 and _descriptors() <= before + 30 + 4
+    for i, shard in enumerate(shards):
+        shard.close()
+        new = tmp_path / "new"
+        new.write_bytes(b"changed")
+        new.rename(tmp_path / f"{i}.tar")
+    assert all(bytes(view) == b"%02d" % i * 500 for i, view in enumerate(views))
+    views.clear()
+    assert _mapped(tmp_path) == mapped_before and _descriptors() == before
+    for _ in range(3):
+        assert [bytes(shard.view(0, 7)) for shard in shards] == [b"changed"] * 30  # one at a time: only the open stay
+    assert _mapped(tmp_path) <= mapped_before + 4 and _descriptors() <= before + 2 * 4
 
 
 def test_open_files_are_bounded_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +241,8 @@ def test_threads_share_a_shard_while_files_come_and_go(
         random_ = random.Random(seed)
         for _ in range(400):
             i, start = random_.randrange(4), random_.randrange(600_000)
-            if shards[i].read(start, 1000) != wholes[i][start : start + 1000]:
+            read = random_.choice((shards[i].read, shards[i].view))
+            if read(start, 1000) != wholes[i][start : start + 1000]:
                 wrong.append((i, start))
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
