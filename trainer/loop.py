@@ -21,7 +21,11 @@ def train(run: Attempt) -> Outcome:
         while step < run.last_step:
             run.reporter.phase("training", step)
             batch, fault = _next(batches)
-            total_weight, stops, faults = run.ranks.sum([_weight(batch), run.stop_requested(), batch is None])
+            total_weight, stops, faults, failed = run.ranks.sum(
+                [_weight(batch), run.stop_requested(), batch is None, run.writer.failed]
+            )
+            if failed:
+                run.tell_failed_save()
             if faults or stops:
                 outcome = _leave(run, step, fault) if faults else Outcome("stopped", step, "a signal")
                 break
@@ -36,10 +40,9 @@ def train(run: Attempt) -> Outcome:
                 outcome = Outcome("data_fault", step, "a data fault in validation")
                 break
             if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
-                saved = step
                 run.reporter.phase("saving", step)
                 with run.reporter.watch.phase("checkpoint"):
-                    run.save(step)
+                    saved = step if run.save(step) else saved
     run.reporter.phase("saving", step)
     run.save_last(step, saved)
     return outcome

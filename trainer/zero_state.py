@@ -5,7 +5,7 @@ fp32 piece with the live weights, so that another DeepSpeed is refused rather th
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,21 @@ def find_layout(engine: Any, names: dict[int, str]) -> Layout:
     raise EngineError(
         f"DeepSpeed's {type(optimizer).__name__} is unknown to Stoker: use the versions of constraints.txt"
     )
+
+
+def even_share(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
+    """Of pieces that every rank holds: this rank's part when each stores as many elements, give or take one."""
+    total = sum(piece.count for piece in pieces)
+    first, last = total * rank // ranks, total * (rank + 1) // ranks
+    share, begin = [], 0
+    for piece in pieces:
+        low, high = max(first, begin), min(last, begin + piece.count)
+        if low < high:
+            skipped = low - begin
+            start, offset = piece.start + skipped, piece.offset + skipped
+            share.append(replace(piece, start=start, offset=offset, count=high - low))
+        begin += piece.count
+    return share
 
 
 def _self_test(layout: Layout, optimizer: Any) -> None:

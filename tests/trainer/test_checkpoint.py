@@ -25,9 +25,10 @@ from tests.trainer.runs import (
     write_image_shards,
     write_text_shards,
 )
-from trainer.checkpoint_format import check_coverage, read_manifest, verify_file
-from trainer.checkpoint_reader import newest_valid
-from trainer.checkpoint_writer import clean_staging
+from trainer.checkpoint_format import MANIFEST, Manifest
+from trainer.checkpoint_reader import open_newest, verify
+from trainer.checkpoint_store import read_manifest
+from trainer.folder_store import FolderStore
 from trainer.ledger import read_json_lines
 from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
