@@ -112,8 +112,8 @@ def check_same_data(store: CheckpointStore, data_sha256: str) -> None:
         return
     if manifest.data_sha256 != data_sha256:
         raise DataError(
-            f"the run with checkpoints in {store.where} was trained on other shards (fingerprint "
-            f"{manifest.data_sha256[:12]}, now {data_sha256[:12]}): restore them, or start a new run with another run.name"
+            f"the run in {store.where} was trained on other shards (fingerprint {manifest.data_sha256[:12]}, now "
+            f"{data_sha256[:12]}): restore them, or start a new run with another run.name"
         )
 
 
