@@ -50,7 +50,7 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.device = torch.device(self._engine.device)
-        self._optimizer = self._layout().base_optimizer
+        self._optimizer = zero_state.self_test(self._layout()).base_optimizer
         self._optimizer.state.clear()  # what the phantom step of half precision left behind
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int, total_weight: float, lr: float) -> StepResult:
@@ -119,7 +119,7 @@ class DeepSpeedEngine:
         return zero_state.find_layout(self._engine, self._names)
 
     def fragments(self) -> Iterator[Fragment]:
-        layout = self._layout()
+        layout = zero_state.self_test(self._layout())
         pieces = layout.pieces
         if layout.replicated:
             pieces = zero_state.even_share(pieces, self._ranks.rank, self._ranks.world)
@@ -149,7 +149,7 @@ class DeepSpeedEngine:
         restore_groups(layout.base_optimizer, scalars.groups)
         restore_state(layout, read, scalars.groups)
         layout.refresh()
-        self._layout()  # its self-test: the live weights are the restored masters
+        zero_state.self_test(layout)  # the live weights are the restored masters
         own = self.buffers()
         for name, stored in buffers.items():
             own[name].copy_(stored)

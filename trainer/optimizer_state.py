@@ -6,7 +6,7 @@ import torch
 
 from configs.errors import CheckpointError, EngineError
 from trainer.engine import ReadSlice, ReadState
-from trainer.zero_state import Layout
+from trainer.zero_state import Layout, Piece
 
 _ELEMENTWISE = {"AdamW": ("exp_avg", "exp_avg_sq"), "SGD": ("momentum_buffer",)}
 _HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov")
@@ -46,13 +46,24 @@ def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, 
             if stored is not None:
                 state = optimizer.state[piece.flat]
                 if kind not in state:
-                    state[kind] = torch.zeros_like(piece.flat.detach())
+                    # Zeroing all of it would cost a pass over memory; what no piece covers is padding.
+                    state[kind] = torch.empty_like(piece.flat.detach())
+                    _zero_padding(state[kind], [p for p in layout.pieces if p.flat is piece.flat])
                 piece.of(state[kind]).copy_(stored(piece.start, stop))
     for piece in layout.pieces:
         step = scalars[optimizer.param_groups[piece.group]["name"]].get("step")
         if step is not None and piece.flat in optimizer.state:
             # torch's fused AdamW wants its step count beside the parameter.
             optimizer.state[piece.flat]["step"] = torch.tensor(step, dtype=torch.float32, device=piece.flat.device)
+
+
+def _zero_padding(state: torch.Tensor, pieces: list[Piece]) -> None:
+    if sum(piece.count for piece in pieces) < state.numel():
+        flat, position = state.view(-1), 0
+        for piece in sorted(pieces, key=lambda piece: piece.offset):
+            flat[position : piece.offset].zero_()
+            position = piece.offset + piece.count
+        flat[position:].zero_()
 
 
 def _reader(read: ReadState, kind: str, parameter: str) -> ReadSlice:
