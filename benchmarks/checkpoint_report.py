@@ -19,9 +19,9 @@ def report(results: Mapping[int, Rounds], load: float) -> str:
         "A GPT of 50 M parameters with AdamW, fp32: masters and two moments, 12 bytes per parameter, split over 2 ranks "
         "of one thread each. Medians over rounds after the first, seconds of the slower rank. *stall*: the training "
         "loop stands still; *on disk*: from the call to the published (Stoker), synced (DCP, raw) or written "
-        "(DeepSpeed, which does not sync) checkpoint; *load*: cold page cache, with verification of every byte (Stoker, "
-        "raw) or of none (DeepSpeed). Memory is the growth of one rank's resident memory at its highest. Ratios "
-        "compare ways of one round.",
+        "(DeepSpeed, which does not sync) checkpoint; *load*: cold page cache, with verification of every byte "
+        "(Stoker, raw) or of none (DeepSpeed). Memory is the growth of one rank's resident memory at its highest. "
+        "Ratios compare ways of one round.",
     ]
     for stage, rounds in results.items():
         parts += [f"## ZeRO-{stage}", _figures(rounds[1:]), _verdicts(rounds)]
@@ -56,9 +56,7 @@ def _verdicts(rounds: Rounds) -> str:
         _row("stall / DeepSpeed's stall", later, lambda r: r[STOKER].stall_s / r[NATIVE].stall_s, 0.15, False),
         _row("stall / DCP async's stall", later, lambda r: r[STOKER].stall_s / r[DCP_ASYNC].stall_s, 1.0, False),
         _row("write speed / raw write + fsync", later, lambda r: r[RAW].total_s / _written_s(r), 0.8, True),
-        _row(
-            "write speed / raw direct write + fsync", later, lambda r: r[RAW_DIRECT].total_s / _written_s(r), None, True
-        ),
+        _row("write speed / raw direct write", later, lambda r: r[RAW_DIRECT].total_s / _written_s(r), None, True),
         _row("load speed / raw read + sha256", later, lambda r: r[RAW].load_s / r[STOKER].load_s, 0.8, True),
         _row(
             "load speed / raw direct read + sha256",
