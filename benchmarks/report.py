@@ -20,7 +20,7 @@ def report(rounds: Sequence[Mapping[str, Block]], starts: Mapping[str, Sequence[
     steps = rounds[0][STOKER].steps
     parts = [
         "# Speed of a training step",
-        f"`make bench` on {date.today()}: {_machine()}; load average before it {load:.1f}; "
+        f"`make bench` on {date.today()}: {machine()}; load average before it {load:.1f}; "
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "ray"))
         + ".",
         f"A byte-level GPT of 4.9 M parameters, fp32, {WORKERS} processes of one thread each (gloo), "
@@ -46,7 +46,7 @@ def report(rounds: Sequence[Mapping[str, Block]], starts: Mapping[str, Sequence[
     return "\n\n".join(parts) + "\n"
 
 
-def _machine() -> str:
+def machine() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -61,7 +61,7 @@ def _speed(rounds: Sequence[Mapping[str, Block]]) -> str:
         verdict = "met" if median(ratios) >= GOAL else "short"
         *each, middle = _row(ratios, "{:.3f}".format)
         rows.append([f"**Stoker / {other}**", *each, f"**{middle}** ({GOAL}: {verdict})"])
-    return _table(["round", *numbers, "median"], rows)
+    return table(["round", *numbers, "median"], rows)
 
 
 def _spans(rounds: Sequence[Mapping[str, Block]]) -> str:
@@ -76,20 +76,20 @@ def _spans(rounds: Sequence[Mapping[str, Block]]) -> str:
         "total": lambda block: block.wall_s,
         "cpu": lambda block: block.cpu_s,
     }
-    return _table(["ms per step", *LOOPS], [[name, *(of(loop, f) for loop in LOOPS)] for name, f in columns.items()])
+    return table(["ms per step", *LOOPS], [[name, *(of(loop, f) for loop in LOOPS)] for name, f in columns.items()])
 
 
 def _starts(starts: Mapping[str, Sequence[float]]) -> str:
     count = len(next(iter(starts.values())))
     rows = [[f"{name}, s", *_row(times, "{:.1f}".format)] for name, times in starts.items()]
-    return _table(["round", *(str(index + 1) for index in range(count)), "median"], rows)
+    return table(["round", *(str(index + 1) for index in range(count)), "median"], rows)
 
 
 def _row(values: Sequence[float], show: Callable[[float], str]) -> list[str]:
     return [*map(show, values), show(median(values))]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     shown = [

@@ -298,10 +298,37 @@ class Zero(Section):
         return self
 
 
+class KeepBest(Section):
+    """Keeps checkpoints of steps that were validated, by one figure of metrics.jsonl."""
+
+    metric: str = Field("val_loss", pattern=r"^val_[a-z_]+$")
+    mode: Literal["min", "max"] = "min"
+    count: Positive = 1
+
+
 class Checkpoint(Section):
     every_steps: Positive = 100
     keep_last: Positive = 3
+    keep_every_steps: Positive | None = Field(None, description="those of multiples of this step are kept for good")
+    keep_best: KeepBest | None = Field(None, description="besides the last, those with the best validation")
     background: bool = Field(True, description="training goes on while the checkpoint is written")
+    when_busy: Literal["wait", "skip"] = Field(
+        "wait", description="when one is due and the one before is still being written"
+    )
+    dir: str | None = Field(
+        None,
+        min_length=1,
+        description="a folder or s3://, gs://, az:// prefix to which {run.name} is added; default: in the run folder",
+    )
+
+    @model_validator(mode="after")
+    def _multiples(self) -> Self:
+        if self.keep_every_steps and self.keep_every_steps % self.every_steps:
+            raise ValueError(
+                f"checkpoint.keep_every_steps is {self.keep_every_steps}, not a multiple of checkpoint.every_steps "
+                f"{self.every_steps}: no checkpoint would be of such a step"
+            )
+        return self
 
 
 class Validation(Section):
@@ -356,6 +383,8 @@ class Recipe(Section):
             raise ValueError(f"data.kind is {self.data.kind}, but model.kind {self.model.kind} trains on {fits}")
         if self.validation is not None and self.data.val is None:
             raise ValueError("validation is asked for, but data.val is not given: add data.val.shards")
+        if self.checkpoint.keep_best is not None and self.validation is None:
+            raise ValueError("checkpoint.keep_best needs validation: add the section, or remove keep_best")
         if self.schedule.warmup_steps > self.run.steps:
             raise ValueError(
                 f"schedule.warmup_steps is {self.schedule.warmup_steps}, more than run.steps {self.run.steps}"

@@ -12,9 +12,9 @@ from data.batch import MicroBatch
 from trainer import zero_state
 from trainer.context import Context
 from trainer.deepspeed_config import build_optimizer, deepspeed_config
-from trainer.engine import Fragment, ReadState, Scalars, StepResult, add_sums, to_device
+from trainer.engine import Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
 from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
-from trainer.optimizer_state import restore_state, step_count
+from trainer.optimizer_state import group_scalars, restore_groups, restore_state
 from trainer.randomness import enter_position
 from trainer.tasks.base import Task
 
@@ -50,7 +50,7 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.device = torch.device(self._engine.device)
-        self._optimizer = self._layout().base_optimizer
+        self._optimizer = zero_state.self_test(self._layout()).base_optimizer
         self._optimizer.state.clear()  # what the phantom step of half precision left behind
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int, total_weight: float, lr: float) -> StepResult:
@@ -119,14 +119,18 @@ class DeepSpeedEngine:
         return zero_state.find_layout(self._engine, self._names)
 
     def fragments(self) -> Iterator[Fragment]:
-        layout = self._layout()
-        for index, piece in enumerate(layout.pieces):
-            if layout.replicated and index % self._ranks.world != self._ranks.rank:
-                continue
+        layout = zero_state.self_test(self._layout())
+        pieces = layout.pieces
+        if layout.replicated:
+            pieces = zero_state.even_share(pieces, self._ranks.rank, self._ranks.world)
+        for piece in pieces:
             yield Fragment(piece.parameter, "master", piece.start, piece.of(piece.flat))
             for kind, state in sorted(layout.base_optimizer.state.get(piece.flat, {}).items()):
                 if isinstance(state, torch.Tensor) and state.numel() == piece.flat.numel() and kind != "step":
                     yield Fragment(piece.parameter, kind, piece.start, piece.of(state))
+
+    def extents(self) -> Iterator[Extent]:
+        return ((piece.parameter, piece.start, piece.start + piece.count) for piece in self._layout().pieces)
 
     def buffers(self) -> dict[str, torch.Tensor]:
         module = self._task.module
@@ -138,13 +142,14 @@ class DeepSpeedEngine:
         fields = {}
         if self._recipe.precision == "fp16":
             fields = {name: getattr(self._engine.optimizer.loss_scaler, name) for name in _SCALER_FIELDS}
-        return Scalars(step_count(self._optimizer), fields, self._engine.skipped_steps)
+        return Scalars(group_scalars(self._optimizer), fields, self._engine.skipped_steps)
 
     def load(self, read: ReadState, buffers: dict[str, torch.Tensor], scalars: Scalars) -> None:
         layout = self._layout()
-        restore_state(layout, read, scalars.optimizer)
+        restore_groups(layout.base_optimizer, scalars.groups)
+        restore_state(layout, read, scalars.groups)
         layout.refresh()
-        self._layout()  # its self-test: the live weights are the restored masters
+        zero_state.self_test(layout)  # the live weights are the restored masters
         own = self.buffers()
         for name, stored in buffers.items():
             own[name].copy_(stored)

@@ -10,6 +10,7 @@ from data.batch import MicroBatch
 
 ReadSlice = Callable[[int, int], torch.Tensor]  # [start, stop) of a flattened parameter
 ReadState = Callable[[str, str], ReadSlice | None]  # kind, parameter; None when not stored
+Extent = tuple[str, int, int]  # [start, stop) of a flattened parameter
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Fragment:
 class Scalars:
     """The small rest of an engine's state, equal on every rank: plain JSON values."""
 
-    optimizer: dict[str, float] = field(default_factory=dict)  # e.g. Adam's step count
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)  # hyper-parameters and step count by group
     loss_scaler: dict[str, float | int] = field(default_factory=dict)
     skipped_steps: int = 0
 
@@ -65,6 +66,9 @@ class Engine(Protocol):
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of the master weights and optimizer states; together the ranks cover each exactly once."""
+
+    def extents(self) -> Iterator[Extent]:
+        """What `load` will read of each stored kind; the ranks' extents cover every parameter."""
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """Persistent buffers and frozen parameters, equal on every rank."""

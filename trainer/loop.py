@@ -21,9 +21,17 @@ def train(run: Attempt) -> Outcome:
         while step < run.last_step:
             run.reporter.phase("training", step)
             batch, fault = _next(batches)
-            total_weight, skipped, stops, faults = run.ranks.sum(
-                [_weight(batch), len(batch.skipped) if batch else 0, run.stop_requested(), batch is None]
+            total_weight, skipped, stops, faults, failed = run.ranks.sum(
+                [
+                    _weight(batch),
+                    len(batch.skipped) if batch else 0,
+                    run.stop_requested(),
+                    batch is None,
+                    run.writer.failed,
+                ]
             )
+            if failed:
+                run.tell_failed_save()
             refusal = None if faults else run.reporter.skipped.refusal(step + 1, int(skipped), total_weight)
             if faults or refusal:
                 outcome = _leave(run, step, fault, refusal, batch)
@@ -42,10 +50,9 @@ def train(run: Attempt) -> Outcome:
                 outcome = Outcome("data_fault", step, "a data fault in validation")
                 break
             if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
-                saved = step
                 run.reporter.phase("saving", step)
                 with run.reporter.watch.phase("checkpoint"):
-                    run.save(step)
+                    saved = step if run.save(step) else saved
     run.reporter.phase("saving", step)
     run.save_last(step, saved)
     return outcome

@@ -7,7 +7,9 @@ import typer
 from rich.table import Table
 
 from configs.errors import CheckpointError, RunFolderError
-from trainer.checkpoint_format import Manifest, check_coverage, read_manifest, verify_file
+from configs.load import load_recipe
+from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_store import CheckpointStore, read_manifest
 from trainer.run_folder import RunFolder
 from trainer.terminal import console, fail, say
 
@@ -24,15 +26,22 @@ def open_run(path: Path) -> RunFolder:
     return folder
 
 
+def open_store(path: Path) -> CheckpointStore:
+    """Of a run folder, wherever its recipe says that the checkpoints are. Raises RunFolderError."""
+    folder = open_run(path)
+    return checkpoint_store(folder, load_recipe(folder.recipe))
+
+
 @app.command("list")
 def list_(run_dir: RunDir) -> None:
     """The published checkpoints, oldest first."""
-    folder = open_run(run_dir)
-    table = Table("step", "samples", "workers", "engine", "bytes", "attempt")
-    for step in folder.published_steps():
-        manifest = read_manifest(folder.checkpoint(step))
-        size = sum(stored.bytes for stored in manifest.files)
-        row = (step, manifest.samples, manifest.workers, manifest.engine, f"{size:,}", manifest.attempt)
+    store = open_store(run_dir)
+    table = Table("step", "samples", "workers", "engine", "bytes", "attempt", "validation")
+    for step in store.steps():
+        manifest = read_manifest(store.at(step))
+        figures = " ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
+        size = f"{manifest.total_bytes:,}"
+        row = (step, manifest.samples, manifest.workers, manifest.engine, size, manifest.attempt, figures)
         table.add_row(*map(str, row))
     console.print(table)
 
@@ -40,11 +49,13 @@ def list_(run_dir: RunDir) -> None:
 @app.command()
 def verify(run_dir: RunDir, step: Step = None) -> None:
     """Check every file of one checkpoint, or of all, against its manifest."""
-    folder = open_run(run_dir)
+    from trainer.checkpoint_reader import verify as verified  # imports torch
+
+    store = open_store(run_dir)
     damaged = 0
-    for each in [step] if step is not None else folder.published_steps():
+    for each in [step] if step is not None else store.steps():
         try:
-            _verified(folder, each)
+            verified(store.at(each))
             say(f"step {each}: whole and valid")
         except CheckpointError as error:
             damaged += 1
@@ -56,26 +67,17 @@ def verify(run_dir: RunDir, step: Step = None) -> None:
 @app.command()
 def digest(run_dir: RunDir, step: Step = None) -> None:
     """sha256 of every parameter's weights and optimizer states: equal for equal states, however they were sharded."""
-    from trainer.checkpoint_reader import CheckpointReader  # imports torch
+    from trainer.checkpoint_reader import CheckpointReader, verify
 
-    folder = open_run(run_dir)
-    chosen = step if step is not None else _newest(folder)
-    with CheckpointReader(folder.checkpoint(chosen), _verified(folder, chosen)) as reader:
+    store = open_store(run_dir)
+    folder = store.at(step if step is not None else _newest(store))
+    with CheckpointReader(folder, verify(folder)) as reader:
         for name, value in reader.digests().items():
             say(f"{value}  {name}")
 
 
-def _verified(folder: RunFolder, step: int) -> Manifest:
-    path = folder.checkpoint(step)
-    manifest = read_manifest(path)
-    for stored in manifest.files:
-        verify_file(path, stored)
-    check_coverage(manifest)
-    return manifest
-
-
-def _newest(folder: RunFolder) -> int:
-    steps = folder.published_steps()
+def _newest(store: CheckpointStore) -> int:
+    steps = store.steps()
     if not steps:
-        raise RunFolderError(f"{folder.root} has no checkpoint yet")
+        raise RunFolderError(f"{store.where} has no checkpoint yet")
     return steps[-1]
