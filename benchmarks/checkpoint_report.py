@@ -14,9 +14,8 @@ def report(results: Mapping[int, Rounds], load: float) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed"))
     parts = [
         "# Speed of checkpoints",
-        f"`python benchmarks/checkpoint.py` on {date.today()}: {machine()}; load average before it {load:.1f}; "
-        f"{packages}.",
-        "A GPT of 50 M parameters with AdamW, fp32: masters and two moments, 12 bytes per parameter, split over 2 ranks "
+        f"`python benchmarks/checkpoint.py` on {date.today()}: {machine()}; load average {load:.1f}; {packages}.",
+        "A GPT of 50 M parameters with AdamW, fp32: masters and two moments, 12 bytes per parameter, on 2 ranks "
         "of one thread each. Medians over rounds after the first, seconds of the slower rank. *stall*: the training "
         "loop stands still; *on disk*: from the call to the published (Stoker), synced (DCP, raw) or written "
         "(DeepSpeed, which does not sync) checkpoint; *load*: cold page cache, with verification of every byte "

@@ -36,6 +36,7 @@ def restore_groups(optimizer: torch.optim.Optimizer, scalars: dict[str, dict[str
 def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, Any]]) -> None:
     """Fill this rank's masters and rebuild the optimizer's state as the optimizer itself would have made it."""
     optimizer = layout.base_optimizer
+    before = dict(optimizer.state)
     optimizer.state.clear()
     kinds = _ELEMENTWISE[type(optimizer).__name__]
     for piece in layout.pieces:
@@ -47,7 +48,8 @@ def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, 
                 state = optimizer.state[piece.flat]
                 if kind not in state:
                     # Zeroing all of it would cost a pass over memory; what no piece covers is padding.
-                    state[kind] = torch.empty_like(piece.flat.detach())
+                    kept = before.get(piece.flat, {}).get(kind)
+                    state[kind] = torch.empty_like(piece.flat.detach()) if kept is None else kept
                     _zero_padding(state[kind], [p for p in layout.pieces if p.flat is piece.flat])
                 piece.of(state[kind]).copy_(stored(piece.start, stop))
     for piece in layout.pieces:

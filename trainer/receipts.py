@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.errors import CheckpointError
 from trainer.checkpoint_store import Save
-from trainer.durable import to_json, write_durably
+from trainer.durable import to_json
 
 _POLL_S = 0.01
 TIMEOUT_S = 600.0
@@ -22,10 +22,21 @@ class Receipts:
         self._folder, self._save = root / f".receipts-{save.name}", save
 
     def post(self, stage: str, rank: int, content: dict[str, Any]) -> None:
-        """Durable when it returns. `content` has "error" when this rank failed at the stage."""
+        """`content` has "error" when this rank failed at the stage.
+
+        Whole or absent, but not synced: a receipt means nothing after a crash. The rename is the last touch, as rank 0
+        may remove the folder as soon as it has seen the file.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         identity = {"attempt": self._save.attempt, "step": self._save.step}
-        write_durably(self._path(stage, rank), to_json({**identity, **content}))
+        path = self._path(stage, rank)
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_bytes(to_json({**identity, **content}))
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        partial.replace(path)
 
     def await_all(self, stage: str, ranks: int, given_up: Callable[[], bool]) -> list[dict[str, Any]]:
         """Every rank's receipt. Raises CheckpointError when a rank failed or does not answer in TIMEOUT_S."""

@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,3 +176,12 @@ def test_a_rank_of_an_older_attempt_cannot_hand_its_part_to_a_newer_one(tmp_path
     with pytest.raises(Exception, match="another rank failed"):
         acts.publish(header(NEW))
     assert FolderStore(tmp_path).steps() == []
+
+
+def test_two_ranks_commit_again_and_again_without_getting_in_each_others_way(tmp_path: Path) -> None:
+    """Rank 0 removes the receipts as soon as it has seen the last: no rank may touch them after."""
+    for step in range(1, 101):
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(commit, tmp_path, step, rank, 2) for rank in (0, 1)]:
+                done.result()
+    assert check_whole(tmp_path) == 100

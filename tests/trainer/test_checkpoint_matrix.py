@@ -14,7 +14,8 @@ from tests.trainer.transfers import GOES_ON, SAVED_AFTER, Layout, Leg, Trained, 
 
 Transfer = tuple[Layout, Layout]
 ALL = [Layout(stage, workers) for stage, workers in product(range(4), (1, 2, 4))]
-SGD = {"kind": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": True}
+# At higher rates a BatchNorm net this small is chaotic: rounding of sums in another order grows tenfold every step.
+SGD = {"kind": "sgd", "lr": 5e-5, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": True}
 FP16 = {"precision": "fp16", "loss_scale": {"initial_power": 18, "window_steps": 4, "hysteresis": 1}}
 OFFLOAD = {"offload_optimizer": "cpu"}
 

@@ -92,7 +92,8 @@ def _run_leg(leg: Leg) -> Trained:
     )
     writer.save(engine, header(context, engine, "", SAVED_AFTER))
     losses, scales, keys = _train(engine, leg.recipe, ranks, SAVED_AFTER, GOES_ON)  # while it is written
-    assert writer.wait() is None
+    problem = writer.wait()
+    assert problem is None, problem
     ranks.sum([0.0])
     with CheckpointReader(store.at(SAVED_AFTER), verify(store.at(SAVED_AFTER))) as saved:
         digests, scalars = saved.digests(), saved.manifest.scalars
