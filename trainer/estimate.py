@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from configs.recipe import GptModel, ImageData, Optimizer, Recipe, ResnetModel
+from configs.recipe import GptModel, Optimizer, Recipe, ResnetModel
+from configs.recipe_data import ImageData
 from data.tokenize import vocab_size
 from trainer.models.cost import (
     gpt_activation_bytes,
