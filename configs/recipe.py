@@ -8,6 +8,14 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(ge=0.0)]
+InitFrom = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="initial weights: a Hugging Face folder (config.json, safetensors) or one .safetensors file; "
+        "read at the start of the run only",
+    ),
+]
 
 
 class Section(BaseModel):
@@ -43,6 +51,7 @@ class GptModel(Section):
     dropout: Fraction = 0.0
     init_std: float = Field(0.02, gt=0.0)
     checkpoint_activations: bool = Field(False, description="recompute blocks in backward: less memory, more work")
+    init_from: InitFrom = None
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -75,6 +84,7 @@ class ResnetModel(Section):
     dropout: Fraction = Field(0.0, description="before the classifier")
     zero_init_residual: bool = Field(True, description="last norm of each block starts at 0 (Goyal et al. 2017)")
     label_smoothing: Fraction = 0.0
+    init_from: InitFrom = None
 
 
 Model = Annotated[GptModel | ResnetModel, Field(discriminator="kind")]
@@ -282,6 +292,14 @@ class LossScale(Section):
     min_scale: float = Field(1.0, gt=0.0)
 
 
+class Ema(Section):
+    """Exponential moving average of the weights (Polyak and Juditsky 1992), for validation, samples and export."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.999, description="the n-th update uses min(decay, (1 + n)/(10 + n)): early on, the average is short"
+    )
+
+
 class Zero(Section):
     stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: Literal["none", "cpu"] = "none"
@@ -330,6 +348,7 @@ class Recipe(Section):
     schedule: Schedule = Schedule()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_scale: LossScale = LossScale()
+    ema: Ema | None = None
     zero: Zero = Zero()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation | None = None
