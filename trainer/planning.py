@@ -10,6 +10,7 @@ from configs.recipe import Recipe
 from data.dataset import open_dataset
 from trainer.checkpoint_format import read_manifest
 from trainer.estimate import estimate
+from trainer.huggingface.initial import check_initial
 from trainer.run_folder import RunFolder
 from trainer.tasks.build import check_task
 
@@ -69,6 +70,8 @@ def preflight(recipe: Recipe, say: Callable[[str], None]) -> None:
     check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
     check_resumable(recipe, folder)
     check_task(recipe)
+    if not folder.published_steps():  # a resumed run does not read them
+        check_initial(recipe)
     check_same_data(folder, check_data(recipe, say))
     if not folder.published_steps():  # or most of the space is in use already, by this very run
         check_disk(folder.root, disk_bytes(recipe))

@@ -85,7 +85,7 @@ class WeightAverage:
 
     def _swap(self) -> None:
         for live, average in self._pairs():
-            for ours, theirs in zip(_chunks(live), _chunks(average), strict=True):
+            for ours, theirs in zip(*(torch.split(t.view(-1), _SWAP_ELEMENTS) for t in (live, average)), strict=True):
                 kept = ours.clone()
                 ours.copy_(theirs)
                 theirs.copy_(kept)
@@ -94,7 +94,3 @@ class WeightAverage:
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         weights = [(flat.detach(), average) for flat, average in self._averages.items()]
         return weights + [(self._live[name], average) for name, average in self._buffers.items()]
-
-
-def _chunks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tensor.view(-1).split(_SWAP_ELEMENTS)

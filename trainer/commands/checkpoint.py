@@ -1,17 +1,18 @@
-"""`stoker checkpoint list | verify | digest`."""
+"""`stoker checkpoint list | verify | digest | export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from configs.errors import CheckpointError, RunFolderError
+from configs.load import load_recipe
 from trainer.checkpoint_format import Manifest, check_coverage, read_manifest, verify_file
 from trainer.run_folder import RunFolder
 from trainer.terminal import console, fail, say
 
-app = typer.Typer(help="List, verify and fingerprint the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(help="List, verify, fingerprint and export the checkpoints of a run.", no_args_is_help=True)
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR")]
 Step = Annotated[int | None, typer.Option(help="default: the newest")]
 
@@ -63,6 +64,41 @@ def digest(run_dir: RunDir, step: Step = None) -> None:
     with CheckpointReader(folder.checkpoint(chosen), _verified(folder, chosen)) as reader:
         for name, value in reader.digests().items():
             say(f"{value}  {name}")
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder that does not exist yet")],
+    step: Step = None,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the weights")] = "fp32",
+    ema: Annotated[bool, typer.Option("--ema", help="the averaged weights instead of the last")] = False,
+    shard_bytes: Annotated[int, typer.Option(help="more than this becomes several files", min=1)] = 5_000_000_000,
+) -> None:
+    """Write the weights as a folder that Hugging Face transformers loads (config.json and safetensors)."""
+    from trainer.huggingface.companions import tokenizer_path
+    from trainer.huggingface.export import DTYPES, Export  # imports torch
+    from trainer.huggingface.export import export as write
+
+    folder = open_run(run_dir)
+    chosen = step if step is not None else _newest(folder)
+    recipe = load_recipe(folder.recipe)
+    how = Export(DTYPES[dtype], ema, shard_bytes)
+    for path in write(recipe, folder.checkpoint(chosen), _chosen(folder, chosen), out.absolute(), how):
+        say(f"{path.stat().st_size:>15,} bytes  {path}")
+    tokenizer = tokenizer_path(recipe)
+    if tokenizer is not None and not tokenizer.exists():
+        say(f"warning: {tokenizer} is not here: there is no tokenizer.json in {out}, nor the id that ends a document")
+
+
+def _chosen(folder: RunFolder, step: int) -> Manifest:
+    """The verified manifest of `step`. Raises RunFolderError naming the steps that are there."""
+    steps = folder.published_steps()
+    if step not in steps:
+        raise RunFolderError(
+            f"{folder.root} has no checkpoint of step {step}: choose from {', '.join(map(str, steps))}"
+        )
+    return _verified(folder, step)
 
 
 def _verified(folder: RunFolder, step: int) -> Manifest:
