@@ -81,7 +81,8 @@ def export(
     from trainer.huggingface.export import export as write
 
     folder = open_run(run_dir)
-    chosen = step if step is not None else _newest(folder)
+    newest = _newest(folder)
+    chosen = newest if step is None else step
     recipe = load_recipe(folder.recipe)
     how = Export(DTYPES[dtype], ema, shard_bytes)
     for path in write(recipe, folder.checkpoint(chosen), _chosen(folder, chosen), out.absolute(), how):
@@ -95,9 +96,8 @@ def _chosen(folder: RunFolder, step: int) -> Manifest:
     """The verified manifest of `step`. Raises RunFolderError naming the steps that are there."""
     steps = folder.published_steps()
     if step not in steps:
-        raise RunFolderError(
-            f"{folder.root} has no checkpoint of step {step}: choose from {', '.join(map(str, steps))}"
-        )
+        known = ", ".join(map(str, steps))
+        raise RunFolderError(f"{folder.root} has no checkpoint of step {step}: choose from {known}")
     return _verified(folder, step)
 
 

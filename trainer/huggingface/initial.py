@@ -82,7 +82,7 @@ def _fill_one(own: dict[str, torch.Tensor], link: Link, values: torch.Tensor, pa
         start, stop = link.elements
         own[link.ours].view(-1)[start:stop].view(link.own_shape).copy_(values.T if link.transposed else values)
     elif not link.is_count and values.any():
-        raise RecipeError(f"model.init_from: {link.theirs} in {path} is not zero: set model.bias=true")
+        raise RecipeError(f"model.init_from: {link.theirs} in {path} is not zero, and model.bias is false")
 
 
 def _digest(module: torch.nn.Module) -> str:
