@@ -7,6 +7,15 @@ from pydantic import Field, model_validator
 from configs.recipe_data import Data
 from configs.section import Fraction, NonNegative, Positive, Rate, Section
 
+InitFrom = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="initial weights: a Hugging Face folder (config.json, safetensors) or one .safetensors file; "
+        "read at the start of the run only",
+    ),
+]
+
 
 class Run(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder under `dir`")
@@ -35,6 +44,7 @@ class GptModel(Section):
     dropout: Fraction = 0.0
     init_std: float = Field(0.02, gt=0.0)
     checkpoint_activations: bool = Field(False, description="recompute blocks in backward: less memory, more work")
+    init_from: InitFrom = None
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -67,6 +77,7 @@ class ResnetModel(Section):
     dropout: Fraction = Field(0.0, description="before the classifier")
     zero_init_residual: bool = Field(True, description="last norm of each block starts at 0 (Goyal et al. 2017)")
     label_smoothing: Fraction = 0.0
+    init_from: InitFrom = None
 
 
 Model = Annotated[GptModel | ResnetModel, Field(discriminator="kind")]
@@ -141,6 +152,14 @@ class LossScale(Section):
     window_steps: Positive = Field(1000, description="doubles after this many steps without overflow")
     hysteresis: Positive = Field(2, description="overflows before it halves")
     min_scale: float = Field(1.0, gt=0.0)
+
+
+class Ema(Section):
+    """Exponential moving average of the weights (Polyak and Juditsky 1992), for validation, samples and export."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.999, description="the n-th update uses min(decay, (1 + n)/(10 + n)): early on, the average is short"
+    )
 
 
 class Zero(Section):
@@ -218,6 +237,7 @@ class Recipe(Section):
     schedule: Schedule = Schedule()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_scale: LossScale = LossScale()
+    ema: Ema | None = None
     zero: Zero = Zero()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation | None = None

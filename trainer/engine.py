@@ -1,6 +1,7 @@
 """What the loop needs of an engine: one optimizer step, one evaluation, and the whole state as plain data."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,7 +28,8 @@ class StepResult:
 class Fragment:
     """A run of consecutive elements of one parameter's state that lives on this rank.
 
-    `kind` is "master" (fp32 weights) or the optimizer's name of an element-wise state, such as "exp_avg".
+    `kind` is "master" (fp32 weights), "ema" (their average) or the optimizer's name of an element-wise state, such as
+    "exp_avg".
     `start` counts elements of the flattened parameter. `tensor` is a 1-D fp32 view of live memory.
     """
 
@@ -44,6 +46,7 @@ class Scalars:
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)  # hyper-parameters and step count by group
     loss_scaler: dict[str, float | int] = field(default_factory=dict)
     skipped_steps: int = 0
+    ema_updates: int = 0
 
 
 class Engine(Protocol):
@@ -60,6 +63,9 @@ class Engine(Protocol):
 
     def sample(self) -> str | None:
         """What the task shows of itself, such as a generated text."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with its averaged weights where the recipe keeps an average."""
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each trainable parameter by name; tied parameters once."""

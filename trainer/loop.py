@@ -66,13 +66,14 @@ def validate(run: Attempt, data: Dataset, step: int) -> bool:
     with run.reporter.watch.phase("validation"):
         count = min(data.count, run.recipe.validation.max_samples or data.count)
         slices = eval_slices(count, micro, run.ranks.rank, run.ranks.world)
-        sums = run.engine.evaluate(_readable(run, data, step, slices, faults))
-        *totals, faulty = run.ranks.sum([*(sums[name] for name in sorted(sums)), float(bool(faults))])
+        with run.engine.averaged():
+            sums = run.engine.evaluate(_readable(run, data, step, slices, faults))
+            *totals, faulty = run.ranks.sum([*(sums[name] for name in sorted(sums)), float(bool(faults))])
+            text = None if faulty else run.engine.sample()
         if faulty:
             for fault in faults[:1]:
                 run.reporter.fault(fault, step)
             return False
-        text = run.engine.sample()
     run.reporter.validated(step, run.task.metrics(dict(zip(sorted(sums), totals, strict=True))), text)
     return True
 

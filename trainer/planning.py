@@ -11,6 +11,7 @@ from data.dataset import open_dataset
 from trainer.checkpoint_place import checkpoint_store
 from trainer.checkpoint_store import CheckpointStore, read_manifest
 from trainer.estimate import estimate
+from trainer.huggingface.initial import check_initial
 from trainer.run_folder import RunFolder
 from trainer.tasks.build import check_task
 
@@ -71,8 +72,11 @@ def preflight(recipe: Recipe, say: Callable[[str], None]) -> None:
     store = checkpoint_store(folder, recipe)
     check_resumable(recipe, folder, store)
     check_task(recipe)
+    fresh = not store.steps()
+    if fresh:  # a resumed run does not read them
+        check_initial(recipe)
     check_same_data(store, check_data(recipe, say))
-    if recipe.checkpoint.dir is None and not store.steps():  # or most of the space is in use already, by this very run
+    if recipe.checkpoint.dir is None and fresh:  # or most of the space is in use already, by this very run
         check_disk(folder.root, disk_bytes(recipe))
 
 

@@ -22,6 +22,7 @@ from trainer.context import Context
 from trainer.deepspeed_engine import DeepSpeedEngine, select_accelerator
 from trainer.engine import Engine
 from trainer.goodput import Goodput
+from trainer.huggingface.initial import load_initial
 from trainer.ledger import Ledger, read_json_lines
 from trainer.loop import train
 from trainer.metrics import JsonLines, MetricSink, Progress
@@ -122,6 +123,8 @@ def _run_attempt(job: Job, context: Context) -> None:
         if context.ranks.leads:
             progress.update("building the model", step=0)
         task = build_task(context.recipe)
+        if not context.ranks.from_leader(store.steps()):
+            load_initial(context, task.module)
         engine = DeepSpeedEngine(task, context)
         cleanup.callback(engine.close)
         outcome = train(_build_attempt(job, context, store, task, engine, progress, cleanup))

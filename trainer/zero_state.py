@@ -146,10 +146,11 @@ def _partition(parameter: Any, count: int) -> Callable[[], torch.Tensor]:
 
 
 def _refresh_stage_3(optimizer: Any) -> None:
+    # Evaluation may leave parameters gathered, for a backward pass to come: those would keep the old values.
+    optimizer._partition_all_parameters()
     for index in range(len(optimizer.fp16_groups)):
         optimizer._reassign_or_swap_out_partitioned_parameters(index)
     if persistent := optimizer.persistent_parameters:
-        persistent[0].partition(persistent)
         persistent[0].all_gather(persistent)
 
 

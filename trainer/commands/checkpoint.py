@@ -1,7 +1,7 @@
-"""`stoker checkpoint list | verify | digest`."""
+"""`stoker checkpoint list | verify | digest | export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -9,11 +9,11 @@ from rich.table import Table
 from configs.errors import CheckpointError, RunFolderError
 from configs.load import load_recipe
 from trainer.checkpoint_place import checkpoint_store
-from trainer.checkpoint_store import CheckpointStore, read_manifest
+from trainer.checkpoint_store import CheckpointFolder, CheckpointStore, read_manifest
 from trainer.run_folder import RunFolder
 from trainer.terminal import console, fail, say
 
-app = typer.Typer(help="List, verify and fingerprint the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(help="List, verify, fingerprint and export the checkpoints of a run.", no_args_is_help=True)
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR")]
 Step = Annotated[int | None, typer.Option(help="default: the newest")]
 
@@ -74,6 +74,39 @@ def digest(run_dir: RunDir, step: Step = None) -> None:
     with CheckpointReader(folder, verify(folder)) as reader:
         for name, value in reader.digests().items():
             say(f"{value}  {name}")
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder that does not exist yet")],
+    step: Step = None,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the weights")] = "fp32",
+    ema: Annotated[bool, typer.Option("--ema", help="the averaged weights instead of the last")] = False,
+    shard_bytes: Annotated[int, typer.Option(help="more than this becomes several files", min=1)] = 5_000_000_000,
+) -> None:
+    """Write the weights as a folder that Hugging Face transformers loads (config.json and safetensors)."""
+    from trainer.checkpoint_reader import verify  # imports torch
+    from trainer.huggingface.companions import tokenizer_path
+    from trainer.huggingface.export import DTYPES, Export
+    from trainer.huggingface.export import export as write
+
+    recipe, folder = load_recipe(open_run(run_dir).recipe), _chosen(open_store(run_dir), step)
+    how = Export(DTYPES[dtype], ema, shard_bytes)
+    for path in write(recipe, folder, verify(folder), out.absolute(), how):
+        say(f"{path.stat().st_size:>15,} bytes  {path}")
+    tokenizer = tokenizer_path(recipe)
+    if tokenizer is not None and not tokenizer.exists():
+        say(f"warning: {tokenizer} is not here: there is no tokenizer.json in {out}, nor the id that ends a document")
+
+
+def _chosen(store: CheckpointStore, step: int | None) -> CheckpointFolder:
+    """The checkpoint of `step`, or the newest. Raises RunFolderError naming the steps that are there."""
+    newest = _newest(store)
+    if step is not None and step not in store.steps():
+        known = ", ".join(map(str, store.steps()))
+        raise RunFolderError(f"{store.where} has no checkpoint of step {step}: choose from {known}")
+    return store.at(newest if step is None else step)
 
 
 def _newest(store: CheckpointStore) -> int:
