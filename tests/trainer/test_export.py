@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from configs.errors import CheckpointError, ExportError
 from configs.recipe import Recipe
-from data.images import fit
+from data.augment import centre
+from data.cut import write
+from data.images import EIGHTHS
 from tests.trainer.huggingface import GPTS, RESNETS, checkpoint_of, gpt_recipe, resnet_recipe, stored_model
 from tests.trainer.runs import run_folder_of, train_in_processes, write_image_shards, write_text_shards
 from trainer.cli import app
@@ -193,7 +195,9 @@ def test_their_preprocessing_gives_our_pixels(trained: dict[str, Recipe], tmp_pa
     processor = AutoImageProcessor.from_pretrained(exported(recipe, tmp_path / "out"), use_fast=False)
     pixels_HWC = np.random.default_rng(7).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     theirs = processor(Image.fromarray(pixels_HWC), return_tensors="pt")["pixel_values"]
-    ours = stored_model(recipe, STEP).normalise(torch.from_numpy(fit(pixels_HWC, 64).copy())[None])
+    row_HWC = np.zeros((64, 64, 3), np.uint8)
+    write(pixels_HWC, EIGHTHS, centre(90, 120, 64), row_HWC)
+    ours = stored_model(recipe, STEP).normalise(torch.from_numpy(row_HWC)[None])
     assert theirs.shape == ours.shape
     # A pixel's rounding and where the centre of an odd margin lies are theirs to choose.
     assert (theirs - ours).abs().mean() < 0.02
