@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart quickstart-short digits test test-slow check bench bench-peers bench-data docs clean
+.PHONY: install quickstart quickstart-short digits test test-slow check bench bench-peers bench-data bench-checkpoint docs clean
 
 install: $(INSTALLED)
 
@@ -58,6 +58,9 @@ bench-data: $(INSTALLED) bench-peers
 	@$(BIN)/python -m benchmarks.data --write
 	@$(BIN)/python -m benchmarks.decode
 	@$(BIN)/python -m benchmarks.order
+
+bench-checkpoint: $(INSTALLED)
+	@$(BIN)/python -m benchmarks.checkpoint --write
 
 docs: $(INSTALLED)
 	@$(BIN)/python -m configs.reference docs

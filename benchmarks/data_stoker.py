@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmarks.data_child import digest, measured, once, serve
 from benchmarks.data_samples import CLASSES, CROP_PADDING, PARTS, PIXELS, shards
-from configs.recipe import Recipe, RemoteReads
+from configs.recipe import Recipe
+from configs.recipe_data import RemoteReads
 from data.catalog import Catalog
 from data.dataset import open_dataset
 from data.image_source import open_image_source

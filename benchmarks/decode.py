@@ -1,6 +1,6 @@
 """CPU time of the decoder alone over that of an image source, which reads, decodes, crops and flips into a batch.
 
-`python benchmarks/decode.py [--threads N]` prints a table; 0.95 of the decoder is the goal where nothing is resized.
+`python -m benchmarks.decode [--threads N]` prints a table; 0.95 of the decoder is the goal where nothing is resized.
 """
 
 import argparse

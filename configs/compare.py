@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from configs.recipe import Recipe
@@ -18,12 +19,22 @@ _FREE_PREFIXES = ("data.remote.",)
 
 def result_differences(old: Recipe, new: Recipe) -> list[str]:
     """`key: old -> new` for each key that changes the result; empty when `new` may continue the run of `old`."""
-    old_keys, new_keys = _flat(old), _flat(new)
+    return differences(_flat(old), new)
+
+
+def differences(old_keys: Mapping[str, Any], new: Recipe) -> list[str]:
+    """As result_differences, for what `result_keys` once gave of the old recipe."""
+    new_keys = _flat(new)
     return [
         f"{key}: {old_keys.get(key, 'absent')} -> {new_keys.get(key, 'absent')}"
         for key in dict.fromkeys((*old_keys, *new_keys))
         if old_keys.get(key) != new_keys.get(key) and not _is_free(key, new)
     ]
+
+
+def result_keys(recipe: Recipe) -> dict[str, Any]:
+    """The keys that decide the result, dotted, with values that JSON keeps."""
+    return {key: value for key, value in _flat(recipe).items() if not _is_free(key, recipe)}
 
 
 def _is_free(key: str, recipe: Recipe) -> bool:
@@ -45,11 +56,10 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 
     walk("", recipe.model_dump(mode="json", by_alias=True))
     for source in recipe.data.train.sources:
-        flat[f"data.train.shards.{source.name}"] = f"weight {source.weight:g}, {source.when_exhausted}"
+        flat[f"data.train.shards.{source.name}"] = f"weight {source.weight!r}, {source.when_exhausted}"
     return flat
 
 
 def result_sha256(recipe: Recipe) -> str:
-    """Fingerprint of the keys that change the result, the prolongable number of steps left out."""
-    keys = {key: value for key, value in _flat(recipe).items() if not _is_free(key, recipe)}
-    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+    """Fingerprint of `result_keys`."""
+    return hashlib.sha256(json.dumps(result_keys(recipe), sort_keys=True).encode()).hexdigest()

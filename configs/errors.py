@@ -42,6 +42,10 @@ class CheckpointError(StokerError):
     """A checkpoint cannot be written, read or used."""
 
 
+class ExportError(UserError):
+    """A checkpoint cannot be exported as asked: there is no format for it, or no room for the result."""
+
+
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint's bytes are not what was written: a file is missing, cut, or changed."""
 

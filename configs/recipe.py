@@ -2,18 +2,19 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Rate = Annotated[float, Field(ge=0.0)]
+from configs.recipe_data import Data
+from configs.section import Fraction, NonNegative, Positive, Rate, Section
 
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, values are not coerced between types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True, allow_inf_nan=False)
+InitFrom = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="initial weights: a Hugging Face folder (config.json, safetensors) or one .safetensors file; "
+        "read at the start of the run only",
+    ),
+]
 
 
 class Run(Section):
@@ -43,6 +44,7 @@ class GptModel(Section):
     dropout: Fraction = 0.0
     init_std: float = Field(0.02, gt=0.0)
     checkpoint_activations: bool = Field(False, description="recompute blocks in backward: less memory, more work")
+    init_from: InitFrom = None
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -75,142 +77,10 @@ class ResnetModel(Section):
     dropout: Fraction = Field(0.0, description="before the classifier")
     zero_init_residual: bool = Field(True, description="last norm of each block starts at 0 (Goyal et al. 2017)")
     label_smoothing: Fraction = 0.0
+    init_from: InitFrom = None
 
 
 Model = Annotated[GptModel | ResnetModel, Field(discriminator="kind")]
-
-
-class Source(Section):
-    """One of several sources that training draws from by weight; which one a row comes from follows from position."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names it in figures and messages")
-    shards: str | list[str] = Field(description="as data.train.shards")
-    weight: float = Field(gt=0.0, description="its share of the rows or images, relative to the other sources")
-    when_exhausted: Literal["repeat", "stop"] = Field("repeat", description="stop: used once, the others go on")
-
-
-class TrainShards(Section):
-    shards: str | list[str | Source] = Field(
-        description="tar shards: a path, URL, brace range a-{000..009}.tar, glob, a list of these, or weighted sources"
-    )
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if isinstance(self.shards, str):
-            return self
-        names = [entry.name for entry in self.shards if isinstance(entry, Source)]
-        if names and len(names) < len(self.shards):
-            raise ValueError("data.train.shards mixes names and weighted sources: give each a name and a weight")
-        if len(set(names)) < len(names):
-            raise ValueError(f"data.train.shards has a source named twice: {', '.join(names)}")
-        return self
-
-    @property
-    def sources(self) -> list[Source]:
-        """What training draws from; a plain list of shards is one source."""
-        if isinstance(self.shards, str):
-            return [Source(name="train", shards=self.shards, weight=1.0)]
-        weighted = [entry for entry in self.shards if isinstance(entry, Source)]
-        plain = [entry for entry in self.shards if isinstance(entry, str)]
-        return weighted or [Source(name="train", shards=plain, weight=1.0)]
-
-
-class Shards(Section):
-    shards: str | list[str] = Field(
-        description="tar shards: a path, URL, brace range a-{000..009}.tar, glob, or a list of these"
-    )
-
-
-class RemoteReads(Section):
-    """How shards at s3://, gs://, az:// and http(s):// are read. None of these changes what is read."""
-
-    cache_dir: str | None = Field(None, description="shared by the ranks of a node; default: stoker/shards in ~/.cache")
-    cache_bytes: Positive = Field(64 << 30, description="the least recently used pieces beyond this are dropped")
-    connections: Positive = Field(8, description="ranges read at once by one worker")
-    timeout_s: float = Field(20.0, gt=0.0, description="without a byte for this long, a range is asked for again")
-    tries: Positive = Field(8, description="for one range, with growing pauses, before the run stops")
-
-
-class _Data(Section):
-    train: TrainShards
-    val: Shards | None = None
-    shuffle_window_bytes: Positive = Field(
-        256 << 20,
-        description="samples are permuted within windows of this size; larger mixes better, reads wider",
-    )
-    lanes: Positive = Field(
-        1,
-        description="parts of the data that each feed an equal share of every batch, so that a worker reads few "
-        "shards; divides batch.global; default: its largest divisor up to 64",
-    )
-    on_error: Literal["stop", "skip"] = Field("stop", description="at a sample or block that cannot be used")
-    max_skipped: NonNegative = Field(1000, description="with on_error skip: more than this many end the run")
-    verify_reads: bool = Field(
-        True, description="check each block of local shards when it is first read; of remote ones always"
-    )
-    remote: RemoteReads = RemoteReads()
-
-
-class _Documents(_Data):
-    packing: Literal["concat", "best_fit"] = Field(
-        "concat", description="rows: documents end to end and split; or whole documents, fitted, split only if longer"
-    )
-    document_mask: bool = Field(False, description="no attention, and no target, across documents of a row")
-
-
-class TextData(_Documents):
-    kind: Literal["text"]
-    tokenizer: str = Field("bytes", description="`bytes`, or the path of a Hugging Face tokenizer.json")
-    part: str = Field("txt", description="extension of the text part of a sample")
-
-
-class TokensData(_Documents):
-    kind: Literal["tokens"]
-    vocab: Positive = Field(description="token ids are 0 … vocab-1")
-    part: str = Field("npy", description="extension of the one-dimensional integer array")
-
-
-class RandAugment(Section):
-    """Cubuk et al. 2020, with the operations that Pillow has."""
-
-    operations: Positive = Field(2, description="applied one after the other")
-    magnitude: int = Field(9, ge=0, le=30, description="of each, 0 … 30")
-
-
-class Augment(Section):
-    """Each draw is keyed by (seed, epoch, sample): the same on any number of workers."""
-
-    crop_padding: NonNegative = Field(0, description="pad by this many pixels, then crop at random")
-    resized_crop: bool = Field(False, description="random area 8–100 %, aspect 3/4–4/3 (Szegedy et al. 2015)")
-    flip: bool = Field(False, description="left–right, half of the time")
-    rand_augment: RandAugment | None = None
-
-    @model_validator(mode="after")
-    def _one_crop(self) -> Self:
-        if self.crop_padding and self.resized_crop:
-            raise ValueError("data.augment has both crop_padding and resized_crop: choose one")
-        return self
-
-
-class ImageData(_Data):
-    kind: Literal["image"]
-    size: Positive = Field(224, description="pixels, square")
-    channels: Literal[1, 3] = 3
-    mean: list[float] | None = Field(None, description="per channel, in 0…1; default ImageNet's, 0.5 for one channel")
-    std: list[float] | None = Field(None, description="per channel; default ImageNet's, 0.5 for one channel")
-    augment: Augment = Augment()
-
-    @model_validator(mode="after")
-    def _channel_lists(self) -> Self:
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and len(values) != self.channels:
-                raise ValueError(f"data.{name} has {len(values)} values, but data.channels is {self.channels}")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"data.std is {self.std}: every value must be above 0")
-        return self
-
-
-Data = Annotated[TextData | TokensData | ImageData, Field(discriminator="kind")]
 
 
 class Batch(Section):
@@ -284,6 +154,14 @@ class LossScale(Section):
     min_scale: float = Field(1.0, gt=0.0)
 
 
+class Ema(Section):
+    """Exponential moving average of the weights (Polyak and Juditsky 1992), for validation, samples and export."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.999, description="the n-th update uses min(decay, (1 + n)/(10 + n)): early on, the average is short"
+    )
+
+
 class Zero(Section):
     stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: Literal["none", "cpu"] = "none"
@@ -298,10 +176,37 @@ class Zero(Section):
         return self
 
 
+class KeepBest(Section):
+    """Keeps checkpoints of steps that were validated, by one figure of metrics.jsonl."""
+
+    metric: str = Field("val_loss", pattern=r"^val_[a-z_]+$")
+    mode: Literal["min", "max"] = "min"
+    count: Positive = 1
+
+
 class Checkpoint(Section):
     every_steps: Positive = 100
     keep_last: Positive = 3
+    keep_every_steps: Positive | None = Field(None, description="those of multiples of this step are kept for good")
+    keep_best: KeepBest | None = Field(None, description="besides the last, those with the best validation")
     background: bool = Field(True, description="training goes on while the checkpoint is written")
+    when_busy: Literal["wait", "skip"] = Field(
+        "wait", description="when one is due and the one before is still being written"
+    )
+    dir: str | None = Field(
+        None,
+        min_length=1,
+        description="a folder or s3://, gs://, az:// prefix to which {run.name} is added; default: in the run folder",
+    )
+
+    @model_validator(mode="after")
+    def _multiples(self) -> Self:
+        if self.keep_every_steps and self.keep_every_steps % self.every_steps:
+            raise ValueError(
+                f"checkpoint.keep_every_steps is {self.keep_every_steps}, not a multiple of checkpoint.every_steps "
+                f"{self.every_steps}: no checkpoint would be of such a step"
+            )
+        return self
 
 
 class Validation(Section):
@@ -332,6 +237,7 @@ class Recipe(Section):
     schedule: Schedule = Schedule()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_scale: LossScale = LossScale()
+    ema: Ema | None = None
     zero: Zero = Zero()
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation | None = None
@@ -356,6 +262,8 @@ class Recipe(Section):
             raise ValueError(f"data.kind is {self.data.kind}, but model.kind {self.model.kind} trains on {fits}")
         if self.validation is not None and self.data.val is None:
             raise ValueError("validation is asked for, but data.val is not given: add data.val.shards")
+        if self.checkpoint.keep_best is not None and self.validation is None:
+            raise ValueError("checkpoint.keep_best needs validation: add the section, or remove keep_best")
         if self.schedule.warmup_steps > self.run.steps:
             raise ValueError(
                 f"schedule.warmup_steps is {self.schedule.warmup_steps}, more than run.steps {self.run.steps}"

@@ -13,7 +13,7 @@ from configs.recipe import Recipe
 
 _HEAD = """# Recipe reference
 
-Generated from `configs/recipe.py` by `make docs`; a test checks that it is up to date.
+Generated from `configs/recipe.py` and `configs/recipe_data.py` by `make docs`; a test checks that it is up to date.
 A recipe is one YAML file. Unknown keys are errors. Override any key on the command line: `section.key=value`.
 Relative paths resolve against the working directory. For completion in an editor, put
 `# yaml-language-server: $schema=../docs/recipe.schema.json` on the first line of a recipe.

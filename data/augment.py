@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from configs.recipe import Augment
+from configs.recipe_data import Augment
 from data.images import EIGHTHS
 
 Box = tuple[float, float, float, float]

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.errors import RecipeError
 from configs.recipe import Recipe
-from configs.recipe import Source as SourceRecipe
+from configs.recipe_data import Source as SourceRecipe
 from data.arrangement import Arrangement
 from data.batch import MicroBatch, Rows, Slice
 from data.image_source import open_image_source

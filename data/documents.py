@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from configs.errors import DamagedDataError, DataError
-from configs.recipe import TextData, TokensData
+from configs.recipe_data import TextData, TokensData
 from data import npy
 from data.catalog import Catalog
 from data.column import Column

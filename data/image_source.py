@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.errors import DamagedDataError, RecipeError
-from configs.recipe import ImageData, Recipe, ResnetModel
+from configs.recipe import Recipe, ResnetModel
+from configs.recipe_data import ImageData
 from data.augment import DRAWS, View, centre, drawn
 from data.catalog import Catalog, Part
 from data.cut import write

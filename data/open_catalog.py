@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from configs.recipe import RemoteReads
+from configs.recipe_data import RemoteReads
 from data.catalog import Catalog
 from data.local_shard import LocalShard
 from data.shards import expand, is_url

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from configs.recipe import RandAugment
+from configs.recipe_data import RandAugment
 from data.types import Bytes
 
 DRAWS_PER_OPERATION = 2

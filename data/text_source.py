@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from configs.errors import DamagedDataError, DataError
-from configs.recipe import GptModel, Recipe, TextData, TokensData
+from configs.recipe import GptModel, Recipe
+from configs.recipe_data import TextData, TokensData
 from data import best_fit, row_order
 from data.catalog import Catalog
 from data.document_lengths import cause_of

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from configs.errors import DataError, RecipeError
-from configs.recipe import Recipe, RemoteReads, ResnetModel
+from configs.recipe import Recipe, ResnetModel
+from configs.recipe_data import RemoteReads
 from data import npy
 from data.catalog import Catalog, Part
 from data.decode import LABEL_PART, ImageSamples

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from data.batch import MicroBatch
 from trainer import zero_state
 from trainer.context import Context
 from trainer.deepspeed_config import build_optimizer, deepspeed_config
-from trainer.engine import Fragment, ReadState, Scalars, StepResult, add_sums, to_device
+from trainer.engine import Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
 from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
-from trainer.optimizer_state import restore_state, step_count
+from trainer.optimizer_state import group_scalars, restore_groups, restore_state
 from trainer.randomness import enter_position
 from trainer.tasks.base import Task
+from trainer.weight_average import KIND, WeightAverage
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -50,8 +52,9 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.device = torch.device(self._engine.device)
-        self._optimizer = self._layout().base_optimizer
+        self._optimizer = zero_state.self_test(self._layout()).base_optimizer
         self._optimizer.state.clear()  # what the phantom step of half precision left behind
+        self._average = self._start_average()
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int, total_weight: float, lr: float) -> StepResult:
         engine, module = self._engine, self._task.module
@@ -72,6 +75,8 @@ class DeepSpeedEngine:
         engine.step()
         skipped = engine.skipped_steps > skipped_before
         self._commit_statistics(skipped)
+        if self._average is not None and not skipped:
+            self._average.update()
         norm = engine.get_global_grad_norm() if grad_norm is None else grad_norm
         return StepResult(loss_sum, norm or 0.0, self._loss_scale(), skipped)
 
@@ -112,6 +117,15 @@ class DeepSpeedEngine:
         self._engine.train()
         return text
 
+    def averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._average is None else self._average.swapped_in()
+
+    def _start_average(self) -> WeightAverage | None:
+        if self._recipe.ema is None:
+            return None
+        statistics = {name: b for name, b in self._persistent_buffers().items() if b.is_floating_point()}
+        return WeightAverage(self._layout(), statistics, self._recipe.ema.decay)
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
 
@@ -119,32 +133,47 @@ class DeepSpeedEngine:
         return zero_state.find_layout(self._engine, self._names)
 
     def fragments(self) -> Iterator[Fragment]:
-        layout = self._layout()
-        for index, piece in enumerate(layout.pieces):
-            if layout.replicated and index % self._ranks.world != self._ranks.rank:
-                continue
+        layout = zero_state.self_test(self._layout())
+        pieces = layout.pieces
+        if layout.replicated:
+            pieces = zero_state.even_share(pieces, self._ranks.rank, self._ranks.world)
+        for piece in pieces:
             yield Fragment(piece.parameter, "master", piece.start, piece.of(piece.flat))
+            if self._average is not None:
+                yield Fragment(piece.parameter, KIND, piece.start, self._average.of(piece))
             for kind, state in sorted(layout.base_optimizer.state.get(piece.flat, {}).items()):
                 if isinstance(state, torch.Tensor) and state.numel() == piece.flat.numel() and kind != "step":
                     yield Fragment(piece.parameter, kind, piece.start, piece.of(state))
 
+    def extents(self) -> Iterator[Extent]:
+        return ((piece.parameter, piece.start, piece.start + piece.count) for piece in self._layout().pieces)
+
     def buffers(self) -> dict[str, torch.Tensor]:
         module = self._task.module
         frozen = {name: p.data for name, p in module.named_parameters() if not p.requires_grad}
-        persistent = {name: b for name, b in module.named_buffers() if name in module.state_dict(keep_vars=True)}
-        return {**frozen, **persistent}
+        averaged = {} if self._average is None else self._average.buffers()
+        return {**frozen, **self._persistent_buffers(), **averaged}
+
+    def _persistent_buffers(self) -> dict[str, torch.Tensor]:
+        module = self._task.module
+        kept = module.state_dict(keep_vars=True)
+        return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
     def scalars(self) -> Scalars:
         fields = {}
         if self._recipe.precision == "fp16":
             fields = {name: getattr(self._engine.optimizer.loss_scaler, name) for name in _SCALER_FIELDS}
-        return Scalars(step_count(self._optimizer), fields, self._engine.skipped_steps)
+        updates = 0 if self._average is None else self._average.updates
+        return Scalars(group_scalars(self._optimizer), fields, self._engine.skipped_steps, updates)
 
     def load(self, read: ReadState, buffers: dict[str, torch.Tensor], scalars: Scalars) -> None:
         layout = self._layout()
-        restore_state(layout, read, scalars.optimizer)
+        restore_groups(layout.base_optimizer, scalars.groups)
+        restore_state(layout, read, scalars.groups)
         layout.refresh()
-        self._layout()  # its self-test: the live weights are the restored masters
+        zero_state.self_test(layout)  # the live weights are the restored masters
+        if self._average is not None:
+            self._average.load(read, scalars.ema_updates)
         own = self.buffers()
         for name, stored in buffers.items():
             own[name].copy_(stored)

@@ -15,7 +15,8 @@ from cluster.stop_signals import StopSignals
 from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, RunFolderError
 from configs.load import dump_recipe
 from configs.recipe import Recipe
-from trainer.checkpoint_format import read_manifest, verify_file
+from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_reader import verify
 from trainer.deepspeed_engine import collective_backend, select_accelerator
 from trainer.durable import write_durably
 from trainer.ledger import Event, Ledger
@@ -76,12 +77,11 @@ def train(recipe: Recipe, stop_at: int | None) -> int:
 
 def _is_finished(recipe: Recipe, folder: RunFolder) -> bool:
     """Whether the last step's checkpoint is there and whole; a kill right after it may have kept the ledger from it."""
-    last = folder.checkpoint(recipe.run.steps)
-    if not last.exists():
+    store = checkpoint_store(folder, recipe)
+    if recipe.run.steps not in store.steps():
         return False
     try:
-        for stored in read_manifest(last).files:
-            verify_file(last, stored)
+        verify(store.at(recipe.run.steps))
     except CheckpointError:
         return False  # the workers will find it, tell, and go back to the one before
     ledger = Ledger(folder.ledger)

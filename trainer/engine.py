@@ -1,6 +1,7 @@
 """What the loop needs of an engine: one optimizer step, one evaluation, and the whole state as plain data."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from data.batch import MicroBatch
 
 ReadSlice = Callable[[int, int], torch.Tensor]  # [start, stop) of a flattened parameter
 ReadState = Callable[[str, str], ReadSlice | None]  # kind, parameter; None when not stored
+Extent = tuple[str, int, int]  # [start, stop) of a flattened parameter
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class StepResult:
 class Fragment:
     """A run of consecutive elements of one parameter's state that lives on this rank.
 
-    `kind` is "master" (fp32 weights) or the optimizer's name of an element-wise state, such as "exp_avg".
+    `kind` is "master" (fp32 weights), "ema" (their average) or the optimizer's name of an element-wise state, such as
+    "exp_avg".
     `start` counts elements of the flattened parameter. `tensor` is a 1-D fp32 view of live memory.
     """
 
@@ -40,9 +43,10 @@ class Fragment:
 class Scalars:
     """The small rest of an engine's state, equal on every rank: plain JSON values."""
 
-    optimizer: dict[str, float] = field(default_factory=dict)  # e.g. Adam's step count
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)  # hyper-parameters and step count by group
     loss_scaler: dict[str, float | int] = field(default_factory=dict)
     skipped_steps: int = 0
+    ema_updates: int = 0
 
 
 class Engine(Protocol):
@@ -60,11 +64,17 @@ class Engine(Protocol):
     def sample(self) -> str | None:
         """What the task shows of itself, such as a generated text."""
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with its averaged weights where the recipe keeps an average."""
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each trainable parameter by name; tied parameters once."""
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of the master weights and optimizer states; together the ranks cover each exactly once."""
+
+    def extents(self) -> Iterator[Extent]:
+        """What `load` will read of each stored kind; the ranks' extents cover every parameter."""
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """Persistent buffers and frozen parameters, equal on every rank."""

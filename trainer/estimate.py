@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from configs.recipe import GptModel, ImageData, Optimizer, Recipe, ResnetModel
+from configs.recipe import GptModel, Optimizer, Recipe, ResnetModel
+from configs.recipe_data import ImageData
 from data.tokenize import vocab_size
 from trainer.models.cost import (
     gpt_activation_bytes,
@@ -82,9 +83,13 @@ def estimate(recipe: Recipe) -> Estimate:
         parameters_by_group={str(name): count for name, count in counts.items()},
         flops_per_target=cost.flops_per_target,
         targets_per_step=cost.targets_per_sample * recipe.batch.global_,
-        checkpoint_bytes=parameters * FP32_BYTES * (1 + moments(recipe.optimizer)) + buffers_bytes,
+        checkpoint_bytes=parameters * FP32_BYTES * (1 + _kept_values(recipe)) + buffers_bytes,
         memory=tuple(worker_memory(recipe, parameters, stage, cost.activations_bytes) for stage in STAGES),
     )
+
+
+def _kept_values(recipe: Recipe) -> int:
+    return moments(recipe.optimizer) + (recipe.ema is not None)
 
 
 def moments(optimizer: Optimizer) -> int:
@@ -105,7 +110,7 @@ def worker_memory(recipe: Recipe, parameters: int, stage: Stage, activations_byt
     has_master = stage > 0 or recipe.precision != "fp32"
     weights = element_bytes * (shard if stage == 3 else parameters)
     gradients = (FP32_BYTES if stage else element_bytes) * (shard if stage >= 2 else parameters)
-    optimizer = FP32_BYTES * (has_master + moments(recipe.optimizer)) * (shard if stage else parameters)
+    optimizer = FP32_BYTES * (has_master + _kept_values(recipe)) * (shard if stage else parameters)
     offloaded = 0
     if recipe.zero.offload_optimizer == "cpu" and stage:
         offloaded, optimizer = offloaded + optimizer, 0

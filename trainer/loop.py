@@ -21,9 +21,17 @@ def train(run: Attempt) -> Outcome:
         while step < run.last_step:
             run.reporter.phase("training", step)
             batch, fault = _next(batches)
-            total_weight, skipped, stops, faults = run.ranks.sum(
-                [_weight(batch), len(batch.skipped) if batch else 0, run.stop_requested(), batch is None]
+            total_weight, skipped, stops, faults, failed = run.ranks.sum(
+                [
+                    _weight(batch),
+                    len(batch.skipped) if batch else 0,
+                    run.stop_requested(),
+                    batch is None,
+                    run.writer.failed,
+                ]
             )
+            if failed:
+                run.tell_failed_save()
             refusal = None if faults else run.reporter.skipped.refusal(step + 1, int(skipped), total_weight)
             if faults or refusal:
                 outcome = _leave(run, step, fault, refusal, batch)
@@ -42,10 +50,9 @@ def train(run: Attempt) -> Outcome:
                 outcome = Outcome("data_fault", step, "a data fault in validation")
                 break
             if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
-                saved = step
                 run.reporter.phase("saving", step)
                 with run.reporter.watch.phase("checkpoint"):
-                    run.save(step)
+                    saved = step if run.save(step) else saved
     run.reporter.phase("saving", step)
     run.save_last(step, saved)
     return outcome
@@ -59,13 +66,14 @@ def validate(run: Attempt, data: Dataset, step: int) -> bool:
     with run.reporter.watch.phase("validation"):
         count = min(data.count, run.recipe.validation.max_samples or data.count)
         slices = eval_slices(count, micro, run.ranks.rank, run.ranks.world)
-        sums = run.engine.evaluate(_readable(run, data, step, slices, faults))
-        *totals, faulty = run.ranks.sum([*(sums[name] for name in sorted(sums)), float(bool(faults))])
+        with run.engine.averaged():
+            sums = run.engine.evaluate(_readable(run, data, step, slices, faults))
+            *totals, faulty = run.ranks.sum([*(sums[name] for name in sorted(sums)), float(bool(faults))])
+            text = None if faulty else run.engine.sample()
         if faulty:
             for fault in faults[:1]:
                 run.reporter.fault(fault, step)
             return False
-        text = run.engine.sample()
     run.reporter.validated(step, run.task.metrics(dict(zip(sorted(sums), totals, strict=True))), text)
     return True
 

@@ -1,25 +1,42 @@
 """Optimizer state as element-wise tensors plus per-group scalars, for torch's optimizers on any layout."""
 
+from typing import Any
+
 import torch
 
 from configs.errors import CheckpointError, EngineError
 from trainer.engine import ReadSlice, ReadState
-from trainer.zero_state import Layout
+from trainer.zero_state import Layout, Piece
 
 _ELEMENTWISE = {"AdamW": ("exp_avg", "exp_avg_sq"), "SGD": ("momentum_buffer",)}
+_HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov")
 
 
-def step_count(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Adam's number of updates, the same for every parameter; empty for SGD and before the first step."""
+def group_scalars(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """Each group's hyper-parameters and, after the first step of Adam, `step`: its number of updates."""
     steps = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
     if len(steps) > 1:
         raise EngineError(f"parameters took different numbers of optimizer steps: {sorted(steps)}")
-    return {"step": steps.pop()} if steps else {}
+    updates: dict[str, Any] = {"step": steps.pop()} if steps else {}
+    return {
+        group["name"]: {key: group[key] for key in _HYPERPARAMETERS if key in group} | updates
+        for group in optimizer.param_groups
+    }
 
 
-def restore_state(layout: Layout, read: ReadState, scalars: dict[str, float]) -> None:
+def restore_groups(optimizer: torch.optim.Optimizer, scalars: dict[str, dict[str, Any]]) -> None:
+    """Raises CheckpointError when the groups are others."""
+    names = [group["name"] for group in optimizer.param_groups]
+    if sorted(names) != sorted(scalars):
+        raise CheckpointError(f"the checkpoint has the parameter groups {sorted(scalars)}, the model {sorted(names)}")
+    for group in optimizer.param_groups:
+        group |= {key: value for key, value in scalars[group["name"]].items() if key in _HYPERPARAMETERS}
+
+
+def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, Any]]) -> None:
     """Fill this rank's masters and rebuild the optimizer's state as the optimizer itself would have made it."""
     optimizer = layout.base_optimizer
+    before = dict(optimizer.state)
     optimizer.state.clear()
     kinds = _ELEMENTWISE[type(optimizer).__name__]
     for piece in layout.pieces:
@@ -30,12 +47,25 @@ def restore_state(layout: Layout, read: ReadState, scalars: dict[str, float]) ->
             if stored is not None:
                 state = optimizer.state[piece.flat]
                 if kind not in state:
-                    state[kind] = torch.zeros_like(piece.flat.detach())
+                    # Zeroing all of it would cost a pass over memory; what no piece covers is padding.
+                    kept = before.get(piece.flat, {}).get(kind)
+                    state[kind] = torch.empty_like(piece.flat.detach()) if kept is None else kept
+                    _zero_padding(state[kind], [p for p in layout.pieces if p.flat is piece.flat])
                 piece.of(state[kind]).copy_(stored(piece.start, stop))
-    for parameter, state in optimizer.state.items():
-        if "step" in scalars:
+    for piece in layout.pieces:
+        step = scalars[optimizer.param_groups[piece.group]["name"]].get("step")
+        if step is not None and piece.flat in optimizer.state:
             # torch's fused AdamW wants its step count beside the parameter.
-            state["step"] = torch.tensor(scalars["step"], dtype=torch.float32, device=parameter.device)
+            optimizer.state[piece.flat]["step"] = torch.tensor(step, dtype=torch.float32, device=piece.flat.device)
+
+
+def _zero_padding(state: torch.Tensor, pieces: list[Piece]) -> None:
+    if sum(piece.count for piece in pieces) < state.numel():
+        flat, position = state.view(-1), 0
+        for piece in sorted(pieces, key=lambda piece: piece.offset):
+            flat[position : piece.offset].zero_()
+            position = piece.offset + piece.count
+        flat[position:].zero_()
 
 
 def _reader(read: ReadState, kind: str, parameter: str) -> ReadSlice:

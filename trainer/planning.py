@@ -8,8 +8,10 @@ from configs.errors import CheckpointError, DataError, ResourceError, RunFolderE
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from data.dataset import open_dataset
-from trainer.checkpoint_format import read_manifest
+from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_store import CheckpointStore, read_manifest
 from trainer.estimate import estimate
+from trainer.huggingface.initial import check_initial
 from trainer.run_folder import RunFolder
 from trainer.tasks.build import check_task
 
@@ -67,10 +69,14 @@ def preflight(recipe: Recipe, say: Callable[[str], None]) -> None:
     """Everything that must be so before a run may start. Raises the UserError of the first thing that is not."""
     folder = RunFolder.of(recipe)
     check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
-    check_resumable(recipe, folder)
+    store = checkpoint_store(folder, recipe)
+    check_resumable(recipe, folder, store)
     check_task(recipe)
-    check_same_data(folder, check_data(recipe, say))
-    if not folder.published_steps():  # or most of the space is in use already, by this very run
+    fresh = not store.steps()
+    if fresh:  # a resumed run does not read them
+        check_initial(recipe)
+    check_same_data(store, check_data(recipe, say))
+    if recipe.checkpoint.dir is None and fresh:  # or most of the space is in use already, by this very run
         check_disk(folder.root, disk_bytes(recipe))
 
 
@@ -87,9 +93,9 @@ def preflight_elsewhere(recipe: Recipe, say: Callable[[str], None]) -> bool:
     return True
 
 
-def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
+def check_resumable(recipe: Recipe, folder: RunFolder, store: CheckpointStore) -> None:
     """Raises RunFolderError with the differences when the folder holds a run of a recipe with another result."""
-    if not folder.recipe.exists() or not folder.published_steps():
+    if not folder.recipe.exists() or not store.steps():
         return
     differences = result_differences(load_recipe(folder.recipe), recipe)
     if differences:
@@ -99,18 +105,18 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
         )
 
 
-def check_same_data(folder: RunFolder, data_sha256: str) -> None:
+def check_same_data(store: CheckpointStore, data_sha256: str) -> None:
     """Raises DataError when the run so far was trained on other shards. Damage is the workers' to find and mend."""
-    steps = folder.published_steps()
+    steps = store.steps()
     if not steps:
         return
     try:
-        manifest = read_manifest(folder.checkpoint(steps[-1]))
+        manifest = read_manifest(store.at(steps[-1]))
     except CheckpointError:
         return
     if manifest.data_sha256 != data_sha256:
         raise DataError(
-            f"the run in {folder.root} was trained on other shards (fingerprint {manifest.data_sha256[:12]}, now "
+            f"the run in {store.where} was trained on other shards (fingerprint {manifest.data_sha256[:12]}, now "
             f"{data_sha256[:12]}): restore them, or start a new run with another run.name"
         )
 

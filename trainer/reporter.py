@@ -43,6 +43,7 @@ class Reporter:
         self._context, self._recipe, self._ranks, self._task = context, context.recipe, context.ranks, task
         self._progress, self._sinks, self._audit = progress, sinks, audit
         self._validation: dict[str, float] = {}
+        self._last_validation: tuple[int, dict[str, float]] = (0, {})
         self._line: dict[str, Any] = {}
         self._loss_sum: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | float = 0.0
@@ -75,10 +76,15 @@ class Reporter:
 
     def validated(self, step: int, figures: Mapping[str, float], text: str | None) -> None:
         self._validation = {f"val_{name}": value for name, value in figures.items()}
+        self._last_validation = (step, self._validation)
         self._context.record_once("validated", step=step, sample=text, **self._validation)
         if text is not None:
             for sink in self._sinks:
                 sink.text(step, text)
+
+    def validation_of(self, step: int) -> dict[str, float]:
+        """The figures of the validation at this very step; empty when there was none."""
+        return self._last_validation[1] if self._last_validation[0] == step else {}
 
     def log_if_due(self, step: int) -> None:
         """The first and last step of the run, every `monitor.every_steps`, and every validated one."""

@@ -1,12 +1,9 @@
 """The run folder: one owner for every path in it."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.recipe import Recipe
-
-_STEP = re.compile(r"^step-(\d{8})$")
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,12 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
+        """Of the checkpoints, unless checkpoint.dir says otherwise; and always of the receipts of a save."""
         return self.root / "checkpoints"
 
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
-
-    def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:08d}"
 
     def audit(self, attempt: int, rank: int) -> Path:
         return self.root / "audit" / f"attempt-{attempt}-rank-{rank}.jsonl"
@@ -61,13 +56,6 @@ class RunFolder:
     def superseded(self, attempt: int) -> Path:
         """Metrics lines of lost work, put aside when this attempt began."""
         return self.root / "logs" / f"attempt-{attempt}" / "superseded.jsonl"
-
-    def published_steps(self) -> list[int]:
-        """Steps of the published checkpoints, oldest first."""
-        if not self.checkpoints.is_dir():
-            return []
-        matches = (_STEP.match(path.name) for path in self.checkpoints.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
 
     def make(self) -> None:
         for folder in (self.checkpoints, self.tensorboard, self.root / "logs"):

@@ -2,6 +2,7 @@
 
 from configs.recipe import Recipe
 from data.dataset import open_dataset, unigram_entropy
+from trainer.checkpoint_place import checkpoint_store
 from trainer.ledger import read_json_lines
 from trainer.run_folder import RunFolder
 
@@ -17,7 +18,8 @@ def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
     samples = [e["sample"] for e in read_json_lines(folder.ledger) if e["event"] == "validated" and e.get("sample")]
     if samples:
         summary += ["the model writes:", *(f"  | {line}" for line in samples[-1].splitlines())]
-    newest = folder.checkpoint(folder.published_steps()[-1])
+    store = checkpoint_store(folder, recipe)
+    newest = store.at(store.steps()[-1]).where
     return [*summary, f"checkpoint: {newest}", f"next: stoker status {folder.root}   stoker board {folder.root}"]
 
 

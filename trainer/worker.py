@@ -7,29 +7,30 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from configs.compare import result_sha256
-from configs.errors import DataError, RunFolderError, StokerError
+from configs.errors import StokerError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
-from trainer.checkpoint_format import Manifest
-from trainer.checkpoint_reader import newest_valid, restore
-from trainer.checkpoint_writer import CheckpointWriter, clean_staging
+from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_store import CheckpointStore
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.context import Context
 from trainer.deepspeed_engine import DeepSpeedEngine, select_accelerator
 from trainer.engine import Engine
 from trainer.goodput import Goodput
+from trainer.huggingface.initial import load_initial
 from trainer.ledger import Ledger, read_json_lines
 from trainer.loop import train
 from trainer.metrics import JsonLines, MetricSink, Progress
 from trainer.patient_file import PatientFile
 from trainer.ranks import Ranks
+from trainer.receipts import clean_receipts
 from trainer.reporter import Reporter
+from trainer.resume import header, resume
 from trainer.run_folder import RunFolder
 from trainer.run_state import Attempt
 from trainer.skipped import SkippedSamples
@@ -106,8 +107,10 @@ def _record_fault(context: Context, error: Exception) -> None:
 
 
 def _run_attempt(job: Job, context: Context) -> None:
+    store = checkpoint_store(context.folder, context.recipe)
     if context.ranks.leads:
-        clean_staging(context.folder)
+        store.clean()
+        clean_receipts(context.folder.checkpoints)
     context.record_once(
         "attempt_started",
         workers=context.ranks.world,
@@ -120,20 +123,28 @@ def _run_attempt(job: Job, context: Context) -> None:
         if context.ranks.leads:
             progress.update("building the model", step=0)
         task = build_task(context.recipe)
+        if not context.ranks.from_leader(store.steps()):
+            load_initial(context, task.module)
         engine = DeepSpeedEngine(task, context)
         cleanup.callback(engine.close)
-        outcome = train(_build_attempt(job, context, task, engine, progress, cleanup))
+        outcome = train(_build_attempt(job, context, store, task, engine, progress, cleanup))
         if context.ranks.leads:
             progress.update("stopping the workers", step=outcome.step)
     context.record_once(outcome.kind, step=outcome.step, reason=outcome.reason)
 
 
 def _build_attempt(
-    job: Job, context: Context, task: Task, engine: Engine, progress: Progress, cleanup: ExitStack
+    job: Job,
+    context: Context,
+    store: CheckpointStore,
+    task: Task,
+    engine: Engine,
+    progress: Progress,
+    cleanup: ExitStack,
 ) -> Attempt:
     train_data = _open(context.recipe, "train", cleanup)
     val_data = _open(context.recipe, "val", cleanup) if context.recipe.validation else None
-    resumed = _resume(context, engine, train_data.fingerprint)
+    resumed = resume(context, engine, store, train_data.fingerprint)
     sinks: list[MetricSink] = []
     if context.ranks.leads:
         sinks = [
@@ -148,10 +159,14 @@ def _build_attempt(
     )
     cleanup.callback(reporter.close)
     writer = CheckpointWriter(
-        context.folder,
+        store,
+        context.folder.checkpoints,
         context.ranks,
         context.recipe.checkpoint,
-        published=lambda step, seconds: context.record("checkpoint", step=step, seconds=seconds),
+        superseded=lambda: context.ledger.attempts() > context.attempt,
+        published=lambda manifest, stall, seconds: context.record(
+            "checkpoint", step=manifest.step, seconds=seconds, bytes=manifest.total_bytes, **asdict(stall)
+        ),
         warn=context.warn,
     )
     return Attempt(
@@ -164,7 +179,7 @@ def _build_attempt(
         val_data=val_data,
         writer=writer,
         reporter=reporter,
-        header=lambda step: _header(context, engine, train_data.fingerprint, step),
+        header=lambda step: header(context, engine, train_data.fingerprint, step),
     )
 
 
@@ -177,41 +192,3 @@ def _open(recipe: Recipe, split: Any, cleanup: ExitStack) -> Dataset:
 def _open_audit(context: Context) -> PatientFile | None:
     wanted = context.recipe.monitor.audit_samples
     return PatientFile(context.folder.audit(context.attempt, context.ranks.rank)) if wanted else None
-
-
-def _header(context: Context, engine: Engine, data_sha256: str, step: int) -> Manifest:
-    return Manifest(
-        step=step,
-        samples=step * context.recipe.batch.global_,
-        attempt=context.attempt,
-        workers=context.ranks.world,
-        engine=engine.name,
-        recipe_sha256=result_sha256(context.recipe),
-        data_sha256=data_sha256,
-        versions={name: version(name) for name in ("torch", "deepspeed", "stoker")},
-        parameters={name: list(shape) for name, shape in engine.parameter_shapes().items()},
-        files=[],
-        fragments=[],
-        scalars=asdict(engine.scalars()),
-    )
-
-
-def _resume(context: Context, engine: Engine, data_sha256: str) -> int:
-    """Load the newest valid checkpoint; the step it was taken after, 0 for a fresh start."""
-    manifest = newest_valid(context.folder, context.ranks, context.warn)
-    if manifest is None:
-        return 0
-    if manifest.data_sha256 != data_sha256:
-        raise DataError(
-            f"checkpoint step {manifest.step} was trained on other data (fingerprint {manifest.data_sha256[:12]}, "
-            f"the shards have {data_sha256[:12]}): restore the shards, or start a new run with another run.name"
-        )
-    if manifest.recipe_sha256 != result_sha256(context.recipe):
-        raise RunFolderError(
-            f"checkpoint step {manifest.step} was made by a recipe with another result: "
-            "give back that recipe, or start a new run with another run.name"
-        )
-    started = time.monotonic()
-    restore(engine, context.folder, manifest)
-    context.record_once("resumed", step=manifest.step, seconds=time.monotonic() - started)
-    return manifest.step

@@ -5,7 +5,7 @@ fp32 piece with the live weights, so that another DeepSpeed is refused rather th
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,12 +38,13 @@ class Layout:
     replicated: bool  # every rank holds everything (stage 0)
     base_optimizer: Any
     refresh: Callable[[], None]
+    kind: str  # of the layout, for messages
 
 
 def find_layout(engine: Any, names: dict[int, str]) -> Layout:
     """The layout of a DeepSpeed engine. `names` maps id(parameter) to its name.
 
-    Raises EngineError naming the optimizer class when its layout is not known or fails the self-test.
+    Raises EngineError naming the optimizer class when its layout is not known.
     """
     optimizer = engine.optimizer
     finders: list[tuple[str, Callable[[Any, dict[int, str]], Layout]]] = [
@@ -55,22 +56,37 @@ def find_layout(engine: Any, names: dict[int, str]) -> Layout:
     ]
     for attribute, find in finders:
         if hasattr(optimizer, attribute):
-            layout = find(optimizer, names)
-            _self_test(layout, optimizer)
-            return layout
+            return find(optimizer, names)
     raise EngineError(
         f"DeepSpeed's {type(optimizer).__name__} is unknown to Stoker: use the versions of constraints.txt"
     )
 
 
-def _self_test(layout: Layout, optimizer: Any) -> None:
+def even_share(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
+    """Of pieces that every rank holds: this rank's part when each stores as many elements, give or take one."""
+    total = sum(piece.count for piece in pieces)
+    first, last = total * rank // ranks, total * (rank + 1) // ranks
+    share, begin = [], 0
+    for piece in pieces:
+        low, high = max(first, begin), min(last, begin + piece.count)
+        if low < high:
+            skipped = low - begin
+            start, offset = piece.start + skipped, piece.offset + skipped
+            share.append(replace(piece, start=start, offset=offset, count=high - low))
+        begin += piece.count
+    return share
+
+
+def self_test(layout: Layout) -> Layout:
+    """The layout, of which every piece equals the live weights. Raises EngineError naming the first that does not."""
     for piece in layout.pieces:
         live = piece.live()
         if not torch.equal(piece.of(piece.flat).to(live.dtype).cpu(), live.detach().cpu()):
             raise EngineError(
-                f"DeepSpeed's {type(optimizer).__name__} keeps {piece.parameter} elsewhere than Stoker expects: "
-                "use the versions of constraints.txt"
+                f"DeepSpeed keeps the fp32 weights of {piece.parameter} elsewhere than Stoker expects at "
+                f"{layout.kind}: use the versions of constraints.txt"
             )
+    return layout
 
 
 def _whole(parameter: torch.Tensor, start: int, count: int) -> Callable[[], torch.Tensor]:
@@ -84,7 +100,7 @@ def _stage_1_and_2(optimizer: Any, names: dict[int, str]) -> Layout:
         parameters = optimizer.round_robin_bit16_groups[group]
         offsets = optimizer.round_robin_bit16_offsets[group]
         pieces += _overlaps(parameters, offsets, first, flat, group, names)
-    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params)
+    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 or 2")
 
 
 def _bf16_optimizer(optimizer: Any, names: dict[int, str]) -> Layout:
@@ -94,7 +110,7 @@ def _bf16_optimizer(optimizer: Any, names: dict[int, str]) -> Layout:
         parameters = optimizer.bf16_groups[group]
         offsets = [sum(p.numel() for p in parameters[:i]) for i in range(len(parameters))]
         pieces += _overlaps(parameters, offsets, first, flat, group, names)
-    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params)
+    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 in bf16")
 
 
 def _overlaps(
@@ -122,7 +138,7 @@ def _stage_3(optimizer: Any, names: dict[int, str]) -> Layout:
                 group = optimizer.sub_group_to_group_id[index]
                 pieces.append(Piece(names[id(parameter)], start, count, flat, offset, group, live))
             offset += share
-    return Layout(pieces, False, optimizer.optimizer, lambda: _refresh_stage_3(optimizer))
+    return Layout(pieces, False, optimizer.optimizer, lambda: _refresh_stage_3(optimizer), "stage 3")
 
 
 def _partition(parameter: Any, count: int) -> Callable[[], torch.Tensor]:
@@ -130,10 +146,11 @@ def _partition(parameter: Any, count: int) -> Callable[[], torch.Tensor]:
 
 
 def _refresh_stage_3(optimizer: Any) -> None:
+    # Evaluation may leave parameters gathered, for a backward pass to come: those would keep the old values.
+    optimizer._partition_all_parameters()
     for index in range(len(optimizer.fp16_groups)):
         optimizer._reassign_or_swap_out_partitioned_parameters(index)
     if persistent := optimizer.persistent_parameters:
-        persistent[0].partition(persistent)
         persistent[0].all_gather(persistent)
 
 
@@ -148,7 +165,7 @@ def _unsharded_half(optimizer: Any, names: dict[int, str]) -> Layout:
         for live, master in pairs:
             live.data.copy_(master.data)
 
-    return Layout(pieces, True, optimizer.optimizer, refresh)
+    return Layout(pieces, True, optimizer.optimizer, refresh, "stage 0 in half precision")
 
 
 def _unsharded_fp32(optimizer: Any, names: dict[int, str]) -> Layout:
@@ -157,7 +174,7 @@ def _unsharded_fp32(optimizer: Any, names: dict[int, str]) -> Layout:
         for group, param_group in enumerate(optimizer.param_groups)
         for parameter in param_group["params"]
     ]
-    return Layout(pieces, True, optimizer, lambda: None)
+    return Layout(pieces, True, optimizer, lambda: None, "stage 0")
 
 
 def _unsharded_piece(live: torch.Tensor, master: torch.Tensor, group: int, names: dict[int, str]) -> Piece:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
-from configs.recipe import RemoteReads
+from configs.recipe_data import RemoteReads
 from data.remote.cache import Cache, Piece
 from data.remote.download import Link, Pace
 from data.remote.pool import Pool

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import xxhash
 
 from configs.errors import DataError
-from configs.recipe import RemoteReads
+from configs.recipe_data import RemoteReads
 from data.remote import trust
 from data.remote.access import requests_for
 from data.remote.address import Address, parse

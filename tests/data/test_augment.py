@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs.recipe import Augment, RandAugment
+from configs.recipe_data import Augment, RandAugment
 from data import cut, draw
 from data.augment import DRAWS, View, centre, drawn
 from data.images import EIGHTHS, PixelBuffer, open_picture

@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from configs.errors import DataError
-from configs.recipe import RemoteReads
+from configs.recipe_data import RemoteReads
 from data.image_source import ImageSource, open_image_source
 from data.images import MAX_PIXELS, UnreadableImageError, decode_image
 from data.open_catalog import open_catalog

@@ -137,9 +137,10 @@ def spoil_image(shard: Path) -> None:
 
 def digests(recipe: Recipe, step: int) -> dict[str, str]:
     """Fingerprints of every stored state of one checkpoint."""
-    from trainer.checkpoint_format import read_manifest
-    from trainer.checkpoint_reader import CheckpointReader
+    from trainer.checkpoint_place import checkpoint_store
+    from trainer.checkpoint_reader import CheckpointReader, verify
+    from trainer.run_folder import RunFolder
 
-    folder = run_folder_of(recipe) / "checkpoints" / f"step-{step:08d}"
-    with CheckpointReader(folder, read_manifest(folder)) as reader:
+    folder = checkpoint_store(RunFolder.of(recipe), recipe).at(step)
+    with CheckpointReader(folder, verify(folder)) as reader:
         return reader.digests()

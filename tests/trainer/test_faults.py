@@ -15,6 +15,7 @@ from tests.trainer.runs import (
     write_image_shards,
     write_text_shards,
 )
+from trainer.folder_store import published_steps
 from trainer.run_folder import RunFolder
 
 
@@ -25,7 +26,7 @@ def test_an_image_that_cannot_be_decoded_is_named_and_the_steps_before_it_are_ke
     recipe = recipe_of(tmp_path, RESNET, "torn", validation={"every_steps": 3})
     train_in_processes(tmp_path / "store", 2, [(recipe, None)])
     (left,) = events(recipe, "data_fault")
-    assert RunFolder.of(recipe).published_steps() == ([left["step"]] if left["step"] else [])
+    assert published_steps(RunFolder.of(recipe).checkpoints) == ([left["step"]] if left["step"] else [])
     assert left["step"] == 3 if split == "val" else left["step"] < 10
     assert len(history(recipe)) == left["step"]
     assert f"{split}-000000.tar" in events(recipe, "fault")[0]["message"]
@@ -40,7 +41,7 @@ def test_a_label_out_of_range_is_named_with_its_shard_and_key(tmp_path: Path) ->
     assert "train-00000" in message
     assert "cls" in message
     assert not events(recipe, "finished")
-    assert RunFolder.of(recipe).published_steps() == []
+    assert published_steps(RunFolder.of(recipe).checkpoints) == []
 
 
 def test_a_loss_that_is_no_number_ends_the_run_at_once(tmp_path: Path) -> None:
@@ -53,4 +54,4 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(tmp_path: Path) -> None:
     assert "at step" in fault["message"]
     assert fault["final"]
     assert not events(recipe, "finished")
-    assert RunFolder.of(recipe).published_steps() == []
+    assert published_steps(RunFolder.of(recipe).checkpoints) == []

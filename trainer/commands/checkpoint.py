@@ -1,17 +1,19 @@
-"""`stoker checkpoint list | verify | digest`."""
+"""`stoker checkpoint list | verify | digest | export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from configs.errors import CheckpointError, RunFolderError
-from trainer.checkpoint_format import Manifest, check_coverage, read_manifest, verify_file
+from configs.load import load_recipe
+from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_store import CheckpointFolder, CheckpointStore, read_manifest
 from trainer.run_folder import RunFolder
 from trainer.terminal import console, fail, say
 
-app = typer.Typer(help="List, verify and fingerprint the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(help="List, verify, fingerprint and export the checkpoints of a run.", no_args_is_help=True)
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR")]
 Step = Annotated[int | None, typer.Option(help="default: the newest")]
 
@@ -24,15 +26,22 @@ def open_run(path: Path) -> RunFolder:
     return folder
 
 
+def open_store(path: Path) -> CheckpointStore:
+    """Of a run folder, wherever its recipe says that the checkpoints are. Raises RunFolderError."""
+    folder = open_run(path)
+    return checkpoint_store(folder, load_recipe(folder.recipe))
+
+
 @app.command("list")
 def list_(run_dir: RunDir) -> None:
     """The published checkpoints, oldest first."""
-    folder = open_run(run_dir)
-    table = Table("step", "samples", "workers", "engine", "bytes", "attempt")
-    for step in folder.published_steps():
-        manifest = read_manifest(folder.checkpoint(step))
-        size = sum(stored.bytes for stored in manifest.files)
-        row = (step, manifest.samples, manifest.workers, manifest.engine, f"{size:,}", manifest.attempt)
+    store = open_store(run_dir)
+    table = Table("step", "samples", "workers", "engine", "bytes", "attempt", "validation")
+    for step in store.steps():
+        manifest = read_manifest(store.at(step))
+        figures = " ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
+        size = f"{manifest.total_bytes:,}"
+        row = (step, manifest.samples, manifest.workers, manifest.engine, size, manifest.attempt, figures)
         table.add_row(*map(str, row))
     console.print(table)
 
@@ -40,11 +49,13 @@ def list_(run_dir: RunDir) -> None:
 @app.command()
 def verify(run_dir: RunDir, step: Step = None) -> None:
     """Check every file of one checkpoint, or of all, against its manifest."""
-    folder = open_run(run_dir)
+    from trainer.checkpoint_reader import verify as verified  # imports torch
+
+    store = open_store(run_dir)
     damaged = 0
-    for each in [step] if step is not None else folder.published_steps():
+    for each in [step] if step is not None else store.steps():
         try:
-            _verified(folder, each)
+            verified(store.at(each))
             say(f"step {each}: whole and valid")
         except CheckpointError as error:
             damaged += 1
@@ -56,26 +67,50 @@ def verify(run_dir: RunDir, step: Step = None) -> None:
 @app.command()
 def digest(run_dir: RunDir, step: Step = None) -> None:
     """sha256 of every parameter's weights and optimizer states: equal for equal states, however they were sharded."""
-    from trainer.checkpoint_reader import CheckpointReader  # imports torch
+    from trainer.checkpoint_reader import CheckpointReader, verify
 
-    folder = open_run(run_dir)
-    chosen = step if step is not None else _newest(folder)
-    with CheckpointReader(folder.checkpoint(chosen), _verified(folder, chosen)) as reader:
+    store = open_store(run_dir)
+    folder = store.at(step if step is not None else _newest(store))
+    with CheckpointReader(folder, verify(folder)) as reader:
         for name, value in reader.digests().items():
             say(f"{value}  {name}")
 
 
-def _verified(folder: RunFolder, step: int) -> Manifest:
-    path = folder.checkpoint(step)
-    manifest = read_manifest(path)
-    for stored in manifest.files:
-        verify_file(path, stored)
-    check_coverage(manifest)
-    return manifest
+@app.command()
+def export(
+    run_dir: RunDir,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder that does not exist yet")],
+    step: Step = None,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the weights")] = "fp32",
+    ema: Annotated[bool, typer.Option("--ema", help="the averaged weights instead of the last")] = False,
+    shard_bytes: Annotated[int, typer.Option(help="more than this becomes several files", min=1)] = 5_000_000_000,
+) -> None:
+    """Write the weights as a folder that Hugging Face transformers loads (config.json and safetensors)."""
+    from trainer.checkpoint_reader import verify  # imports torch
+    from trainer.huggingface.companions import tokenizer_path
+    from trainer.huggingface.export import DTYPES, Export
+    from trainer.huggingface.export import export as write
+
+    recipe, folder = load_recipe(open_run(run_dir).recipe), _chosen(open_store(run_dir), step)
+    how = Export(DTYPES[dtype], ema, shard_bytes)
+    for path in write(recipe, folder, verify(folder), out.absolute(), how):
+        say(f"{path.stat().st_size:>15,} bytes  {path}")
+    tokenizer = tokenizer_path(recipe)
+    if tokenizer is not None and not tokenizer.exists():
+        say(f"warning: {tokenizer} is not here: there is no tokenizer.json in {out}, nor the id that ends a document")
 
 
-def _newest(folder: RunFolder) -> int:
-    steps = folder.published_steps()
+def _chosen(store: CheckpointStore, step: int | None) -> CheckpointFolder:
+    """The checkpoint of `step`, or the newest. Raises RunFolderError naming the steps that are there."""
+    newest = _newest(store)
+    if step is not None and step not in store.steps():
+        known = ", ".join(map(str, store.steps()))
+        raise RunFolderError(f"{store.where} has no checkpoint of step {step}: choose from {known}")
+    return store.at(newest if step is None else step)
+
+
+def _newest(store: CheckpointStore) -> int:
+    steps = store.steps()
     if not steps:
-        raise RunFolderError(f"{folder.root} has no checkpoint yet")
+        raise RunFolderError(f"{store.where} has no checkpoint yet")
     return steps[-1]

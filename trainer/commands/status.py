@@ -8,6 +8,7 @@ import typer
 
 from cluster.run_lock import is_held
 from configs.load import load_recipe
+from trainer.checkpoint_place import checkpoint_store
 from trainer.commands.checkpoint import open_run
 from trainer.history import read_history
 from trainer.ledger import read_json_lines
@@ -21,11 +22,12 @@ _FIGURES = (
 def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     """State, progress, faults and goodput of a run."""
     folder = open_run(run_dir)
-    steps = load_recipe(folder.recipe).run.steps
+    recipe = load_recipe(folder.recipe)
+    steps = recipe.run.steps
     metrics = read_json_lines(folder.metrics)
     history = read_history(read_json_lines(folder.ledger), metrics, time.time(), busy=is_held(folder.root))
     last = metrics[-1] if metrics else {"step": 0}
-    published = folder.published_steps()
+    published = checkpoint_store(folder, recipe).steps()
     step = max(last["step"], *published[-1:], 0)
     say(f"{folder.root}: {history.state}, step {step} of {steps}, {history.attempts} attempts")
     if metrics:

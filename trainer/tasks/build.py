@@ -3,7 +3,8 @@
 import torch
 
 from configs.errors import RecipeError
-from configs.recipe import GptModel, ImageData, Recipe, ResnetModel
+from configs.recipe import GptModel, Recipe, ResnetModel
+from configs.recipe_data import ImageData
 from data.tokenize import open_tokenizer
 from trainer.tasks.base import Task
 from trainer.tasks.classification import ClassificationTask

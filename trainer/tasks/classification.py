@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.recipe import ImageData, Optimizer, ResnetModel
+from configs.recipe import Optimizer, ResnetModel
+from configs.recipe_data import ImageData
 from trainer.models.cost import resnet_flops_per_image
 from trainer.models.resnet import Resnet
 from trainer.tasks.base import IGNORED, ParameterGroup, mean, parameter_groups

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.recipe import RemoteReads
+from configs.recipe_data import RemoteReads
 from data.remote import download, engine
 from data.storage import CHECKED_BYTES, Checksums, Stat, checksum
 from tests.data.remote.hostile import HostileServer

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.recipe import RemoteReads
+from configs.recipe_data import RemoteReads
 from data.remote import engine, locks, piece_file
 from data.remote.cache import Cache, Piece
 from data.remote.remote_shard import open_remote

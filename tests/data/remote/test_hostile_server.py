@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from configs.recipe import RemoteReads
+from configs.recipe_data import RemoteReads
 from data.remote.remote_shard import RemoteShard, open_remote
 from data.remote.trust import PIECE_BYTES
 from tests.data.remote import hostile

@@ -11,7 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from configs.errors import DataError
-from configs.recipe import RemoteReads
+from configs.recipe_data import RemoteReads
 from data.remote.access import requests_for
 from data.remote.address import parse
 from data.remote.listing import list_remote

@@ -1,0 +1,173 @@
+"""Checkpoints in an object store: the same rules, and what a network does to requests. A real S3 server on loopback."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from configs.errors import CheckpointError
+from tests.fault_proxy import Fault, FaultProxy
+from tests.processes import run_in_processes
+from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_jobs, write_text_shards
+from tests.trainer.test_checkpoint import ALONE, all_extents
+from tests.trainer.test_checkpoint_crash import NEW, OLD, header, part_of
+from trainer.checkpoint_commit import Commit
+from trainer.checkpoint_format import Manifest
+from trainer.checkpoint_reader import CheckpointReader, open_newest, verify
+from trainer.checkpoint_store import Save
+from trainer.object_store import ObjectCheckpointStore, open_object_store
+from trainer.receipts import Receipts
+
+Plan = Callable[[str, str, int], Fault | None]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URL of an S3 server."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def proxy(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[FaultProxy]:
+    """A fresh bucket named `bucket`, behind a proxy that the environment names as the endpoint."""
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    with FaultProxy(server) as proxy:
+        for name, value in {**keys, "AWS_ENDPOINT_URL": proxy.url, "AWS_ALLOW_HTTP": "true"}.items():
+            monkeypatch.setenv(name, value)
+        client: Any = boto3.client("s3", endpoint_url=server, region_name="us-east-1")
+        if any(bucket["Name"] == "bucket" for bucket in client.list_buckets()["Buckets"]):
+            for entry in client.list_objects_v2(Bucket="bucket").get("Contents", []):
+                client.delete_object(Bucket="bucket", Key=entry["Key"])
+        else:
+            client.create_bucket(Bucket="bucket")
+        yield proxy
+
+
+def open_store() -> ObjectCheckpointStore:
+    return ObjectCheckpointStore(open_object_store("s3://bucket/run", os.environ), "s3://bucket/run")
+
+
+def commit(root: Path, step: int, attempt: int = 1) -> bool:
+    """A checkpoint of one rank; whether it was read back as it was written."""
+    store, save = open_store(), Save(attempt, 1, step)
+    acts = Commit(store, Receipts(root, save), save, rank=0, ranks=1)
+    stored, file = acts.store_part(part_of(step, 0, 1))
+    acts.publish(header(step))
+    acts.read_back(stored, file)
+    acts.await_read_back()
+    return True
+
+
+def values_of(step: int) -> list[float]:
+    folder = open_store().at(step)
+    with CheckpointReader(folder, verify(folder)) as reader:
+        read = reader.read("master", "weight")
+        assert read is not None
+        return read(0, 3000).unique().tolist()
+
+
+def once(method: str, part: str, fault: Fault, times: int = 1) -> Plan:
+    return lambda m, path, n: fault if m == method and part in path and n < times else None
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        once("PUT", "rank-0", 503, 3),
+        once("PUT", "rank-0", "reset", 2),
+        once("PUT", "rank-0", "lost"),
+        once("PUT", "manifest", 503, 2),
+        once("PUT", "manifest", 409, 2),
+        once("PUT", "manifest", "reset"),
+        once("PUT", "manifest", "lost"),
+        once("GET", "rank-0", 503, 2),
+        once("GET", "rank-0", "lost"),
+    ],
+    ids=["503", "reset", "lost", "m-503", "m-409", "m-reset", "m-lost", "r-503", "r-lost"],
+)
+def test_a_commit_goes_through_whatever_befalls_a_few_requests(proxy: FaultProxy, tmp_path: Path, plan: Plan) -> None:
+    proxy.plan = plan
+    assert commit(tmp_path, NEW)
+    assert proxy.done
+    proxy.plan = lambda *_: None
+    assert open_store().steps() == [NEW]
+    assert values_of(NEW) == [NEW]
+
+
+def test_a_manifest_that_another_attempt_put_first_stands(proxy: FaultProxy, tmp_path: Path) -> None:
+    commit(tmp_path, NEW, attempt=1)
+    store, save = open_store(), Save(2, 1, NEW)
+    before = store.at(NEW).manifest()
+    acts = Commit(store, Receipts(tmp_path, save), save, rank=0, ranks=1)
+    acts.store_part(part_of(NEW, 0, 1))
+    acts.publish(header(NEW))
+    assert store.at(NEW).manifest() == before
+    assert values_of(NEW) == [NEW]
+    assert not [path for path in store._objects.paths() if "2-1-" in path]
+
+
+def test_a_server_that_stays_down_is_an_error_and_leaves_the_old_checkpoint(proxy: FaultProxy, tmp_path: Path) -> None:
+    commit(tmp_path, OLD)
+    proxy.plan = lambda method, path, n: 403 if method == "PUT" and "manifest" in path else None
+    with pytest.raises(OSError, match="manifest"):
+        commit(tmp_path, NEW)
+    proxy.plan = lambda *_: None
+    store = open_store()
+    assert store.steps() == [OLD]
+    assert len(store._objects.paths()) == 3  # the part of the failed one lies there
+    store.clean()
+    assert len(store._objects.paths()) == 2
+    assert values_of(OLD) == [OLD]
+
+
+def test_damage_is_named_and_put_aside_and_the_one_before_is_used(proxy: FaultProxy, tmp_path: Path) -> None:
+    for step in (OLD, NEW):
+        commit(tmp_path, step)
+    store = open_store()
+    name = next(path for path in store._objects.paths() if "step-00000010" in path and "rank" in path)
+    content = bytearray(store._objects.get(name))
+    content[-5] ^= 16
+    store._objects.put(name, memoryview(bytes(content)))
+    told: list[str] = []
+    seen: list[Manifest] = []
+    reader = open_newest(store, ALONE, lambda: all_extents(seen[-1]), seen.append, told.append)
+    assert reader is not None
+    assert reader.manifest.step == OLD
+    assert "rank-0.safetensors is damaged" in told[0]
+    assert store.steps() == [OLD]
+    assert store.damaged()
+    store._objects.delete([path for path in store._objects.paths() if path.startswith("step-00000005")])
+    with pytest.raises(CheckpointError, match="every checkpoint"):
+        open_newest(store, ALONE, lambda: [], seen.append, told.append)
+
+
+def test_a_part_larger_than_one_request_is_put_in_parts_with_retries(proxy: FaultProxy) -> None:
+    proxy.plan = lambda method, path, n: 503 if method == "PUT" and "partNumber=2" in path and n == 0 else None
+    image = memoryview(np.random.default_rng(7).integers(0, 256, 20 << 20, dtype=np.uint8).tobytes())
+    store = open_store()
+    store.staging(Save(1, 1, NEW)).write("rank-0", image)
+    assert [fault for _, path, fault in proxy.done] == [503]
+    assert store._objects.get("step-00000010/1-1-00000010/rank-0") == image
+
+
+def test_a_run_keeps_its_checkpoints_in_a_bucket_and_resumes_from_there(proxy: FaultProxy, tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    place = {"every_steps": 3, "keep_last": 2, "dir": "s3://bucket/runs"}
+    whole = recipe_of(tmp_path, GPT, "whole")
+    cut = recipe_of(tmp_path, GPT, "cut", checkpoint=place)
+    run_in_processes(run_jobs, 2, tmp_path / "store", [(whole, None), (cut, 7), (cut, None)])
+    assert history(whole) == history(cut)
+    assert digests(whole, 10) == digests(cut, 10)
+    assert [event["step"] for event in events(cut, "resumed")] == [7]
+    store = ObjectCheckpointStore(open_object_store("s3://bucket/runs/cut", os.environ), "")
+    assert store.steps() == [9, 10]
+    assert len({path.split("/")[0] for path in store._objects.paths()}) == 2

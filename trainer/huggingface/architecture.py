@@ -1,0 +1,13 @@
+"""Recipe -> the Hugging Face model that computes the same."""
+
+from configs.recipe import GptModel, Model
+from trainer.huggingface.gpt import gpt_architecture
+from trainer.huggingface.links import Architecture
+from trainer.huggingface.resnet import resnet_architecture
+
+
+def architecture(model: Model, inputs: int) -> Architecture:
+    """`inputs`: the vocabulary of a Gpt, the channels of a Resnet. Raises ExportError where no class fits."""
+    if isinstance(model, GptModel):
+        return gpt_architecture(model, inputs)
+    return resnet_architecture(model, inputs)

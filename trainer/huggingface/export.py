@@ -1,0 +1,172 @@
+"""A checkpoint as a folder that Hugging Face `transformers` loads, written one tensor at a time."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from configs.errors import ExportError
+from configs.recipe import GptModel, Recipe
+from data.atomic import sync_folder
+from trainer.checkpoint_format import Manifest
+from trainer.checkpoint_reader import CheckpointReader
+from trainer.checkpoint_store import CheckpointFolder
+from trainer.durable import to_json, write_durably
+from trainer.huggingface.architecture import architecture
+from trainer.huggingface.companions import companion_files, config_json
+from trainer.huggingface.links import Architecture, Link, own_shapes
+from trainer.huggingface.tensor_file import DTYPE_BYTES, TensorInfo, write_tensors
+from trainer.weight_average import BUFFER_PREFIX, KIND
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+SHARD_BYTES = 5_000_000_000  # beyond, several files: as transformers did for years
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write: which weights, in which precision, in files of at most how many bytes (but one tensor)."""
+
+    dtype: torch.dtype = torch.float32
+    averaged: bool = False
+    shard_bytes: int = SHARD_BYTES
+
+
+def export(recipe: Recipe, folder: CheckpointFolder, manifest: Manifest, out: Path, how: Export) -> list[Path]:
+    """Write `out`, whole or not at all, from the verified checkpoint in `folder`; the files in it.
+
+    Raises ExportError: `out` exists or cannot be written, the checkpoint has no average, no class of theirs fits, a
+    weight is beyond half precision.
+    """
+    target = architecture(recipe.model, _inputs(recipe, manifest))
+    _check_parameters(target, manifest, how)
+    with _published_folder(out) as staging, CheckpointReader(folder, manifest) as reader:
+        shards = _plan_shards(target.links, how)
+        buffers = reader.buffers()
+        for name, links in shards.items():
+            plan = {link.theirs: _info(link, how) for link in links}
+            contents = (_bytes(_read(link, reader, buffers, how), link) for link in links)
+            write_tensors(staging / name, plan, contents, _metadata(manifest, how))
+        if len(shards) > 1:
+            _write_index(staging, shards, how)
+        write_durably(
+            staging / "config.json", to_json(config_json(recipe, target, str(how.dtype).removeprefix("torch.")))
+        )
+        for name, content in companion_files(recipe).items():
+            write_durably(staging / name, content)
+    return sorted(out.iterdir())
+
+
+def _inputs(recipe: Recipe, manifest: Manifest) -> int:
+    """Vocabulary or channels, from the stored shapes: without opening the data."""
+    if isinstance(recipe.model, GptModel):
+        return manifest.parameters["model.embed.weight"][0]
+    return manifest.parameters["model.conv1.weight"][1]
+
+
+def _check_parameters(target: Architecture, manifest: Manifest, how: Export) -> None:
+    wanted = own_shapes(tuple(link for link in target.links if not link.is_buffer))
+    stored = {name: tuple(shape) for name, shape in manifest.parameters.items()}
+    if wanted != stored:
+        differing = sorted(name for name in wanted | stored if wanted.get(name) != stored.get(name))
+        raise ExportError(
+            f"the checkpoint of step {manifest.step} does not hold the model of recipe.yaml: {differing[0]} is "
+            f"{stored.get(differing[0], 'absent')} there, {wanted.get(differing[0], 'absent')} by the recipe"
+        )
+    if how.averaged and not any(fragment.kind == KIND for fragment in manifest.fragments):
+        raise ExportError(
+            f"the checkpoint of step {manifest.step} has no averaged weights: "
+            "leave out --ema, or train with the section ema in the recipe"
+        )
+
+
+def _plan_shards(links: tuple[Link, ...], how: Export) -> dict[str, list[Link]]:
+    """Files in order, each full but for the next tensor; wide types first, so that every tensor is aligned."""
+    ordered = sorted(links, key=lambda link: -DTYPE_BYTES[_info(link, how).dtype])
+    files: list[list[Link]] = [[]]
+    size = 0
+    for link in ordered:
+        added = _info(link, how).bytes
+        if size + added > how.shard_bytes and files[-1]:
+            files.append([])
+            size = 0
+        files[-1].append(link)
+        size += added
+    if len(files) == 1:
+        return {_WEIGHTS: files[0]}
+    return {f"model-{i:05d}-of-{len(files):05d}.safetensors": part for i, part in enumerate(files, 1)}
+
+
+def _info(link: Link, how: Export) -> TensorInfo:
+    return TensorInfo(SAFETENSORS_NAMES[_dtype(link, how)], link.shape)
+
+
+def _dtype(link: Link, how: Export) -> torch.dtype:
+    if link.is_count:
+        return torch.int64
+    # Running statistics stay fp32, as in training: a variance may be beyond half precision.
+    return torch.float32 if link.is_buffer else how.dtype
+
+
+def _read(link: Link, reader: CheckpointReader, buffers: dict[str, torch.Tensor], how: Export) -> torch.Tensor:
+    dtype = _dtype(link, how)
+    if link.ours is None:
+        return torch.zeros(link.shape, dtype=dtype)
+    if link.is_buffer:
+        return buffers[BUFFER_PREFIX + link.ours if how.averaged else link.ours].to(dtype)
+    read = reader.read(KIND if how.averaged else "master", link.ours)
+    if read is None:
+        raise ExportError(f"the checkpoint has no weights of {link.ours}: it was made by another model")
+    values = read(*link.elements).view(link.own_shape)
+    cast = (values.T if link.transposed else values).to(dtype)
+    if dtype == torch.float16 and cast.isinf().any() and not values.isinf().any():
+        raise ExportError(
+            f"{link.ours} has a weight of {values.abs().max():.3g}, beyond fp16's 65504: use --dtype bf16"
+        )
+    return cast
+
+
+def _bytes(tensor: torch.Tensor, link: Link) -> memoryview:
+    if tuple(tensor.shape) != link.shape:
+        raise ExportError(f"{link.ours} has shape {tuple(tensor.shape)}, {link.theirs} needs {link.shape}")
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _metadata(manifest: Manifest, how: Export) -> dict[str, str]:
+    return {
+        "format": "pt",  # transformers refuses files without it
+        "stoker.step": str(manifest.step),
+        "stoker.weights": "ema" if how.averaged else "last",
+        "stoker.recipe_sha256": manifest.recipe_sha256,
+    }
+
+
+def _write_index(staging: Path, shards: dict[str, list[Link]], how: Export) -> None:
+    total = sum(_info(link, how).bytes for links in shards.values() for link in links)
+    places = {link.theirs: name for name, links in shards.items() for link in links}
+    write_durably(staging / _INDEX, to_json({"metadata": {"total_size": total}, "weight_map": places}))
+
+
+@contextmanager
+def _published_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` when all went well, and is removed when not."""
+    if out.exists() or out.is_symlink():
+        raise ExportError(f"{out} exists: give a folder that does not, or remove it")
+    staging = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+        yield staging
+        sync_folder(staging)
+        staging.rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
