@@ -140,10 +140,11 @@ def _mix(recipe: Recipe, sources: Sequence[Source]) -> Mixture:
     mixture = Mixture([Portion(entry.weight, limit) for entry, limit in zip(entries, limits, strict=True)])
     batch, steps = recipe.batch.global_, recipe.run.steps
     if mixture.end is not None and steps * batch > mixture.end:
+        fewer = f"lower run.steps to {mixture.end // batch}" if mixture.end >= batch else "lower batch.global"
         raise RecipeError(
             f"run.steps {steps} × batch.global {batch} needs {steps * batch:,} rows or images, but every source of "
             f"data.train.shards has when_exhausted: stop and they hold {mixture.end:,}: "
-            f"lower run.steps to {mixture.end // batch}, or let a source repeat"
+            f"{fewer}, or let a source repeat"
         )
     return mixture
 

@@ -6,6 +6,7 @@ from configs.errors import DataError
 from data.batch import MicroBatch, Slice, eval_slices
 from data.dataset import Dataset, read_micro_batch
 from data.loader import HINTED_STEPS, Loader, StepBatch
+from data.source import Skipped
 from trainer.run_state import Attempt, Outcome
 from trainer.schedule import learning_rate
 
@@ -67,19 +68,26 @@ def validate(run: Attempt, data: Dataset, step: int) -> bool:
         count = min(data.count, run.recipe.validation.max_samples or data.count)
         slices = eval_slices(count, micro, run.ranks.rank, run.ranks.world)
         with run.engine.averaged():
-            sums = run.engine.evaluate(_readable(run, data, step, slices, faults))
-            *totals, faulty = run.ranks.sum([*(sums[name] for name in sorted(sums)), float(bool(faults))])
+            skipped = list[Skipped]()
+            sums = run.engine.evaluate(_readable(run, data, step, slices, faults, skipped))
+            names = sorted(sums)
+            *totals, faulty, left_out = run.ranks.sum([*(sums[n] for n in names), float(bool(faults)), len(skipped)])
             text = None if faulty else run.engine.sample()
-        if faulty:
+        run.reporter.skipped.validated(step, skipped)
+        means = dict(zip(names, totals, strict=True))
+        refusal = None if faulty else run.reporter.skipped.validation_refusal(step, int(left_out), means["weight"])
+        if refusal is not None and run.ranks.leads:  # every rank knows it
+            faults.append(refusal)
+        if faulty or refusal:
             for fault in faults[:1]:
                 run.reporter.fault(fault, step)
             return False
-    run.reporter.validated(step, run.task.metrics(dict(zip(sorted(sums), totals, strict=True))), text)
+    run.reporter.validated(step, run.task.metrics(means), int(left_out), text)
     return True
 
 
 def _readable(
-    run: Attempt, data: Dataset, step: int, slices: list[Slice], faults: list[DataError]
+    run: Attempt, data: Dataset, step: int, slices: list[Slice], faults: list[DataError], skipped: list[Skipped]
 ) -> Iterator[MicroBatch]:
     """The micro-batches, blank where one cannot be read: the ranks must go on together until they have agreed."""
     micro = run.recipe.batch.micro
@@ -91,7 +99,7 @@ def _readable(
         except DataError as error:
             faults.append(error)
             batch = read_micro_batch(data, step, Slice(part.micro, 0, 0), micro)
-        run.reporter.skipped.validated(step, batch.skipped)
+        skipped += batch.skipped
         yield batch
 
 

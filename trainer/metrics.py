@@ -31,6 +31,7 @@ TAGS = {
     "checkpoint_s": "time/checkpoint_s",
     "goodput": "goodput/fraction",
     "skipped": "data/skipped_samples",
+    "val_skipped": "data/val_skipped_samples",
     "host_bytes": "memory/host_bytes",
     "device_bytes": "memory/device_bytes",
 }

@@ -74,8 +74,10 @@ class Reporter:
             keys = [key for micro_batch in batch.micro_batches for key in micro_batch.keys]
             self._audit.append((json.dumps({"step": step, "keys": keys}) + "\n").encode())
 
-    def validated(self, step: int, figures: Mapping[str, float], text: str | None) -> None:
+    def validated(self, step: int, figures: Mapping[str, float], skipped: int, text: str | None) -> None:
         self._validation = {f"val_{name}": value for name, value in figures.items()}
+        if self._recipe.data.on_error == "skip":
+            self._validation["val_skipped"] = skipped
         self._last_validation = (step, self._validation)
         self._context.record_once("validated", step=step, sample=text, **self._validation)
         if text is not None:

@@ -1,6 +1,5 @@
 """Samples that were left out (`data.on_error: skip`): counted over all workers and restarts, told, and capped."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,15 +21,33 @@ class SkippedSamples:
     def refusal(self, step: int, skipped: int, total_weight: float) -> DataError | None:
         """Why step `step` cannot be trained with `skipped` of its samples left out, if so; the same on every rank."""
         allowed = self._context.recipe.data.max_skipped
-        remedy = f"see {_EVENT} in {self._context.folder.ledger} for shard, key and cause"
         if self.total + skipped > allowed:
             return DataError(
                 f"{self.total + skipped} samples had to be skipped up to step {step}, more than data.max_skipped "
-                f"{allowed}: mend the shards or raise data.max_skipped; {remedy}"
+                f"{allowed}: mend the shards or raise data.max_skipped; {self._where}"
             )
-        if total_weight == 0:
-            return DataError(f"nothing in the global batch of step {step} can be trained on: mend the shards; {remedy}")
-        return None
+        return self._nothing_left(f"the global batch of step {step}", skipped, total_weight)
+
+    def validation_refusal(self, step: int, skipped: int, total_weight: float) -> DataError | None:
+        """As `refusal`, for a validation: it leaves out the same samples each time, so each time counts anew."""
+        allowed = self._context.recipe.data.max_skipped
+        if skipped > allowed:
+            return DataError(
+                f"{skipped} samples had to be skipped in the validation at step {step}, more than data.max_skipped "
+                f"{allowed}: mend the shards or raise data.max_skipped; {self._where}"
+            )
+        return self._nothing_left(f"the validation set at step {step}", skipped, total_weight)
+
+    def _nothing_left(self, what: str, skipped: int, total_weight: float) -> DataError | None:
+        if total_weight > 0:
+            return None
+        if skipped:
+            return DataError(f"nothing in {what} can be used: mend the shards; {self._where}")
+        return DataError(f"{what} has no target: every row is empty or padding; give it something to learn from")
+
+    @property
+    def _where(self) -> str:
+        return f"see {_EVENT} in {self._context.folder.ledger} for shard, key and cause"
 
     def trained(self, step: int, own: Sequence[Skipped], everywhere: int) -> None:
         """Step `step` was trained without this rank's `own` samples, `everywhere` over all ranks."""
@@ -64,10 +81,13 @@ class SkippedSamples:
 def committed_skips(events: Sequence[dict[str, Any]], resumed_step: int) -> int:
     """How many training samples the history up to `resumed_step` left out.
 
-    After a restart a step is trained again and its events are written again: the newest attempt's count.
+    A step that a later attempt trained again counts as that attempt trained it.
     """
-    per_step: dict[int, Counter[int]] = {}
-    for event in events:
-        if event["event"] == _EVENT and event["split"] == "train" and event["step"] <= resumed_step:
-            per_step.setdefault(event["step"], Counter())[event["attempt"]] += 1
-    return sum(attempts[max(attempts)] for attempts in per_step.values())
+    first = {event["attempt"]: 0 for event in events if event["event"] == "attempt_started"}
+    first |= {event["attempt"]: event["step"] for event in events if event["event"] == "resumed"}
+
+    def stands(step: int, attempt: int) -> bool:
+        return 0 < step <= resumed_step and all(start >= step for later, start in first.items() if later > attempt)
+
+    skips = (event for event in events if event["event"] == _EVENT and event["split"] == "train")
+    return sum(stands(event["step"], event["attempt"]) for event in skips)

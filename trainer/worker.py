@@ -8,11 +8,11 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from configs.errors import StokerError
+from configs.errors import DataError, StokerError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
 from trainer.checkpoint_place import checkpoint_store
@@ -142,8 +142,8 @@ def _build_attempt(
     progress: Progress,
     cleanup: ExitStack,
 ) -> Attempt:
-    train_data = _open(context.recipe, "train", cleanup)
-    val_data = _open(context.recipe, "val", cleanup) if context.recipe.validation else None
+    train_data = _open(context, "train", cleanup)
+    val_data = _open(context, "val", cleanup) if context.recipe.validation else None
     resumed = resume(context, engine, store, train_data.fingerprint)
     sinks: list[MetricSink] = []
     if context.ranks.leads:
@@ -183,9 +183,18 @@ def _build_attempt(
     )
 
 
-def _open(recipe: Recipe, split: Any, cleanup: ExitStack) -> Dataset:
-    dataset = open_dataset(recipe, split)
+def _open(context: Context, split: Literal["train", "val"], cleanup: ExitStack) -> Dataset:
+    """Raises DataError, on every rank, when the ranks see different data: each would go by an order of its own."""
+    dataset = open_dataset(context.recipe, split)
     cleanup.callback(dataset.close)
+    seen = context.ranks.gather((dataset.fingerprint, dataset.count, dataset.size.samples, socket.gethostname()))
+    for rank, (fingerprint, _, samples, host) in enumerate(seen):
+        if fingerprint != seen[0][0]:
+            raise DataError(
+                f"the workers see different {split} data: rank 0 on {seen[0][3]} has {seen[0][2]} samples (fingerprint "
+                f"{seen[0][0][:12]}), rank {rank} on {host} has {samples} ({fingerprint[:12]}): give every node the "
+                "same shards, or put them where all nodes read them"
+            )
     return dataset
 
 

@@ -43,7 +43,7 @@ def test_tensorboard_has_the_tags_of_the_design(finished: Recipe) -> None:
 
     events = EventAccumulator(str(run_folder_of(finished) / "tensorboard"))
     events.Reload()
-    of_other_runs = {"val/accuracy", "memory/device_bytes", "data/skipped_samples"}
+    of_other_runs = {"val/accuracy", "memory/device_bytes", "data/skipped_samples", "data/val_skipped_samples"}
     assert set(TAGS.values()) - of_other_runs == set(events.Tags()["scalars"])
     logged = read_json_lines(run_folder_of(finished) / "metrics.jsonl")
     assert [e.value for e in events.Scalars("train/loss")] == pytest.approx([line["loss"] for line in logged])

@@ -51,6 +51,18 @@ def test_a_damaged_image_is_skipped_alike_by_one_worker_two_workers_and_a_resume
     assert digests(cut, 10) == digests(two, 10)
 
 
+def test_a_validation_set_of_damaged_images_ends_the_run_with_its_checkpoint(tmp_path: Path) -> None:
+    write_image_shards(tmp_path)
+    shard = tmp_path / "val-000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\x89PNX"))
+    recipe = _images(tmp_path, "unseen")
+    train_in_processes(tmp_path / "store", 2, [(recipe, None)])
+    (fault,) = events(recipe, "fault")
+    assert "nothing in the validation set at step 5 can be used" in fault["message"]
+    assert len([e for e in events(recipe, "sample_skipped") if e["split"] == "val"]) == 7
+    assert [e["step"] for e in events(recipe, "checkpoint")] == [5]
+
+
 def test_more_skipped_samples_than_allowed_stop_the_run_with_the_steps_before_kept(tmp_path: Path) -> None:
     write_image_shards(tmp_path)
     spoil_image(tmp_path / "train-000000.tar")
@@ -91,8 +103,11 @@ def _flip_unseen(shard: Path) -> None:
 
 @pytest.mark.parametrize("resumed", [0, 4, 5, 9])
 def test_a_step_trained_twice_counts_its_skipped_samples_once(resumed: int) -> None:
-    def event(attempt: int, step: int) -> dict[str, Any]:
-        return {"event": "sample_skipped", "split": "train", "attempt": attempt, "step": step}
+    def event(kind: str, attempt: int, step: int) -> dict[str, Any]:
+        return {"event": kind, "split": "train", "attempt": attempt, "step": step}
 
-    ledger = [event(1, 4), event(1, 4), event(1, 5), event(2, 5), event(2, 5), event(2, 5), event(2, 8)]
-    assert committed_skips(ledger, resumed) == {0: 0, 4: 2, 5: 5, 9: 6}[resumed]
+    first = [event("attempt_started", 1, 0), *(event("sample_skipped", 1, step) for step in (4, 4, 5, 7))]
+    resumed_at_4 = [event("attempt_started", 2, 0), event("resumed", 2, 4)]
+    second = [event("sample_skipped", 2, step) for step in (5, 5, 5, 8)]
+    # Step 7 was trained again, and nothing was skipped then.
+    assert committed_skips([*first, *resumed_at_4, *second], resumed) == {0: 0, 4: 2, 5: 5, 9: 6}[resumed]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from configs.errors import DataError
+from configs.errors import DataError, RecipeError
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from data.batch import step_slices
@@ -27,9 +27,11 @@ def index_command(shards: list[str]) -> None:
 
 
 @app.command("verify")
-def verify_command(targets: Annotated[list[str], typer.Argument(metavar="RECIPE | SHARDS...")]) -> None:
+def verify_command(
+    targets: Annotated[list[str], typer.Argument(metavar="RECIPE [section.key=value]... | SHARDS...")],
+) -> None:
     """Read and decode every sample of a recipe's shards, or of SHARDS; every problem is listed."""
-    recipe = load_recipe(Path(targets[0]), []) if targets[0].endswith((".yaml", ".yml")) else None
+    recipe = load_recipe(Path(targets[0]), targets[1:]) if targets[0].endswith((".yaml", ".yml")) else None
     splits = [targets] if recipe is None else _splits(recipe)
     problems = [problem for patterns in splits for problem in verify(patterns, recipe, typer.echo)]
     for problem in problems:
@@ -47,6 +49,8 @@ def order_command(
 ) -> None:
     """Print the sample keys of global batch STEP, a line per micro-batch: the same for any number of workers."""
     resolved = load_recipe(recipe, overrides or [])
+    if step > resolved.run.steps:
+        raise RecipeError(f"--step {step} is beyond run.steps {resolved.run.steps}: choose a step of the run")
     dataset = open_dataset(resolved, "train", typer.echo)
     for piece in step_slices(step, resolved.batch, rank=0, ranks=1):
         typer.echo(f"micro-batch {piece.micro}: {' '.join(dataset.keys(piece.start, piece.stop))}")
