@@ -11,6 +11,7 @@ import numpy as np
 from configs.errors import RecipeError
 from configs.recipe import Recipe
 from configs.recipe_data import Source as SourceRecipe
+from data import draw
 from data.arrangement import Arrangement
 from data.batch import MicroBatch, Rows, Slice
 from data.image_source import open_image_source
@@ -117,11 +118,18 @@ def open_dataset(recipe: Recipe, split: Literal["train", "val"], say: Say = sile
     with ExitStack() as undo:
         sources = []
         for entry in recipe.data.train.sources:
-            sources.append(_open_source(entry, recipe, recipe.run.seed, say))
+            sources.append(_open_source(entry, recipe, _seed(recipe, entry), say))
             undo.callback(sources[-1].close)
         mixture = _mix(recipe, sources)
         undo.pop_all()
     return Dataset(sources, mixture, recipe.data.lanes, batch)
+
+
+def _seed(recipe: Recipe, entry: SourceRecipe) -> int:
+    """Sources of a mixture go by orders of their own, even where they name the same shards."""
+    if len(recipe.data.train.sources) == 1:
+        return recipe.run.seed
+    return int(draw.raw(1, ("source", entry.name, recipe.run.seed)).item() >> 1)
 
 
 def _open_source(entry: SourceRecipe, recipe: Recipe, seed: int | None, say: Say) -> Source:

@@ -103,6 +103,15 @@ def test_a_mixture_draws_from_each_source_in_proportion_and_names_it(
     assert (dataset.size.shards, dataset.size.samples, dataset.size.bytes) == (3, samples, sizes) == (3, 191, sizes)
 
 
+def test_the_same_shards_in_two_sources_are_read_in_two_orders(image_shard: Path, image_recipe: MakeRecipe) -> None:
+    shards = [{"name": name, "shards": str(image_shard), "weight": 1.0} for name in ("a", "b")]
+    dataset = open_dataset(image_recipe([image_shard], train={"shards": shards}), "train")
+    keys = dataset.keys(0, 192)
+    orders = [[key[2:] for key in keys if key.startswith(f"{name}/")] for name in "ab"]
+    assert all(len(order) == len(set(order)) == 96 for order in orders)
+    assert sum(a == b for a, b in zip(*orders, strict=True)) < 20
+
+
 def test_a_source_that_stops_is_used_once(image_shard: Path, image_recipe: MakeRecipe) -> None:
     recipe = image_recipe([image_shard] * 2, **_mixed([image_shard] * 2, a="stop"))
     keys = open_dataset(recipe, "train").keys(0, 600)
