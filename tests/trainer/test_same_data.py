@@ -19,9 +19,7 @@ def _run_on_own_copies(folder: str) -> None:
 def test_workers_that_see_different_shards_stop_and_name_both(tmp_path: Path) -> None:
     for rank, documents in enumerate((120, 123)):
         write_text_shards(tmp_path / f"node-{rank}", documents)
-    with pytest.raises(
-        AssertionError, match=r"different train data: rank 0 .* has 120 samples .*, rank 1 .* 123"
-    ):
+    with pytest.raises(AssertionError, match=r"different train data: rank 0 .* has 120 samples .*, rank 1 .* 123"):
         run_in_processes(_run_on_own_copies, 2, tmp_path / "store", str(tmp_path))
     recipe = recipe_of(tmp_path, GPT, "run")
     assert all(fault["final"] and fault["exit_code"] == 2 for fault in events(recipe, "fault"))
