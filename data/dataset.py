@@ -100,6 +100,10 @@ class Dataset:
             rows = by_source[a:b]
             yield self.sources[number], placed.items[rows], rows
 
+    def left_out(self) -> list[Skipped]:
+        """Samples that no position holds, because they cannot be read (on_error skip)."""
+        return [sample for source in self.sources for sample in source.left_out()]
+
     def close(self) -> None:
         """Let go of threads and files."""
         for source in self.sources:

@@ -39,29 +39,29 @@ class MeasuredLengths:
         self._measure = measure
         self._stops = stops
         self._say = say
-        self._unreadable: dict[int, str] = {}
+        self.unreadable: dict[int, str] = {}
         tables = [self._shard(shard) for shard in range(len(catalog.shards))]
         self.columns = {field: Column([table[field] for table in tables]) for field in tables[0]}
-        if self._unreadable:
-            sample, cause = next(iter(self._unreadable.items()))
-            count = f"{len(self._unreadable)} of {catalog.count}"
+        if self.unreadable:
+            sample, cause = next(iter(self.unreadable.items()))
+            count = f"{len(self.unreadable)} of {catalog.count}"
             say(f"{count} documents cannot be read and are left out: first {catalog.where(sample)}: {cause}")
 
     @property
     def identity(self) -> str:
         """Empty, unless lengths depend on what could not be read."""
-        return _named(self._unreadable)
+        return _named(self.unreadable)
 
     def stamp(self, shard: int) -> str:
         """Changes when the lengths of this shard may."""
         start, stop = self._catalog.starts[shard : shard + 2].tolist()
-        here = [sample - start for sample in self._unreadable if start <= sample < stop]
+        here = [sample - start for sample in self.unreadable if start <= sample < stop]
         return self._catalog.indexes[shard].digest + _named(here)
 
     def refuse_unreadable(self, sample: int) -> None:
         """DamagedDataError with the cause that was found when the lengths were worked out."""
-        if sample in self._unreadable:
-            raise DamagedDataError(f"{self._catalog.where(sample)}: {self._unreadable[sample]}")
+        if sample in self.unreadable:
+            raise DamagedDataError(f"{self._catalog.where(sample)}: {self.unreadable[sample]}")
 
     def _shard(self, number: int) -> dict[str, Array]:
         shard, stamp = self._catalog.shards[number], self._catalog.indexes[number].digest
@@ -76,7 +76,7 @@ class MeasuredLengths:
                     sidecar.save(shard, self._name, stamp, kept, self._say)
         samples, causes = kept.pop("unreadable").tolist(), kept.pop("causes").tolist()
         start = int(self._catalog.starts[number])
-        self._unreadable |= {start + i: cause.decode() for i, cause in zip(samples, causes, strict=True)}
+        self.unreadable |= {start + i: cause.decode() for i, cause in zip(samples, causes, strict=True)}
         return kept
 
     def _usable(self, kept: dict[str, Array] | None) -> dict[str, Array] | None:

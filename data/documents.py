@@ -1,8 +1,9 @@
 """Documents as tokens, whatever they are stored as: how long each is, and its tokens by range."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +43,8 @@ class Documents(Protocol):
     @property
     def blank(self) -> int: ...  # fills what is not trained on
     @property
+    def unreadable(self) -> Mapping[int, str]: ...  # sample -> why its length cannot be known
+    @property
     def window_tokens(self) -> int | None: ...  # a long document is read at once within so many tokens; None: by range
 
     def shard_lengths(self, shard: int) -> Ints:
@@ -76,6 +79,7 @@ class ByteDocuments:
     """Bytes are tokens, so any range is read directly."""
 
     window_tokens = None
+    unreadable: Mapping[int, str] = MappingProxyType({})
 
     def __init__(self, catalog: Catalog, part: str) -> None:
         self.identity = f"bytes {part}"
@@ -120,6 +124,7 @@ class EncodedDocuments:
         self.identity = f"{tokenizer.identity} {part}{self._measured.identity}"
         self.lengths = self._measured.columns["lengths"]
         self.stamp = self._measured.stamp
+        self.unreadable: Mapping[int, str] = self._measured.unreadable
 
     def shard_lengths(self, shard: int) -> Ints:
         return self.lengths.tables[shard]
@@ -191,6 +196,7 @@ class ArrayDocuments:
         self.lengths = self._measured.columns["lengths"]
         self._dtypes = self._measured.columns["dtypes"]
         self.stamp = self._measured.stamp
+        self.unreadable: Mapping[int, str] = self._measured.unreadable
 
     def shard_lengths(self, shard: int) -> Ints:
         return self.lengths.tables[shard]

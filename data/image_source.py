@@ -85,6 +85,10 @@ class ImageSource:
         """The key of each item's sample."""
         return [self.catalog.key(sample) for sample in self._stream.locate(items).sample_ids.tolist()]
 
+    def left_out(self) -> list[Skipped]:
+        """None: every image is an item."""
+        return []
+
     def close(self) -> None:
         """Stop the decode threads and let go of open files."""
         if self._threads is not None:

@@ -44,6 +44,9 @@ class Source(Protocol):
         What cannot be used raises DataError (on_error stop) or stays blank and is returned (skip).
         """
 
+    def left_out(self) -> list[Skipped]:
+        """Samples that no item holds, because they cannot be read (on_error skip)."""
+
     def keys(self, items: Ints) -> list[str]:
         """What makes up each item: a sample key, or `key[first:last]|…` token ranges."""
 

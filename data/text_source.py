@@ -52,6 +52,7 @@ class TextSource:
         # A micro-batch is filled, then its keys are asked for.
         self._pieces = lru_cache(maxsize=16)(lambda items: list(layout.pieces(np.frombuffer(items, np.int64))))
         self._context = context
+        self._data_packing = data.packing
         self._stops = data.on_error == "stop"
         self._marks_documents = data.document_mask
         self._runs_on = data.packing == "concat" and not data.document_mask
@@ -93,6 +94,13 @@ class TextSource:
     def close(self) -> None:
         """Let go of open files."""
         self.catalog.close()
+
+    def left_out(self) -> list[Skipped]:
+        """See data.source.Source. A document of unknown length has one token: end to end, its row tells of it."""
+        if self._data_packing == "concat":
+            return []
+        where = [(self.catalog.shards[self.catalog.place(s)[0]].name, s) for s in sorted(self._documents.unreadable)]
+        return [Skipped(shard, self.catalog.key(s), self._documents.unreadable[s]) for shard, s in where]
 
     def _fill_row(self, pieces: list[Piece], tokens_T: Ints, targets_T: Ints, skipped: list[Skipped]) -> None:
         follows = False

@@ -13,10 +13,13 @@ _EVENT = "sample_skipped"
 class SkippedSamples:
     """`total` counts the committed history and is the same on every rank."""
 
-    def __init__(self, context: Context, resumed_step: int) -> None:
+    def __init__(self, context: Context, resumed_step: int, left_out: Sequence[Skipped]) -> None:
+        """`left_out`: of the training data, from the start and for good; the same on every rank."""
         self._context = context
         self._seen_in_validation: set[tuple[str, str]] = set()
-        self.total = context.ranks.from_leader(committed_skips(context.ledger.events(), resumed_step))
+        self.total = len(left_out) + context.ranks.from_leader(committed_skips(context.ledger.events(), resumed_step))
+        if context.ranks.leads and resumed_step == 0:
+            self.tell(0, left_out)
 
     def refusal(self, step: int, skipped: int, total_weight: float) -> DataError | None:
         """Why step `step` cannot be trained with `skipped` of its samples left out, if so; the same on every rank."""

@@ -152,7 +152,7 @@ def _build_attempt(
             TensorBoard(context.folder, context.attempt, resumed),
         ]
     goodput = Goodput.so_far(context.ledger.events(), read_json_lines(context.folder.metrics))
-    skipped = SkippedSamples(context, resumed)
+    skipped = SkippedSamples(context, resumed, train_data.left_out())
     audit = _open_audit(context)
     reporter = Reporter(
         context, task, engine.device, progress, sinks, goodput, audit, skipped, train_data.source_counts

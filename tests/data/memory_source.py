@@ -59,6 +59,9 @@ class MemorySource:
                 arrays["labels_B"][row], arrays["epochs_B"][row] = sample, epoch
         return skipped
 
+    def left_out(self) -> list[Skipped]:
+        return []
+
     def keys(self, items: Ints) -> list[str]:
         return [str(sample) for sample in self._stream.locate(items).sample_ids.tolist()]
 

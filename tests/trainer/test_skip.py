@@ -1,13 +1,16 @@
 """data.on_error: skip. What cannot be used is left out the same way at any number of workers, counted and capped."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from configs.recipe import Recipe
 from data.dataset import open_dataset
+from data.shard_writer import write_shard
 from tests.trainer.runs import (
     GPT,
     RESNET,
@@ -61,6 +64,29 @@ def test_a_validation_set_of_damaged_images_ends_the_run_with_its_checkpoint(tmp
     assert "nothing in the validation set at step 5 can be used" in fault["message"]
     assert len([e for e in events(recipe, "sample_skipped") if e["split"] == "val"]) == 7
     assert [e["step"] for e in events(recipe, "checkpoint")] == [5]
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_document_that_no_packed_row_can_hold_is_told_once_and_counts(tmp_path: Path, allowed: int) -> None:
+    recipe = _packed_tokens(tmp_path, {"max_skipped": allowed})
+    train_in_processes(tmp_path / "store", 2, [(recipe, 7), (recipe, None)] if allowed else [(recipe, None)])
+    assert _told(recipe) == [(0, "train", "train-000000.tar", "d3")]
+    if allowed:
+        assert [line["skipped"] for line in history(recipe)] == [1] * 10
+    else:
+        assert "1 samples had to be skipped up to step 1" in events(recipe, "fault")[0]["message"]
+
+
+def _packed_tokens(folder: Path, data: dict[str, Any]) -> Recipe:
+    """Token arrays in rows of whole documents; the header of one is broken."""
+    samples = []
+    for number in range(60):
+        array = io.BytesIO()
+        np.save(array, np.full(5 + number % 9, number, np.uint16))
+        samples.append((f"d{number}", {"npy": b"no array" if number == 3 else array.getvalue()}))
+    write_shard(folder / "train-000000.tar", samples)
+    tokens = {"kind": "tokens", "vocab": 64, "packing": "best_fit", "train": {"shards": str(folder / "train-*.tar")}}
+    return recipe_of(folder, GPT, "tokens", validation=None, data={**tokens, **SKIP, **data})
 
 
 def test_more_skipped_samples_than_allowed_stop_the_run_with_the_steps_before_kept(tmp_path: Path) -> None:
