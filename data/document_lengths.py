@@ -30,7 +30,8 @@ class MeasuredLengths:
     """`columns["lengths"]`, and whatever else `measure` tells of each document.
 
     A document that cannot be read counts as one token, from which nothing is learnt. It is kept with its cause, so
-    that every process, now and after a restart, sees the same lengths; with `stops` it is measured again, and raised.
+    that every process, now and after a restart, sees the same lengths. The shard is measured again once one of them
+    can be read; with `stops` in any case, and what cannot be read is raised.
     """
 
     def __init__(self, catalog: Catalog, name: str, measure: Measure, stops: bool, say: Say) -> None:
@@ -65,10 +66,10 @@ class MeasuredLengths:
 
     def _shard(self, number: int) -> dict[str, Array]:
         shard, stamp = self._catalog.shards[number], self._catalog.indexes[number].digest
-        kept = self._usable(sidecar.load(shard, self._name, stamp))
+        kept = self._usable(number, sidecar.load(shard, self._name, stamp))
         if kept is None:
             with sidecar.building(shard, self._name):
-                kept = self._usable(sidecar.load(shard, self._name, stamp))
+                kept = self._usable(number, sidecar.load(shard, self._name, stamp))
                 if kept is None:
                     count = len(self._catalog.shards)
                     self._say(f"working out the lengths of shard {number + 1} of {count} (once): {shard.name}")
@@ -79,8 +80,16 @@ class MeasuredLengths:
         self.unreadable |= {start + i: cause.decode() for i, cause in zip(samples, causes, strict=True)}
         return kept
 
-    def _usable(self, kept: dict[str, Array] | None) -> dict[str, Array] | None:
-        return None if kept is None or (self._stops and len(kept["unreadable"])) else kept
+    def _usable(self, number: int, kept: dict[str, Array] | None) -> dict[str, Array] | None:
+        if kept is None or not len(kept["unreadable"]):
+            return kept
+        unreadable = (self._catalog.starts[number] + kept["unreadable"]).tolist()
+        return None if self._stops or any(map(self._is_readable, unreadable)) else kept
+
+    def _is_readable(self, sample: int) -> bool:
+        found: list[DamagedDataError] = []
+        self._measure(range(sample, sample + 1), lambda _sample, error: found.append(error))
+        return not found
 
     def _build(self, number: int) -> dict[str, Array]:
         start, stop = self._catalog.starts[number : number + 2].tolist()

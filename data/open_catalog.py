@@ -18,6 +18,8 @@ from data.types import Say, silent
 PROGRESS_S = 2.0
 # Reading and checksums leave Python to other threads; more of them than this only queue for the disk.
 _MAX_THREADS = 8
+# Shards that are far away are waited for: at each there are answers of a few bytes to come.
+_MIN_REMOTE_THREADS = 16
 _GOLDEN_RATIO = 0.6180339887  # its multiples, modulo 1, are spread evenly (Knuth 6.4)
 _DEFAULT_REMOTE = RemoteReads()
 
@@ -40,7 +42,7 @@ def open_catalog(
     DataError: see data.shards.expand and data.tar_index.build_index; of several, the first shard's.
     """
     shards = open_shards(patterns, remote)
-    indexes = load_indexes(shards, say)
+    indexes = load_indexes(shards, say, remote.connections)
     for shard, index in zip(shards, indexes, strict=True):
         # What came over a network is always compared. A file of other size or time is another shard in any case.
         checked = verify_reads or shard.folder is None
@@ -48,12 +50,16 @@ def open_catalog(
     return Catalog(shards, indexes)
 
 
-def load_indexes(shards: Sequence[Shard], say: Say = silent) -> list[ShardIndex]:
-    """The index of each shard, kept or built, several at a time.
+def load_indexes(
+    shards: Sequence[Shard], say: Say = silent, connections: int = _DEFAULT_REMOTE.connections
+) -> list[ShardIndex]:
+    """The index of each shard, kept or built, several at a time; of remote ones as many as `connections`, or more.
 
     Every process starts at a shard of its own, so that several build different ones and then load each other's.
     """
-    threads = min(_MAX_THREADS, len(shards), max(2, len(os.sched_getaffinity(0))))
+    is_remote = any(shard.folder is None for shard in shards)
+    at_once = min(_MAX_THREADS, max(2, len(os.sched_getaffinity(0))))
+    threads = min(len(shards), max(_MIN_REMOTE_THREADS, connections) if is_remote else at_once)
     start = int(os.getpid() * _GOLDEN_RATIO % 1 * len(shards))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="index")
     try:

@@ -1,6 +1,7 @@
 """Shard patterns -> names: paths, URLs, brace ranges, globs and lists of these."""
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +11,19 @@ from configs.errors import DataError
 SIDECAR_MARK = ".stoker-"
 _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_GLOB_PIECES = re.compile(r"((?<![^/])\*\*/|\*\*|\*|\?|\[!?[^\]]+\])")
+_GLOB_AS_REGEX = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
     """Paths and URLs in the given order, sorted within a glob. DataError: nothing matches, or a shard comes twice.
 
-    URLs are looked up only where they are globs.
+    `*` and `?` stay within a folder, `**` does not; `~/` is the home folder. URLs are looked up only where they are
+    globs.
     """
     names: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        names += _expand_urls(pattern) if is_url(pattern) else _expand_pattern(pattern)
+        names += _expand_urls(pattern) if is_url(pattern) else _expand_pattern(_at_home(pattern))
     if not names:
         raise DataError("the list of shards is empty: name at least one .tar shard")
     _refuse_duplicates(names)
@@ -29,6 +33,34 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
 def is_url(name: str) -> bool:
     """Whether it names something elsewhere, rather than a file."""
     return "://" in name
+
+
+def globs_match(patterns: str | Sequence[str], path: Path) -> bool:
+    """Whether a glob among them stands for this file, be it there or not."""
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        names = [] if is_url(pattern) or Path(_at_home(pattern)).is_file() else expand_braces(_at_home(pattern))
+        globs = (os.path.abspath(name) for name in names if glob.has_magic(name))  # noqa: PTH100 - .. is resolved too
+        if any(glob_as_regex(name).fullmatch(os.path.abspath(path)) for name in globs):  # noqa: PTH100
+            return True
+    return False
+
+
+def glob_as_regex(pattern: str) -> re.Pattern[str]:
+    """What matches the same paths."""
+    return re.compile("".join(map(_piece_as_regex, _GLOB_PIECES.split(pattern))), re.DOTALL)
+
+
+def _piece_as_regex(piece: str) -> str:
+    if piece in _GLOB_AS_REGEX:
+        return _GLOB_AS_REGEX[piece]
+    if piece.startswith("[") and piece.endswith("]") and len(piece) > 2:
+        inside = piece[1:-1].replace("\\", "\\\\")
+        return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+    return re.escape(piece)
+
+
+def _at_home(pattern: str) -> str:
+    return str(Path(pattern).expanduser()) if pattern.startswith("~/") else pattern
 
 
 def _expand_urls(pattern: str) -> list[str]:
@@ -71,7 +103,9 @@ def _expand_glob(name: str) -> list[str]:
     if Path(name).is_file():
         return [str(Path(name))]
     # An index lies beside its shard, so `train*` matches it too.
-    found = [Path(p) for p in sorted(glob.glob(name))]  # noqa: PTH207
+    # `**.tar` reaches into folders too, as in object stores.
+    recursive = re.sub(r"(?<![^/])\*\*(?=[^/])", "**/*", name)
+    found = [Path(p) for p in sorted(glob.glob(recursive, recursive=True))]  # noqa: PTH207
     return [str(path) for path in found if path.is_file() and SIDECAR_MARK not in path.name]
 
 

@@ -63,17 +63,17 @@ def load_index(shard: Shard, say: Say = silent) -> ShardIndex:
 
     DataError: see `build_index`.
     """
-    kept = read_kept_index(shard)
+    stat = shard.stat()  # once: far away, each costs a request
+    kept = _kept_of(shard, stat)
     if kept is not None:
         return kept
     with sidecar.building(shard, SIDECAR):
-        return read_kept_index(shard) or _adopted(shard, say) or _rebuilt(shard, say)
+        return _kept_of(shard, stat) or _adopted(shard, stat, say) or _rebuilt(shard, stat, say)
 
 
 def read_kept_index(shard: Shard) -> ShardIndex | None:
     """The index kept for the shard as it is now, if any. DataError: the shard cannot be read."""
-    stat = shard.stat()
-    return next((index for index in _kept(shard) if index.checksums.stat == stat), None)
+    return _kept_of(shard, shard.stat())
 
 
 def last_kept_index(shard: Shard) -> ShardIndex | None:
@@ -81,12 +81,12 @@ def last_kept_index(shard: Shard) -> ShardIndex | None:
     return read_kept_index(shard) or next(_kept(shard), None) or _published(shard)
 
 
-def build_index(shard: Shard, say: Say = silent) -> ShardIndex:
-    """Read the shard once, from end to end.
+def build_index(shard: Shard, say: Say = silent, stat: Stat | None = None) -> ShardIndex:
+    """Read the shard once, from end to end; `stat` is what it was just now, when that is known.
 
     DataError: not a tar, damaged, truncated, no samples, a repeated key or part, or it changes meanwhile.
     """
-    stat = shard.stat()
+    stat = stat or shard.stat()
     sums: list[int] = []
     parser, grouping = TarParser(shard.name, stat.size), Grouping(shard.name)
     for members in parser.members(summed(shard.stream(), sums)):
@@ -120,17 +120,31 @@ def summed(pieces: Iterator[bytes], sums: list[int]) -> Iterator[bytes]:
         yield piece
 
 
-def _adopted(shard: Shard, say: Say) -> ShardIndex | None:
-    """The index beside a remote shard, taken for its own when the sizes agree; kept in the cache."""
+def _kept_of(shard: Shard, stat: Stat) -> ShardIndex | None:
+    return next((index for index in _kept(shard) if index.checksums.stat == stat), None)
+
+
+def _adopted(shard: Shard, stat: Stat, say: Say) -> ShardIndex | None:
+    """The index beside a remote shard, taken for its own when size, first and last block agree; kept in the cache."""
     index = _published(shard)
     if index is None:
         return None
-    stat = shard.stat()
-    if index.checksums.stat.size != stat.size:
+    if index.checksums.stat.size != stat.size or not _ends_agree(shard, index.checksums):
+        say(
+            f"{shard.name}: the index beside it ({sidecar.suffix(SIDECAR)}) is of another shard and is not used: "
+            "publish the index of this one, or remove it"
+        )
         return None
     adopted = replace(index, checksums=replace(index.checksums, stat=stat))
     _save(shard, adopted, say)
     return adopted
+
+
+def _ends_agree(shard: Shard, expected: Checksums) -> bool:
+    size = expected.stat.size
+    starts = sorted({0, (len(expected.blocks) - 1) * CHECKED_BYTES})
+    found = [checksum(shard.read(start, min(CHECKED_BYTES, size - start))) for start in starts]
+    return found == [int(expected.blocks[start // CHECKED_BYTES]) for start in starts]
 
 
 def _published(shard: Shard) -> ShardIndex | None:
@@ -143,9 +157,9 @@ def _published(shard: Shard) -> ShardIndex | None:
         return None
 
 
-def _rebuilt(shard: Shard, say: Say) -> ShardIndex:
+def _rebuilt(shard: Shard, stat: Stat, say: Say) -> ShardIndex:
     stale = next(_kept(shard), None)
-    index = build_index(shard, say)
+    index = build_index(shard, say, stat)
     if stale is not None and stale.layout == index.layout and stale.checksums.stat.size == index.checksums.stat.size:
         changed = int((stale.checksums.blocks != index.checksums.blocks).sum())
         if changed:

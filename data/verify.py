@@ -15,6 +15,7 @@ from data.decode import LABEL_PART, ImageSamples
 from data.documents import open_documents
 from data.images import IMAGE_PARTS, decode_image
 from data.open_catalog import PROGRESS_S, open_shards
+from data.shards import globs_match
 from data.storage import Shard
 from data.tar_index import ShardIndex, build_index
 from data.types import Say, silent
@@ -29,7 +30,8 @@ def verify(patterns: str | Sequence[str], recipe: Recipe | None, say: Say = sile
     """Problems found, one line each with shard and key or bytes; none when all is well.
 
     Bytes are compared with the shard's index and with manifest.json, where they are. With a recipe, samples are read
-    as training reads them; without, each part is checked by what its name says. DataError: a pattern matches no shard.
+    as training reads them; without, each part is checked by what its name says. A shard that a manifest lists and a
+    glob would match is missed when it is not there. DataError: a pattern matches no shard.
     """
     shards = open_shards(patterns, RemoteReads() if recipe is None else recipe.data.remote)
     progress = _Progress(len(shards), say)
@@ -39,6 +41,7 @@ def verify(patterns: str | Sequence[str], recipe: Recipe | None, say: Say = sile
         progress.start(shard)
         problems += _verify_shard(shard, recipe, manifests, progress)
         shard.close()
+    problems += manifests.missing(lambda path: globs_match(patterns, path))
     if progress.incomparable:
         say(
             f"{progress.incomparable} of {len(shards)} shards have neither an index nor a manifest.json: their samples "

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,13 @@ class Manifests:
         if path not in self._read:
             self._read[path] = self._entries(path) if path.is_file() else {}
         return self._read[path].get(Path(shard.identity).name)
+
+    def missing(self, wanted: Callable[[Path], bool]) -> Iterator[str]:
+        """One problem for each shard that a manifest read so far lists, that is `wanted`, and that is not there."""
+        for path, entries in self._read.items():
+            for shard in map(path.with_name, entries):
+                if wanted(shard) and not shard.exists():
+                    yield f"{shard}: {MANIFEST} lists it, but there is no such file: copy it again"
 
     def _entries(self, path: Path) -> dict[str, Written]:
         try:

@@ -60,6 +60,8 @@ def pack(inputs: Inputs, out: Path, val_fraction: float, limits: ShardLimits, ho
     planned = plan_shards(inputs, val_fraction, limits)
     manifest = _make(inputs, planned, _plan_json(inputs, val_fraction, limits), out, how)
     how.say(_summary(out, manifest))
+    if val_fraction and not manifest["val"]["samples"]:
+        how.say(f"{out}: no sample is left for val, though val_fraction is {val_fraction:g}: pack more inputs")
     return _packed(manifest)
 
 

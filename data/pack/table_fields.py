@@ -115,18 +115,19 @@ class Conversion:
 
 
 def column_value(row: Row, field: Field) -> Any:
-    """DataError: the row lacks the column."""
+    """None for an empty text too, as CSV has nothing else. DataError: the row lacks the column."""
     if field.column not in row.values:
         raise DataError(
             f"{row.where}: no column {field.column}; it has {', '.join(row.values)}: correct the option or the row"
         )
-    return row.values[field.column]
+    value = row.values[field.column]
+    return None if isinstance(value, str | bytes) and not value else value
 
 
 def label_name(row: Row, field: Field, value: object) -> str:
     """A label as text. DataError: it is neither text nor a number from 0."""
     name = value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
-    if not isinstance(value, str | bytes | int) or name == "" or (isinstance(value, int) and value < 0):
+    if not isinstance(value, str | bytes | int) or (isinstance(value, int) and value < 0):
         raise DataError(f"{row.where}: column {field.column} is {_shown(value)}, expected a class or a number from 0")
     return name
 

@@ -1,5 +1,6 @@
 """Tables -> inputs of packing: a sample per row, its parts from columns."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def table_inputs(
         order=np.arange(len(sizes)) if keeps_order else np.argsort(table.draws("order"), kind="stable"),
         draws=table.draws("val"),
         digest=digest_of((table.digest(), sizes.tobytes().hex())),  # the files that rows name have sizes too
-        modified=table.modified(),
+        modified=digest_of((table.modified(), *scan.modified)),
         job=job,
         facts=_facts(columns, encoding, classes),
     )
@@ -142,10 +143,14 @@ def _located(table: Table, field: Field) -> Field:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What only reading the rows tells: what their files take in an archive, and the classes (None: numbers)."""
+    """What only reading the rows tells: what their files take in an archive, and the classes (None: numbers).
+
+    `modified` changes when those files may: where they lie, and their times of modification.
+    """
 
     file_bytes: Ints | None
     classes: list[str] | None
+    modified: tuple[str, ...] = ()
 
 
 def _scan(table: Table, fields: Sequence[Field], conversion: Conversion, name_classes: bool, say: Say) -> _Scan:
@@ -154,22 +159,27 @@ def _scan(table: Table, fields: Sequence[Field], conversion: Conversion, name_cl
     if not paths and not labels:
         return _Scan(None, None)
     sizes, names = np.zeros(len(table.sizes), np.int64), set[str]()
+    modified_ns = np.zeros((len(table.sizes), len(paths)), np.int64)
     rows = table.rows(np.arange(len(sizes)), [field.column for field in (*paths, *labels)])
     for number, (_, row) in enumerate(told(rows.rows(), say, f"reading the rows of {table.folder}")):
-        sizes[number] = tar_bytes(_file_bytes(row, field, conversion) for field in paths)
+        files = [_file_status(row, field, conversion) for field in paths]
+        sizes[number] = tar_bytes(file.st_size if file else 0 for file in files)
+        modified_ns[number] = [file.st_mtime_ns if file else 0 for file in files]
         for field in labels:
             if (value := column_value(row, field)) is not None:
                 names.add(label_name(row, field, value))
     numbered = all(map(is_number, names))
-    return _Scan(sizes if paths else None, None if numbered else sorted(names))
+    modified = (str(conversion.root.resolve()), modified_ns.tobytes().hex()) if paths else ()
+    return _Scan(sizes if paths else None, None if numbered else sorted(names), modified)
 
 
-def _file_bytes(row: Row, field: Field, conversion: Conversion) -> int:
+def _file_status(row: Row, field: Field, conversion: Conversion) -> os.stat_result | None:
+    """None: the row names no file."""
     if column_value(row, field) is None:
-        return 0
+        return None
     path = conversion.path(row, field)
     try:
-        return path.stat().st_size
+        return path.stat()
     except FileNotFoundError as error:
         raise DataError(
             f"{row.where}: {path}, named in column {field.column}, does not exist: correct the row, or name the "

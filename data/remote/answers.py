@@ -10,18 +10,20 @@ from configs.errors import DataError
 from data.storage import Stat
 
 LONGEST_RETRY_AFTER_S = 60.0
+MORE_TRIES = "check the server and the network, or raise data.remote.tries or timeout_s"
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
 _PASSING = (408, 429)
 
 
 class RequestFailedError(Exception):
-    """A failure that may pass. `whole`: everything was sent instead of the range."""
+    """A failure that may pass. `whole`: everything was sent instead of the range; `remedy`: if it does not pass."""
 
-    def __init__(self, cause: str, retry_after_s: float = 0.0, whole: bool = False) -> None:
+    def __init__(self, cause: str, retry_after_s: float = 0.0, whole: bool = False, remedy: str = MORE_TRIES) -> None:
         super().__init__(cause)
         self.retry_after_s = retry_after_s
         self.whole = whole
+        self.remedy = remedy
 
 
 class NotFoundError(DataError):
@@ -45,7 +47,8 @@ def checked(name: str, status: int, headers: Mapping[str, str], body: bytes, ask
     if status == 416 and asked.stat is None and headers.get("Content-Range") == "bytes */0":
         return Stat(0, version(headers))
     if status == 200:
-        raise RequestFailedError("the server ignores ranges and sends everything (HTTP 200)", whole=True)
+        cause, remedy = "the server ignores ranges and sends everything (HTTP 200)", "use a server that answers ranges"
+        raise RequestFailedError(cause, whole=True, remedy=remedy)
     if status in _PASSING or status >= 500:
         raise RequestFailedError(f"HTTP {status}", _retry_after_s(headers.get("Retry-After")))
     if status != 206:

@@ -113,7 +113,7 @@ class Download:
         if count >= self.link.tries or (len(last_two) == 2 and all(failure.whole for failure in last_two)):
             raise DataError(
                 f"{self.name}: bytes {self.asked.start}-{self.asked.stop - 1} could not be read in {count} tries, the "
-                f"last: {failure}: check the server and the network, or raise data.remote.tries or timeout_s"
+                f"last: {failure}: {failure.remedy}"
             )
         return pause_s(count, (os.getpid(), self.name, self.asked.start), failure.retry_after_s)
 

@@ -11,6 +11,7 @@ from obstore.exceptions import BaseError
 from configs.errors import DataError
 from data.remote import stores
 from data.remote.address import STORES, Address, parse
+from data.shards import glob_as_regex
 
 _MAGIC = re.compile(r"[*?[]")
 
@@ -27,7 +28,7 @@ def list_remote(pattern: str) -> list[str]:
         raise DataError(f"shards {address.name}: a glob cannot stand for buckets: write the bucket's name")
     # Whole folders only: obstore's prefixes end at a slash.
     literal = address.path[: magic.start()] if (magic := _MAGIC.search(address.path)) else address.path
-    wanted = _as_regex(address.path)
+    wanted = glob_as_regex(address.path)
     keys = _keys(address, literal.rpartition("/")[0])
     return sorted(f"{address.scheme}://{address.place}/{key}" for key in keys if wanted.fullmatch(key))
 
@@ -43,18 +44,3 @@ def _keys(address: Address, folder: str) -> Iterator[str]:
             f"shards {address.name}: cannot be listed ({cause}): check the bucket, the credentials and the endpoint, "
             "or write a brace range"
         ) from None
-
-
-def _as_regex(path: str) -> re.Pattern[str]:
-    pieces = re.split(r"(\*\*|\*|\?|\[!?[^\]]+\])", path)
-    return re.compile("".join(_piece_as_regex(piece) for piece in pieces), re.DOTALL)
-
-
-def _piece_as_regex(piece: str) -> str:
-    fixed = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
-    if piece in fixed:
-        return fixed[piece]
-    if piece.startswith("[") and piece.endswith("]") and len(piece) > 2:
-        inside = piece[1:-1].replace("\\", "\\\\")
-        return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
-    return re.escape(piece)

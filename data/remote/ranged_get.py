@@ -6,7 +6,14 @@ from contextlib import suppress
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, IncompleteRead, ReadTimeoutError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    IncompleteRead,
+    NameResolutionError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
 
 from configs.errors import DataError
 from data.remote.access import Request
@@ -115,12 +122,20 @@ def _stat(name: str, request: Request, response: urllib3.BaseHTTPResponse, asked
 def _failed(error: Exception, timeout_s: float) -> RequestFailedError:
     """Without the errors' own texts, which may show a signed URL."""
     causes = list(_causes(error))
-    if any(isinstance(cause, TimeoutError | ReadTimeoutError | ConnectTimeoutError) for cause in causes):
+    if any(isinstance(cause, NameResolutionError) for cause in causes):
+        return RequestFailedError("unknown host", remedy="correct the address, or check the network")
+    if any(_is_late(cause) for cause in causes):
         return RequestFailedError(f"no byte for {timeout_s:g} s")
     if any(isinstance(cause, IncompleteRead) for cause in causes):
         return RequestFailedError("the body ended early")
     reason = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
     return RequestFailedError(f"the connection failed ({reason or type(causes[-1]).__name__})")
+
+
+def _is_late(error: BaseException) -> bool:
+    # urllib3 counts refused connections among those that took too long.
+    late = TimeoutError | ReadTimeoutError | ConnectTimeoutError
+    return isinstance(error, late) and not isinstance(error, NewConnectionError)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

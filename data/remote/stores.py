@@ -47,11 +47,12 @@ _used_by: int | None = None
 def signing_store(address: Address, environment: Mapping[str, str]) -> Store | None:
     """The bucket with the credentials that were found; None when there are none, so the object must be public.
 
-    DataError: credentials are named by the environment, but cannot be used.
+    DataError: credentials are named by the environment, but cannot be used; or the endpoint cannot.
     """
     named = [name for name in _NAMED[address.scheme] if environment.get(name)]
     if _unsigned(address, environment, named):
         return None
+    _base_url(address, environment)  # what is wrong with the endpoint is no fault of the credentials
     try:
         store = _open(address, environment)
         sign(store, address)
@@ -130,7 +131,7 @@ def _base_url(address: Address, environment: Mapping[str, str]) -> str:
     bases: dict[str, Callable[[Mapping[str, str]], str]] = {"s3": _s3_base, "gs": _gs_base, "az": _azure_base}
     base = bases[address.scheme](environment)
     if base.startswith("http://") and address.scheme == "s3" and not _true(environment, "AWS_ALLOW_HTTP"):
-        raise DataError(f"{address.name}: the endpoint {base} has no TLS: use https, or set AWS_ALLOW_HTTP=true")
+        raise DataError(f"{address.name}: the endpoint {base} has no TLS: set AWS_ALLOW_HTTP=true or use https")
     return f"{base}/{quote(address.place)}"
 
 

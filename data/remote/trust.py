@@ -66,7 +66,8 @@ def fetch_trusted(
     bad = next(piece for piece in pieces if piece not in trusted)
     raise DamagedDataError(
         f"{name}: bytes {bad * PIECE_BYTES}-{(bad + 1) * PIECE_BYTES - 1} came differently from what is expected, "
-        f"{rounds} times: the shard is damaged or changed: index it anew with `stoker data index`, or upload it again"
+        f"{rounds} times: the shard is damaged: upload it again; if it was meant to change, remove its index, the file "
+        "*.stoker-idx.npz beside it and the folder stoker/index in ~/.cache (or XDG_CACHE_HOME)"
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs.errors import DataError
 from data import best_fit
+from data.document_cache import DocumentCache
 from data.tokenize import HuggingFaceTokenizer, open_tokenizer, vocab_size
 from data.types import Ints
 from tests.data.text_rows import MakeRecipe, MakeShard, open_source, read, save, write_tokenizer
@@ -82,6 +83,28 @@ def test_each_document_is_encoded_about_once_per_pass(
         read(source, range(start, min(start + 2, source.count)))
     # Twice only where two groups, or two lanes, share a document.
     assert 40 <= len(encoded) <= 40 + 2 * groups + 2
+
+
+@pytest.mark.parametrize("lanes", [1, 64])
+def test_long_documents_stay_only_while_they_are_read(lanes: int) -> None:
+    encoded: list[int] = []
+
+    def encode(sample: int) -> Ints:
+        encoded.append(sample)
+        return np.zeros(1000, np.int64)
+
+    cache = DocumentCache(encode, 4000, lanes)
+    for sample in range(300):
+        cache.read(sample)
+    assert sum(sample not in cache.missing([sample]) for sample in range(300)) == 4, "4000 tokens, whatever the lanes"
+    encoded.clear()
+    for _ in range(50):  # rows of as many documents as there are lanes, in turn
+        for sample in range(1000, 1000 + lanes):
+            cache.read(sample)
+    assert len(encoded) <= 2 * lanes
+    for sample in range(2000, 2300):
+        cache.read(sample)
+    assert sum(sample not in cache.missing([sample]) for sample in range(2000, 2300)) <= max(4, lanes)
 
 
 def test_another_tokenizers_library_that_gives_other_tokens_is_refused(

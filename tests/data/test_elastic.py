@@ -122,7 +122,7 @@ def _check_epochs(setting: Setting, batches: Sequence[Sequence[Use]]) -> None:
         assert not source.stops or set(used) <= {0}
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, 1, *(pytest.param(part, marks=pytest.mark.slow) for part in range(2, PARTS))])
 def test_every_history_trains_on_the_same_global_batches_each_sample_once_per_epoch(part: int) -> None:
     for number in range(part, HISTORIES, PARTS):
         draw = random.Random(number)

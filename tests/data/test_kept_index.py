@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from configs.errors import DataError
 from data import sidecar, tar_index
 from data.local_shard import LocalShard
 from data.npz_map import map_npz, parse_npz, write_npz
-from data.open_catalog import open_catalog
+from data.open_catalog import load_indexes, open_catalog
 from data.storage import CHECKED_BYTES, Checksums, Stat
 from data.tar_index import ShardIndex, build_index, load_index, read_kept_index
 
@@ -184,16 +186,50 @@ def test_a_remote_shard_takes_the_index_beside_it_when_the_sizes_agree(
     assert load_index(_Elsewhere(path, "etag-3")).part_sizes.tolist() == [[20_000]]  # not the stale one beside it
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_remote_shard_of_the_same_size_does_not_take_the_index_of_another(
+    place: int, tmp_path: Path, make_shard: MakeShard
+) -> None:
+    texts = [bytes([i]) * CHECKED_BYTES for i in range(3)]
+    path = make_shard(tmp_path / "a.tar", {f"k{i}": {"bin": text} for i, text in enumerate(texts)})
+    stale = load_index(LocalShard(path))
+    texts[place] = b"x" * CHECKED_BYTES
+    make_shard(path, {f"k{i}": {"bin": text} for i, text in enumerate(texts)})
+    shard, said = _Elsewhere(path, "etag"), list[str]()
+    index = load_index(shard, said.append)
+    assert len(said) == 1 and "the index beside it (.stoker-idx.npz) is of another shard and is not used" in said[0]
+    assert index.digest != stale.digest
+    np.testing.assert_array_equal(index.checksums.blocks, build_index(shard).checksums.blocks)
+
+
+def test_a_remote_shard_with_a_kept_index_is_asked_about_once_and_many_are_at_once(
+    text_shards: list[Path], tmp_path: Path
+) -> None:
+    meeting, asked = threading.Barrier(16, timeout=20.0), Counter[str]()
+
+    class Counted(_Elsewhere):
+        def stat(self) -> Stat:
+            asked[self.name] += 1
+            meeting.wait()
+            return super().stat()
+
+    paths = [Path(shutil.copy(text_shards[0], tmp_path / f"copy-{i}.tar")) for i in range(16)]
+    for path in paths:
+        load_index(_Elsewhere(path, "etag"))
+    assert [index.count for index in load_indexes([Counted(path, "etag") for path in paths])] == [40] * 16
+    assert set(asked.values()) == {1}
+
+
 BUILDER = """
 import sys, time
 from pathlib import Path
 from data import tar_index
 from data.local_shard import LocalShard
 build = tar_index.build_index
-def slowly(shard, say):
+def slowly(*shard):
     print("building", flush=True)
     time.sleep(float(sys.argv[2]))
-    return build(shard, say)
+    return build(*shard)
 tar_index.build_index = slowly
 print(tar_index.load_index(LocalShard(sys.argv[1])).count, flush=True)
 """

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.pack.kinds import pack_text
+from data.pack.kinds import pack_table, pack_text
 from data.pack.run import How, Progress
+from data.pack.table_inputs import Columns
 from data.pack.work import partial_folder, work_folder
 from data.shard_writer import ShardLimits
 from tests.data.packed import digests, tars
 
 LIMITS = ShardLimits(bytes=200_000)
+_HERE = How()
 STOKER = str(Path(sys.executable).with_name("stoker"))
 
 
@@ -60,7 +62,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     assert [p.inputs for p in seen] == sorted(p.inputs for p in seen)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_bytes_are_the_same_after_kills_at_any_moment(
     tmp_path: Path, texts: Path, expected: dict[str, str], workers: int
 ) -> None:
@@ -143,6 +145,32 @@ def test_another_plan_in_the_same_folder_is_refused_with_the_difference(tmp_path
             pack_text(texts, "*.txt", out, 0.1, LIMITS)
     finally:
         os.utime(texts / "1.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_table_whose_files_were_replaced_or_lie_elsewhere_is_another_plan(tmp_path: Path) -> None:
+    for root in ("here", "there"):
+        (tmp_path / root).mkdir()
+        for name in "abc":
+            (tmp_path / root / name).write_bytes(b"same size")
+            os.utime(tmp_path / root / name, ns=(0, 1))
+    (tmp_path / "t.csv").write_text("file\na\nb\nc\n")
+
+    def attempt(root: str, how: How = _HERE) -> None:
+        columns = Columns(files=["bin=file"], root=tmp_path / root)
+        pack_table(tmp_path / "t.csv", columns, tmp_path / "out", 0.0, ShardLimits(samples=1), how)
+
+    def stop(_progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt("here", How(watch=stop))
+    with pytest.raises(DataError, match=r"differs \(inputs changed since\)"):
+        attempt("there")
+    os.utime(tmp_path / "here" / "b", ns=(0, 2))
+    with pytest.raises(DataError, match=r"differs \(inputs changed since\)"):
+        attempt("here")
+    os.utime(tmp_path / "here" / "b", ns=(0, 1))
+    attempt("here")
 
 
 def test_two_cannot_pack_into_the_same_folder(tmp_path: Path, texts: Path) -> None:

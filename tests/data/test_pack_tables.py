@@ -145,7 +145,26 @@ def test_empty_values_and_text_that_is_not_utf8_are_left_out_and_counted(tmp_pat
     packed = pack_table(tmp_path / "a.jsonl", Columns(), tmp_path / "out", 0.0)
     assert (packed.train_samples, packed.skipped) == (2, 3)
     skipped = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]["first"]
-    assert [entry["reason"] for entry in skipped] == ["empty", "text is empty", "not UTF-8 at byte 0"]
+    assert [entry["reason"] for entry in skipped] == ["text is empty", "text is empty", "not UTF-8 at byte 0"]
+
+
+def test_rows_with_an_empty_cell_are_left_out_and_counted(tmp_path: Path, png: Callable[[int], bytes]) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    _csv(tmp_path / "m.csv", ["path", "label"], [["a.png", "cat"], ["", "ant"], ["a.png", ""], ["a.png", "ant"]])
+    packed = pack_table(tmp_path / "m.csv", Columns(), tmp_path / "out", 0.0)
+    assert (packed.train_samples, packed.skipped) == (2, 2)
+    assert sorted(sample["cls"] for sample in _all(tmp_path / "out")) == [b"0", b"1"]
+    skipped = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]["first"]
+    assert {entry["reason"] for entry in skipped} == {"path is empty", "label is empty"}
+
+
+def test_it_is_said_when_no_sample_is_left_for_val(tmp_path: Path) -> None:
+    said: list[str] = []
+    _jsonl(tmp_path / "a.jsonl", [{"text": "alone"}])
+    pack_table(tmp_path / "a.jsonl", Columns(), tmp_path / "out", 0.1, how=How(say=said.append))
+    assert said[-1] == f"{tmp_path / 'out'}: no sample is left for val, though val_fraction is 0.1: pack more inputs"
+    pack_table(tmp_path / "a.jsonl", Columns(), tmp_path / "train", 0.0, how=How(say=said.append))
+    assert "val_fraction" not in said[-1]
 
 
 @pytest.fixture

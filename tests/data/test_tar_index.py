@@ -359,6 +359,12 @@ def test_patterns_expand_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     for pattern, names in found.items():
         assert expand(pattern) == names
+    deep = tmp_path / "deep" / "er"
+    deep.mkdir(parents=True)
+    (deep / "c-0.tar").touch()
+    monkeypatch.setenv("HOME", str(deep))
+    assert expand("**/c-*.tar") == expand("deep/**.tar") == expand("deep/er/**/c-0.tar") == ["deep/er/c-0.tar"]
+    assert expand("~/c-{0..0}.tar") == expand("~/*.tar") == [str(deep / "c-0.tar")]
     assert expand(["b-001.tar", "a-9.tar"]) == ["b-001.tar", "a-9.tar"]
     refused = {
         "nope.tar": str(tmp_path),

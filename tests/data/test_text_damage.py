@@ -139,7 +139,7 @@ def test_text_that_cannot_be_read_is_left_out_in_every_process_until_it_is_mende
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 @pytest.mark.parametrize("kind", ["text", "tokens"])
-def test_a_document_stays_left_out_after_a_passing_fault_until_a_run_that_would_stop_at_it(
+def test_a_document_left_out_is_back_in_the_first_run_after_its_shard_is_mended(
     kind: str, packing: str, tmp_path: Path, make_shard: MakeShard, text_recipe: MakeRecipe
 ) -> None:
     tokenizer_file = write_tokenizer(tmp_path)
@@ -162,15 +162,15 @@ def test_a_document_stays_left_out_after_a_passing_fault_until_a_run_that_would_
     second = shard.read_bytes().index(f"d1.{'npy' if kind == 'tokens' else 'txt'}".encode())
     flip(shard, second + 600)
     during = open_source(skip, None)
-    flip(shard, second + 600)
-    after = open_source(skip, None)
-    assert after.fingerprint == during.fingerprint and after.count == during.count
-    targets, skipped = learnt(after)
+    again = open_source(skip, None)
+    assert again.fingerprint == during.fingerprint and again.count == during.count
+    targets, skipped = learnt(again)
     assert [skip.key for skip in skipped] == (["d1"] if packing == "concat" else [])
     assert all("are not those that were indexed" in skip.cause for skip in skipped)
-    whole = open_source(stop, None)
+    flip(shard, second + 600)
+    whole = open_source(skip, None)
     length = CHECKED_BYTES if kind == "tokens" else CHECKED_BYTES // 6 + 1
     lost = length - 1 + (2 if packing == "concat" else 0)  # one before and one after it
     assert learnt(whole) == (targets + lost, [])
-    assert whole.fingerprint != after.fingerprint, "its rows hold other tokens"
-    assert open_source(skip, None).fingerprint == whole.fingerprint
+    assert whole.fingerprint != again.fingerprint, "its rows hold other tokens"
+    assert open_source(stop, None).fingerprint == open_source(skip, None).fingerprint == whole.fingerprint

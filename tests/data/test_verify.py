@@ -105,6 +105,28 @@ def test_a_manifest_that_counts_otherwise_is_told(shard: Path) -> None:
     assert "says 5 bytes" in verify([str(shard)], None)[0]
 
 
+def test_a_shard_that_a_manifest_lists_and_a_glob_would_match_is_missed(
+    tmp_path: Path, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in" / "set"
+    folder.mkdir(parents=True)
+    entries = []
+    for name in ("train-000.tar", "train-001.tar", "val-000.tar"):
+        contents = make_shard(folder / name, {"k": {"txt": name.encode()}}).read_bytes()
+        sha256 = hashlib.sha256(contents).hexdigest()
+        entries.append({"name": name, "bytes": len(contents), "samples": 1, "sha256": sha256})
+    (folder / "manifest.json").write_text(json.dumps({"shards": entries}))
+    monkeypatch.chdir(tmp_path)
+    globs = ["in/set/train-*.tar", "./in/s?t/{train,val}-*.tar", f"{tmp_path}/**/train-*.tar", "in/**.tar"]
+    assert [verify(pattern, None, pytest.fail) for pattern in globs] == [[]] * 4
+    (folder / "train-001.tar").unlink()
+    for pattern in globs:
+        [problem] = verify(pattern, None)
+        assert problem.endswith("set/train-001.tar: manifest.json lists it, but there is no such file: copy it again")
+    for pattern in ("in/set/train-000.tar", "in/set/val-*.tar"):
+        assert verify(pattern, None, pytest.fail) == []
+
+
 def test_without_index_or_manifest_it_is_said_once_that_bytes_cannot_be_compared(text_shards: list[Path]) -> None:
     load_index(LocalShard(text_shards[0]))
     said: list[str] = []

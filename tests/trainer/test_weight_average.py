@@ -77,6 +77,7 @@ def _naive(masters: list[dict[Any, Any]], skipped: list[bool]) -> dict[Any, Any]
     return average
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_average_is_that_of_the_definition_at_every_stage_and_precision(tmp_path: Path, world: int) -> None:
     write_text_shards(tmp_path / "text")

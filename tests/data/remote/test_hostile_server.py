@@ -84,8 +84,8 @@ PERMANENT = {
     hostile.wrong_length: "Content-Length",
     hostile.wrong_range: "asked for bytes",
     hostile.no_range: "no usable Content-Range",
-    hostile.whole_body: r"in 2 tries.*ignores ranges",
-    hostile.flipped_bit: "damaged or changed: index it anew with `stoker data index`, or upload it again",
+    hostile.whole_body: r"in 2 tries.*ignores ranges.*: use a server that answers ranges$",
+    hostile.flipped_bit: r"damaged: upload it again; .* remove its index, the file \*\.stoker-idx\.npz beside it",
     hostile.changed_etag: "changed after it was indexed",
 }
 
@@ -141,10 +141,15 @@ def test_a_server_that_is_not_there_ends_in_a_message_without_secrets(serve: Ser
     server.close()
     address = server.url("a.tar").removeprefix("http://")
     shard = open_remote(f"http://me:hunter2@{address}?token=s3cret&X-Amz-Signature=abc", reads(tries=2))
-    with pytest.raises(DataError, match=r"a\.tar\?…: .*in 2 tries.*check the server") as caught:
+    with pytest.raises(DataError, match=r"a\.tar\?…: .*in 2 tries.*\(Connection refused\): check") as caught:
         shard.stat()
     for shown in (str(caught.value), shard.identity, shard.name, repr(shard._address)):
         assert not re.search("hunter2|s3cret|abc", shown)
+
+
+def test_an_unknown_host_is_called_so(reads: Reads) -> None:
+    with pytest.raises(DataError, match=r"a\.tar: .*in 2 tries.*: unknown host: correct the address"):
+        open_remote("http://no-such-host.invalid/a.tar", reads(tries=2)).stat()
 
 
 @pytest.mark.parametrize("timeout_s", [0.4, 20.0])
