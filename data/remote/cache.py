@@ -108,7 +108,7 @@ class Cache:
                 file.write(piece_file.header(piece.seed, payload))
                 file.write(payload)
                 file.flush()
-                partial.replace(self._folder / piece.file_name)
+                self._room.publish(partial, self._folder / piece.file_name)
         finally:
             partial.unlink(missing_ok=True)
 

@@ -52,6 +52,11 @@ class Room:
             self._set_used(used + size)
             return self._create(size)
 
+    def publish(self, partial: Path, path: Path) -> None:
+        """Rename a filled file; not while another process counts, which could see it under neither name."""
+        with self._threads, locks.held(self.lock_file, _LOCK_NUMBER, 1, _LOCK_WAIT_S):
+            partial.replace(path)
+
     @property
     def lock_file(self) -> Path:
         return self._folder / "locks"
