@@ -6,9 +6,11 @@ The kernel ends the processes that the driver started; but Ray's agents, which R
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from cluster.session_folder import remove_if_abandoned
 from cluster.sessions import Session, end
 
 DONE = "done"
@@ -59,6 +61,7 @@ def stand_guard(orders: IO[str], folder: str) -> None:
         sessions.append(Session(int(leader), int(started_ticks)))
     end(sessions, grace_s=1.0)
     shutil.rmtree(folder, ignore_errors=True)
+    remove_if_abandoned(Path(folder).parent)  # the driver's own, should it be gone as well
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,11 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.guard import Guard
-from cluster.session_folder import session_folder
 from cluster.sessions import Session, end
 from configs.errors import StokerError
 
 LOOPBACK = "127.0.0.1"
+_VITAL = ("gcs_server", "raylet")
 OBJECT_STORE_BYTES = 128 << 20  # Ray Train passes the worker function and its configuration only
 
 
@@ -26,19 +28,22 @@ class LocalRay:
     Raises StokerError when Ray cannot start.
     """
 
-    def __init__(self, cpus: int, gpus: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, cpus: int, gpus: int, say: Callable[[str], None]) -> None:
+        """`folder`: a private one (cluster/session_folder.py); Ray's files go below it."""
         self.cpus, self.gpus, self._say = cpus, gpus, say
+        self._folder = folder
         self._stack = ExitStack()
+        self._started: list[Session] = []
 
     def __enter__(self) -> Self:
         self._say(f"starting Ray on this host: {self.cpus} cpus, {self.gpus} gpus")
         with ExitStack() as stack:
-            folder = stack.enter_context(session_folder())
+            folder = Path(tempfile.mkdtemp(prefix="ray-", dir=self._folder))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
             stack.enter_context(_environment(_settings(folder, self.gpus)))
             guard = stack.enter_context(Guard(str(folder)))
-            started: list[Session] = []
-            stack.callback(_stop, started)
-            with _own_sessions(started, guard), _signal_handlers_kept():
+            stack.callback(_stop, self._started)
+            with _own_sessions(self._started, guard), _signal_handlers_kept():
                 _start(folder, self.cpus, self.gpus)
             self._stack = stack.pop_all()
         return self
@@ -47,6 +52,15 @@ class LocalRay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def lost(self) -> str | None:
+        """The name of a process of Ray's own (GCS, raylet) that is gone, if any is."""
+        from ray._private.worker import global_worker
+
+        for name, processes in global_worker.node.all_processes.items():
+            if any(info.process.poll() is not None for info in processes) and name in _VITAL:
+                return str(name)
+        return None
 
 
 def _settings(folder: Path, gpus: int) -> dict[str, str]:
@@ -58,8 +72,6 @@ def _settings(folder: Path, gpus: int) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         # Named for Windows and macOS; on Linux too it makes every part of Ray listen on loopback only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",

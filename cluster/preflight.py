@@ -16,13 +16,19 @@ GIB = 1 << 30
 def check_resources(workers: Workers, *, cpus: int, gpus: int) -> None:
     """Raises ResourceError when `workers` need more than the `cpus` and `gpus` of this machine."""
     for unit, each, found in (("cpus", workers.cpus, cpus), ("gpus", workers.gpus, gpus)):
-        needed = workers.count * each
+        needed = workers.least * each
         if needed > found:
             remedy = f"lower workers.count to {found // each}" if found >= each else f"lower workers.{unit}"
             raise ResourceError(
-                f"workers.count {workers.count} × workers.{unit} {each} needs {needed} {unit}, "
+                f"workers.count {workers.least} × workers.{unit} {each} needs {needed} {unit}, "
                 f"this machine has {found}: {remedy}, or use a larger machine"
             )
+
+
+def workers_here(workers: Workers, *, cpus: int, gpus: int) -> int:
+    """How many of an elastic range of workers fit on this machine; check_resources has passed."""
+    fits = [found // each for each, found in ((workers.cpus, cpus), (workers.gpus, gpus)) if each]
+    return min(workers.most, *fits)
 
 
 def available_cpus() -> int:

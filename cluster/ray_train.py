@@ -1,10 +1,11 @@
-"""Runs a function on every worker with Ray Train: one process group, restarts after a failure."""
+"""Runs a function on every worker with Ray Train: forked processes, restarts after a failure, a watch over them."""
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-from configs.errors import EXIT_FAILED, StokerError
+from cluster.worker_shell import ShellOrder
+from configs.errors import EXIT_FAILED, StokerError, WorkerError
 from configs.recipe import Workers
 
 POLL_S = 0.25
@@ -20,21 +21,15 @@ class WorkerFailure(StokerError):  # noqa: N818
 
 
 def run_workers(
-    worker: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
-    *,
-    name: str,
-    workers: Workers,
-    backend: str,
-    poll: Callable[[], None],
+    order: ShellOrder, *, name: str, workers: Workers, storage: Path, shared: bool, poll: Callable[[], None]
 ) -> None:
-    """Run `worker(config)` in `workers.count` processes, a torch process group of `backend`, until all have returned.
+    """Run `order.target` on every worker, until all have returned.
 
-    Needs a LocalRay around it. When a worker fails, all are stopped and started anew, `workers.max_failures` times at
-    most; a StokerError ends the run at once, as it would only come again. `poll` is called about four times a second in
-    this thread; what it raises ends the wait and leaves the workers to the end of the LocalRay. Raises WorkerFailure.
+    Needs a Ray around it. When a worker fails, all are stopped and started anew, as often as `workers.max_failures`
+    allows; a StokerError ends the run at once, as it would only come again. `poll` is called about four times a second
+    in this thread; what it raises ends the wait and leaves the workers to the end of Ray. Raises WorkerFailure.
     """
-    fit = _Fit(worker, config, name, workers, backend)
+    fit = _Fit(order, name, workers, storage, shared)
     fit.start()
     while fit.is_alive():
         fit.join(POLL_S)
@@ -46,30 +41,27 @@ def run_workers(
 class _Fit(threading.Thread):
     """Ray Train's `fit` outside the main thread, where it would replace our handler of SIGINT by its own."""
 
-    def __init__(
-        self,
-        worker: Callable[[dict[str, Any]], None],
-        config: dict[str, Any],
-        name: str,
-        workers: Workers,
-        backend: str,
-    ) -> None:
+    def __init__(self, order: ShellOrder, name: str, workers: Workers, storage: Path, shared: bool) -> None:
         super().__init__(name="ray-train", daemon=True)
-        self.arguments = worker, config, name, workers, backend
-        self.starts = workers.max_failures + 1
+        self._order, self._workers = order, workers
+        self._options = {"name": name, "storage": storage, "shared": shared}
         self.error: Exception | None = None
 
     def run(self) -> None:
-        # Imported late because Ray reads its settings, which LocalRay makes, when it is imported.
-        from cluster.local_trainer import died_at_start, make_trainer, release_workers
+        # Imported late because Ray reads its settings from the environment when it is imported.
+        from ray.train.v2.api.exceptions import WorkerGroupError
 
-        for _ in range(self.starts):
+        from cluster.forking_trainer import make_trainer
+        from cluster.train_policies import spend_failure
+
+        while True:
             try:
-                make_trainer(*self.arguments).fit()
-            except Exception as error:
+                make_trainer(self._order, workers=self._workers, **self._options).fit()  # type: ignore[arg-type]
+            except WorkerGroupError as error:
                 self.error = error
-                if died_at_start(error):
-                    release_workers()
+            except Exception as error:  # the controller was killed, or a worker before its group was up
+                self.error = error
+                if spend_failure(self._order.run, self._workers.max_failures):
                     continue
             else:
                 self.error = None
@@ -77,24 +69,17 @@ class _Fit(threading.Thread):
 
 
 def _worker_failure(error: Exception, restarts: int) -> WorkerFailure:
-    from cluster.local_trainer import died_at_start, is_death, worker_errors
+    from cluster.train_policies import worker_errors
 
     errors = worker_errors(error)
-    if died_at_start(error):
-        message = f"a worker died while it started, {restarts + 1} times (killed, out of memory, or crashed)"
-        return WorkerFailure(message, details=str(error), exit_code=EXIT_FAILED)
     if not errors:
-        return WorkerFailure(
-            f"the workers could not run: {_one_line(error)}", details=str(error), exit_code=EXIT_FAILED
-        )
+        message = f"the workers could not run, {restarts + 1} times: {_one_line(error)}"
+        return WorkerFailure(message, details=str(error), exit_code=EXIT_FAILED)
     rank, cause = min(errors.items(), key=lambda item: (_is_echo(item[1]), item[0]))
     exit_code = cause.exit_code if isinstance(cause, StokerError) else EXIT_FAILED
-    if is_death(cause):
-        message = f"worker {rank} died without a Python error (killed, out of memory, or crashed)"
-    else:
-        message = f"worker {rank} failed: {_one_line(cause)}"
+    message = f"worker {rank} failed: {_one_line(cause)}"
     if restarts and exit_code == EXIT_FAILED:
-        message += f" (after {restarts} restarts, workers.max_failures)"
+        message += f" (after {restarts} restarts without a newer checkpoint, workers.max_failures)"
     return WorkerFailure(message, details=str(error), exit_code=exit_code)
 
 
@@ -104,10 +89,10 @@ def is_consequence(text: str) -> bool:
 
 
 def _is_echo(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and is_consequence(str(error))
+    return not isinstance(error, StokerError) and is_consequence(str(error))
 
 
 def _one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else "no message"
-    return text if isinstance(error, StokerError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, StokerError | WorkerError) else f"{type(error).__name__}: {text}"

@@ -10,8 +10,9 @@ from pathlib import Path
 from cluster.run_lock import try_lock
 
 PREFIX = "stoker-"
-# Ray's sockets lie 71 bytes below, and a Unix socket's path has 107 at most.
-PATH_BYTES = 36
+OWNER_LOCK = "owner.lock"
+# Ray's sockets lie 84 bytes below, and a Unix socket's path has 107 at most.
+PATH_BYTES = 23
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def session_folder() -> Iterator[Path]:
     # Locked before it gets the name that `remove_abandoned` looks for.
     descriptor = try_lock(folder / "owner.new")
     try:
-        (folder / "owner.new").rename(folder / "owner.lock")
+        (folder / "owner.new").rename(folder / OWNER_LOCK)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -33,14 +34,18 @@ def session_folder() -> Iterator[Path]:
 
 def remove_abandoned(base: Path) -> list[Path]:
     """Remove the session folders of this user in `base` whose owner is dead; returns them."""
-    removed = []
-    for lock in base.glob(f"{PREFIX}*/owner.lock"):
-        with suppress(FileNotFoundError):  # its owner, or another `stoker`, was faster
-            if lock.stat().st_uid == os.getuid() and (descriptor := try_lock(lock)) is not None:
-                shutil.rmtree(lock.parent, ignore_errors=True)
-                os.close(descriptor)
-                removed.append(lock.parent)
-    return removed
+    return [folder for folder in base.glob(f"{PREFIX}*") if remove_if_abandoned(folder)]
+
+
+def remove_if_abandoned(folder: Path) -> bool:
+    """Remove a session folder of this user if its owner is dead; whether it was."""
+    lock = folder / OWNER_LOCK
+    with suppress(FileNotFoundError):  # no session folder, or its owner, or another `stoker`, was faster
+        if lock.stat().st_uid == os.getuid() and (descriptor := try_lock(lock)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+            return True
+    return False
 
 
 def _base(preferred: Path) -> Path:

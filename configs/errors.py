@@ -56,3 +56,15 @@ class NonFiniteError(StokerError):
 
 class EngineError(StokerError):
     """The engine's internals are not what Stoker was tested with."""
+
+
+class WorkerError(Exception):
+    """A worker failed by something that another attempt may not meet: a crash, a lost peer, a hang."""
+
+
+class WorkersLeftError(Exception):
+    """The workers left at a step boundary, with a checkpoint, to be started again: resized, or before a preemption."""
+
+
+class ClusterError(UserError):
+    """The Ray cluster cannot be reached, refuses us, or has not what the recipe asks for."""

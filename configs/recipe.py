@@ -215,10 +215,42 @@ class Validation(Section):
 
 
 class Workers(Section):
-    count: Positive = 1
+    count: Positive | str = Field(
+        1, description='a number, or "2..8": as many as there is room for, resized as nodes go and come'
+    )
     cpus: Positive = Field(1, description="per worker")
     gpus: NonNegative = Field(0, le=1, description="per worker: 0 or 1")
-    max_failures: NonNegative = Field(3, description="restarts before the run fails")
+    max_failures: NonNegative = Field(
+        3, description="restarts in a row without a newer checkpoint before the run fails"
+    )
+    hang_timeout_s: float = Field(
+        10.0, ge=1.0, description="a step that makes no progress for longer than this and five median steps is a hang"
+    )
+    grow_within_s: float = Field(
+        300.0,
+        ge=0.0,
+        description="with a range: new nodes are used from the next checkpoint on, one at this age at the latest",
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if isinstance(self.count, str):
+            least, dots, most = self.count.partition("..")
+            if not (dots and least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+                raise ValueError(f'workers.count is {self.count!r}: give a number, or a range such as "2..8"')
+        return self
+
+    @property
+    def least(self) -> int:
+        return int(str(self.count).partition("..")[0])
+
+    @property
+    def most(self) -> int:
+        return int(str(self.count).rpartition("..")[2])
+
+    @property
+    def elastic(self) -> bool:
+        return self.least < self.most
 
 
 class Monitor(Section):

@@ -1,11 +1,12 @@
 """This worker in this attempt."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.ledger import Ledger
 from configs.recipe import Recipe
-from trainer.ledger import Ledger
+from trainer.pulse import Pulse
 from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
 
@@ -20,6 +21,7 @@ class Context:
     ranks: Ranks
     attempt: int
     invocation: str  # of `stoker train`: several attempts belong to one
+    pulse: Pulse = field(default_factory=Pulse)
 
     def record(self, event: str, **details: Any) -> None:
         """Append to the ledger, from this rank."""

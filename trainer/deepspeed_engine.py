@@ -29,6 +29,14 @@ def select_accelerator(gpus: int) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
 
 
+def use_device(gpus: int) -> None:
+    """Make this worker's device the current one, before a process group is made on it; `gpus` is per worker."""
+    if gpus:
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+
+
 def collective_backend(gpus: int) -> str:
     """The process-group backend for workers of this kind."""
     return "nccl" if gpus else "gloo"
@@ -40,7 +48,7 @@ class DeepSpeedEngine:
     def __init__(self, task: Task, context: Context) -> None:
         recipe, ranks = context.recipe, context.ranks
         self.name = f"deepspeed-zero{recipe.zero.stage}-{recipe.precision}"
-        self._task, self._recipe, self._ranks = task, recipe, ranks
+        self._task, self._recipe, self._ranks, self._pulse = task, recipe, ranks, context.pulse
         self._names = {id(p): name for name, p in task.module.named_parameters()}
         self._shapes = {n: tuple(p.shape) for n, p in task.module.named_parameters() if p.requires_grad}
         deepspeed = _import_deepspeed(recipe, context.warn)
@@ -67,10 +75,13 @@ class DeepSpeedEngine:
             enter_position(self._recipe.run.seed, step, batch.index, self.device)
             set_micro_batch_weight(module, float(batch.samples))
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            self._pulse("forward")
             loss = engine(**to_device(batch, self.device))["loss"]
+            self._pulse("backward")
             engine.backward(loss * scale, scale_wrt_gas=False)
             loss_sum += loss.detach()
         skipped_before = engine.skipped_steps
+        self._pulse("optimizer step")
         grad_norm = self._clip_unsharded()
         engine.step()
         skipped = engine.skipped_steps > skipped_before
@@ -106,12 +117,14 @@ class DeepSpeedEngine:
         sums: dict[str, Any] = {}
         with torch.no_grad():
             for batch in micro_batches:
+                self._pulse("validating")
                 add_sums(sums, self._engine(**to_device(batch, self.device)))
         self._engine.train()
         return {name: float(value) for name, value in sums.items()}
 
     def sample(self) -> str | None:
         self._engine.eval()
+        self._pulse("sampling")
         with torch.no_grad():
             text = self._task.samples(self._engine, self.device)
         self._engine.train()

@@ -7,24 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.local_ray import LocalRay
-from cluster.preflight import check_writable
-from cluster.ray_train import WorkerFailure, is_consequence, run_workers
+from cluster.ledger import Event, Ledger
+from cluster.preflight import available_cpus, available_gpus, check_writable, workers_here
+from cluster.ray_train import is_consequence
 from cluster.run_lock import RunLock
 from cluster.stop_signals import StopSignals
+from cluster.worker_shell import ShellOrder
+from cluster.workplace import Workplace
 from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, RunFolderError
 from configs.load import dump_recipe
 from configs.recipe import Recipe
 from trainer.checkpoint_place import checkpoint_store
 from trainer.checkpoint_reader import verify
-from trainer.deepspeed_engine import collective_backend, select_accelerator
+from trainer.deepspeed_engine import collective_backend
 from trainer.durable import write_durably
-from trainer.ledger import Event, Ledger
+from trainer.modules import WORKER_MODULES
 from trainer.planning import preflight
 from trainer.run_folder import RunFolder
+from trainer.session import SessionPlan
+from trainer.sessions import Failure, run_sessions
 from trainer.summary import summarize
 from trainer.terminal import ProgressView, fail, say
-from trainer.worker import Job, main
+from trainer.worker import Job
 
 
 @dataclass
@@ -55,10 +59,10 @@ class Watch:
             say(f"{self.signals.requested}: saving a checkpoint at the next step boundary, then leaving")
 
 
-def train(recipe: Recipe, stop_at: int | None) -> int:
+def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | None = None) -> int:
     """Run to the end, or until something stops it. Returns the exit code; raises StokerError for what never started."""
     folder = RunFolder.of(recipe)
-    preflight(recipe, say)
+    preflight(recipe, say, elsewhere=address is not None)
     check_writable(folder.root)
     with RunLock(folder.root):
         if _is_finished(recipe, folder):
@@ -72,7 +76,7 @@ def train(recipe: Recipe, stop_at: int | None) -> int:
             folder.stop_request.unlink(missing_ok=True)
         except OSError as error:
             raise RunFolderError(f"run folder {folder.root} cannot be written: {error.strerror}") from error
-        return _run(recipe, folder, stop_at)
+        return _run(recipe, folder, stop_at, place, address)
 
 
 def _is_finished(recipe: Recipe, folder: RunFolder) -> bool:
@@ -90,38 +94,53 @@ def _is_finished(recipe: Recipe, folder: RunFolder) -> bool:
     return True
 
 
-def _run(recipe: Recipe, folder: RunFolder, stop_at: int | None) -> int:
+def _run(recipe: Recipe, folder: RunFolder, stop_at: int | None, place: Workplace, address: str | None) -> int:
     ledger = Ledger(folder.ledger)
     invocation = uuid.uuid4().hex
     started = time.time()
     recipe_data = recipe.model_dump(mode="json", by_alias=True)
     job = Job(recipe_data, str(folder.root), str(Path.cwd()), invocation, started, stop_at)
     ledger.append("command", invocation=invocation, workers=recipe.workers.count)
-    select_accelerator(recipe.workers.gpus)
-    cpus, gpus = recipe.workers.count * recipe.workers.cpus, recipe.workers.count * recipe.workers.gpus
-    failure: WorkerFailure | None = None
     with StopSignals() as signals, ProgressView() as view:
         watch = Watch(folder, ledger, signals, view, started, seen=len(ledger.events()))
         try:
-            with LocalRay(cpus, gpus, say):
-                say(f"starting {recipe.workers.count} workers")
-                run_workers(
-                    main,
-                    job.encode(),
-                    name=recipe.run.name,
-                    workers=recipe.workers,
-                    backend=collective_backend(recipe.workers.gpus),
-                    poll=watch.poll,
-                )
-        except WorkerFailure as error:
-            failure = error
+            failure = run_sessions(_plan(recipe, folder, job, place, address), folder, watch)
         finally:
             folder.stop_request.unlink(missing_ok=True)
         watch.poll()
     return _verdict(recipe, folder, [e for e in ledger.events() if e.get("invocation") == invocation], failure)
 
 
-def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: WorkerFailure | None) -> int:
+def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> SessionPlan:
+    workers = recipe.workers
+    order = ShellOrder(
+        run=job.invocation,
+        target="trainer.worker:main",
+        config=job.encode(),
+        modules=WORKER_MODULES,
+        backend=collective_backend(workers.gpus),
+        cpus=workers.cpus,
+        fresh=workers.gpus > 0,
+        working_folder=job.working_folder,
+        server_host=place.host,
+        server_path=str(place.fork_server),
+        ledger=str(folder.ledger),
+        invocation=job.invocation,
+        logs=str(folder.root / "logs"),
+    )
+    count = workers.most if address else workers_here(workers, cpus=available_cpus(), gpus=available_gpus())
+    return SessionPlan(
+        order=order.encode(),
+        workers=workers.model_dump(mode="json"),
+        name=recipe.run.name,
+        folder=str(place.folder),
+        cpus=count * workers.cpus,
+        gpus=count * workers.gpus,
+        address=address,
+    )
+
+
+def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: Failure | None) -> int:
     faults = [event for event in events if event["event"] == "fault"]
     final = next((event for event in faults if event.get("final")), None)
     if final:
@@ -130,7 +149,7 @@ def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: Wo
             fail(f"on rank {final['rank']}, attempt {final['attempt']}: see {folder.root / 'logs'}")
         return int(final["exit_code"])
     if failure is not None:
-        fail(str(failure))
+        fail(failure.message)
         fail(_first_cause(faults, folder))
         return failure.exit_code
     ended = next((event for event in reversed(events) if event["event"] in ("finished", "stopped")), None)

@@ -72,7 +72,7 @@ class _ModelCost:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Figures for recipe.workers.count workers; the model is built from shapes alone."""
+    """Figures for recipe.workers.least workers; the model is built from shapes alone."""
     cost = _model_cost(recipe)
     groups = parameter_groups(cost.model, recipe.optimizer)
     counts = {group.name: sum(p.numel() for p in group.parameters) for group in groups}
@@ -106,7 +106,7 @@ def worker_memory(recipe: Recipe, parameters: int, stage: Stage, activations_byt
     precision; and in fp32 too, DeepSpeed keeps a master copy of the weights apart from the model (stages 1–3).
     """
     element_bytes = DTYPES[recipe.precision].itemsize
-    shard = -(-parameters // recipe.workers.count)
+    shard = -(-parameters // recipe.workers.least)
     has_master = stage > 0 or recipe.precision != "fp32"
     weights = element_bytes * (shard if stage == 3 else parameters)
     gradients = (FP32_BYTES if stage else element_bytes) * (shard if stage >= 2 else parameters)

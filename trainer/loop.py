@@ -7,7 +7,7 @@ from data.batch import MicroBatch, Slice, eval_slices
 from data.dataset import Dataset, read_micro_batch
 from data.loader import HINTED_STEPS, Loader, StepBatch
 from data.source import Skipped
-from trainer.run_state import Attempt, Outcome
+from trainer.run_state import Attempt, Leave, Outcome
 from trainer.schedule import learning_rate
 
 
@@ -21,12 +21,14 @@ def train(run: Attempt) -> Outcome:
         batches = iter(loader)
         while step < run.last_step:
             run.reporter.phase("training", step)
+            run.context.pulse("reading data")
             batch, fault = _next(batches)
+            run.context.pulse("agreement")
             total_weight, skipped, stops, faults, failed = run.ranks.sum(
                 [
                     _weight(batch),
                     len(batch.skipped) if batch else 0,
-                    run.stop_requested(),
+                    run.leave(step),
                     batch is None,
                     run.writer.failed,
                 ]
@@ -38,7 +40,7 @@ def train(run: Attempt) -> Outcome:
                 outcome = _leave(run, step, fault, refusal, batch)
                 break
             if stops:
-                outcome = Outcome("stopped", step, "a signal")
+                outcome = Leave(int(stops)).outcome(step)
                 break
             assert batch is not None  # or this rank would have told of a fault
             step += 1

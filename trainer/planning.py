@@ -18,7 +18,7 @@ from trainer.tasks.build import check_task
 
 def describe(recipe: Recipe) -> list[str]:
     """Batch arithmetic and model figures, one line each."""
-    figures, batch, workers = estimate(recipe), recipe.batch, recipe.workers.count
+    figures, batch, workers = estimate(recipe), recipe.batch, recipe.workers.most
     rounds = batch.accumulation(workers)
     empty = rounds * workers - batch.micro_batches
     gaps = f", {empty} of them empty (weight zero)" if empty else ""
@@ -65,10 +65,14 @@ def memory_rows(recipe: Recipe) -> list[list[str]]:
     return rows
 
 
-def preflight(recipe: Recipe, say: Callable[[str], None]) -> None:
-    """Everything that must be so before a run may start. Raises the UserError of the first thing that is not."""
+def preflight(recipe: Recipe, say: Callable[[str], None], *, elsewhere: bool = False) -> None:
+    """Everything that must be so before a run may start. Raises the UserError of the first thing that is not.
+
+    `elsewhere`: the workers run on a cluster, which has its own cpus and gpus.
+    """
     folder = RunFolder.of(recipe)
-    check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
+    if not elsewhere:
+        check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
     store = checkpoint_store(folder, recipe)
     check_resumable(recipe, folder, store)
     check_task(recipe)

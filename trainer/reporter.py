@@ -52,6 +52,7 @@ class Reporter:
 
     def phase(self, name: str, step: int) -> None:
         """What happens now, for whoever watches."""
+        self._context.pulse(name, step)
         if self._ranks.leads:
             self._progress.update(name, step=step)
 

@@ -1,7 +1,9 @@
 """What one attempt works with: everything the loop needs, made once by the worker."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import Literal
 
 from configs.errors import CheckpointError
@@ -20,9 +22,45 @@ from trainer.tasks.base import Task
 class Outcome:
     """How an attempt ended when no process broke."""
 
-    kind: Literal["finished", "stopped", "data_fault"]
+    kind: Literal["finished", "stopped", "data_fault", "resized", "preempted"]
     step: int
     reason: str = ""
+
+    @property
+    def again(self) -> bool:
+        """Whether the workers left only to be started again."""
+        return self.kind in ("resized", "preempted")
+
+
+class Leave(IntEnum):
+    """Why the workers leave at a step boundary; rank 0 tells the others by this number."""
+
+    STAY = 0
+    SIGNAL = 1
+    RESIZE = 2
+    PREEMPTION = 3
+
+    def outcome(self, step: int) -> Outcome:
+        match self:
+            case Leave.RESIZE:
+                return Outcome("resized", step, "more workers fit")
+            case Leave.PREEMPTION:
+                return Outcome("preempted", step, "a node is about to be taken away")
+            case _:
+                return Outcome("stopped", step, "a signal")
+
+
+@dataclass
+class ResizeWish:
+    """More workers are used from a checkpoint on, so that no step is done twice; or from one made for it."""
+
+    since: float | None = None
+
+    def is_due(self, step: int, recipe: Recipe) -> bool:
+        """Called at each step boundary once the wish is there."""
+        now = time.monotonic()
+        self.since = now if self.since is None else self.since
+        return step % recipe.checkpoint.every_steps == 0 or now - self.since >= recipe.workers.grow_within_s
 
 
 @dataclass(frozen=True)
@@ -39,6 +77,7 @@ class Attempt:
     writer: CheckpointWriter
     reporter: Reporter
     header: Callable[[int], Manifest]
+    resize_wish: "ResizeWish" = field(default_factory=lambda: ResizeWish())
 
     @property
     def recipe(self) -> Recipe:
@@ -53,9 +92,18 @@ class Attempt:
         """The step after which this attempt ends by itself."""
         return max(self.resumed_step, min(self.recipe.run.steps, self.stop_at or self.recipe.run.steps))
 
-    def stop_requested(self) -> bool:
+    def leave(self, step: int) -> Leave:
         """Asked on rank 0 only: a file may be seen by one rank a step earlier than by another."""
-        return self.ranks.leads and self.context.folder.stop_request.exists()
+        if not self.ranks.leads:
+            return Leave.STAY
+        if self.context.folder.stop_request.exists():
+            return Leave.SIGNAL
+        wish = self.context.pulse.leave
+        if wish == "preemption":
+            return Leave.PREEMPTION
+        if wish == "resize" and self.resize_wish.is_due(step, self.recipe):
+            return Leave.RESIZE
+        return Leave.STAY
 
     def save(self, step: int, *, may_skip: bool = True) -> bool:
         """Take a checkpoint of `step`; False when one is still being written and the recipe says to skip then.

@@ -10,23 +10,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 
+from cluster.ledger import Ledger, read_json_lines
+from cluster.worker_link import WorkerLink
 from configs.errors import DataError, StokerError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
+from trainer.checkpoint_format import Manifest
 from trainer.checkpoint_place import checkpoint_store
 from trainer.checkpoint_store import CheckpointStore
-from trainer.checkpoint_writer import CheckpointWriter
+from trainer.checkpoint_writer import CheckpointWriter, Stall
 from trainer.context import Context
-from trainer.deepspeed_engine import DeepSpeedEngine, select_accelerator
+from trainer.deepspeed_engine import DeepSpeedEngine, select_accelerator, use_device
 from trainer.engine import Engine
 from trainer.goodput import Goodput
 from trainer.huggingface.initial import load_initial
-from trainer.ledger import Ledger, read_json_lines
 from trainer.loop import train
 from trainer.metrics import JsonLines, MetricSink, Progress
 from trainer.patient_file import PatientFile
+from trainer.process_group import join
+from trainer.pulse import Pulse
 from trainer.ranks import Ranks
 from trainer.receipts import clean_receipts
 from trainer.reporter import Reporter
@@ -54,23 +59,30 @@ class Job:
         return asdict(self)
 
 
-def main(config: dict[str, Any]) -> None:
-    """Entry point in a process whose torch process group exists."""
+def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, Any] | None:
+    """Entry point in a training process; without a link its torch process group exists already.
+
+    Returns {"again": why} when the workers have left in order to be started again.
+    """
     job = Job(**config)
     os.chdir(job.working_folder)
     recipe = Recipe.model_validate(job.recipe)
     folder = RunFolder(Path(job.run_folder))
     ledger = Ledger(folder.ledger)
     if _cannot_be_mended(ledger, job.invocation):
-        return
+        return None
     select_accelerator(recipe.workers.gpus)
     torch.set_num_threads(recipe.workers.cpus)
+    if link is not None:
+        use_device(recipe.workers.gpus)
+        join(link)
     ranks = Ranks.connect()
     attempt = ranks.from_leader(ledger.attempts() + 1)
-    context = Context(recipe, folder, ledger, ranks, attempt, job.invocation)
+    context = Context(recipe, folder, ledger, ranks, attempt, job.invocation, Pulse(link))
+    context.pulse.tell(attempt=attempt)
     _log_to(folder.log(attempt, ranks.rank))
     try:
-        _run_attempt(job, context)
+        return _run_attempt(job, context)
     except Exception as error:
         _record_fault(context, error)
         raise
@@ -100,26 +112,23 @@ def _record_fault(context: Context, error: Exception) -> None:
         message=str(error),
         rank=context.ranks.rank,
         host=socket.gethostname(),
+        step=context.pulse.step,
+        phase=context.pulse.phase,
         final=isinstance(error, StokerError),  # it would only come again
         exit_code=error.exit_code if isinstance(error, StokerError) else 1,
         log=str(context.folder.log(context.attempt, context.ranks.rank)),
     )
 
 
-def _run_attempt(job: Job, context: Context) -> None:
+def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
     store = checkpoint_store(context.folder, context.recipe)
     if context.ranks.leads:
         store.clean()
         clean_receipts(context.folder.checkpoints)
-    context.record_once(
-        "attempt_started",
-        workers=context.ranks.world,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        since_command_s=time.time() - job.started,
-    )
+    _record_start(job, context)
     with ExitStack() as cleanup:
         progress = Progress(context.folder, context.attempt, context.recipe.run.steps)
+        context.pulse("building the model")
         if context.ranks.leads:
             progress.update("building the model", step=0)
         task = build_task(context.recipe)
@@ -131,6 +140,22 @@ def _run_attempt(job: Job, context: Context) -> None:
         if context.ranks.leads:
             progress.update("stopping the workers", step=outcome.step)
     context.record_once(outcome.kind, step=outcome.step, reason=outcome.reason)
+    return {"again": outcome.reason} if outcome.again else None
+
+
+def _record_start(job: Job, context: Context) -> None:
+    """The attempt begins; with the times that show where those seconds went."""
+    places = context.ranks.gather((socket.gethostname(), os.getpid()))
+    context.record_once(
+        "attempt_started",
+        workers=context.ranks.world,
+        host=places[0][0],
+        pid=places[0][1],
+        hosts=[host for host, _ in places],
+        pids=[pid for _, pid in places],
+        since_command_s=time.time() - job.started,
+        process_started=psutil.Process().create_time(),
+    )
 
 
 def _build_attempt(
@@ -144,6 +169,7 @@ def _build_attempt(
 ) -> Attempt:
     train_data = _open(context, "train", cleanup)
     val_data = _open(context, "val", cleanup) if context.recipe.validation else None
+    context.pulse("restoring the checkpoint")
     resumed = resume(context, engine, store, train_data.fingerprint)
     sinks: list[MetricSink] = []
     if context.ranks.leads:
@@ -164,9 +190,7 @@ def _build_attempt(
         context.ranks,
         context.recipe.checkpoint,
         superseded=lambda: context.ledger.attempts() > context.attempt,
-        published=lambda manifest, stall, seconds: context.record(
-            "checkpoint", step=manifest.step, seconds=seconds, bytes=manifest.total_bytes, **asdict(stall)
-        ),
+        published=lambda manifest, stall, seconds: _published(context, manifest, stall, seconds),
         warn=context.warn,
     )
     return Attempt(
@@ -181,6 +205,11 @@ def _build_attempt(
         reporter=reporter,
         header=lambda step: header(context, engine, train_data.fingerprint, step),
     )
+
+
+def _published(context: Context, manifest: Manifest, stall: Stall, seconds: float) -> None:
+    context.pulse.tell(committed=manifest.step)
+    context.record("checkpoint", step=manifest.step, seconds=seconds, bytes=manifest.total_bytes, **asdict(stall))
 
 
 def _open(context: Context, split: Literal["train", "val"], cleanup: ExitStack) -> Dataset:

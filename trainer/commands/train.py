@@ -1,12 +1,15 @@
 """`stoker train`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cluster.workplace import workplace
 from configs.errors import RecipeError
 from configs.load import load_recipe
+from trainer.modules import WORKER_MODULES
 from trainer.terminal import say
 
 
@@ -14,12 +17,20 @@ def train(
     recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")] = None,
     stop_at: Annotated[int | None, typer.Option(help="leave after this step with a checkpoint, exit 75", min=1)] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="train on the running Ray cluster there (or: auto)")
+    ] = None,
 ) -> None:
-    """Train here. Resumes by itself from the newest checkpoint in the run folder."""
+    """Train here, or on a running Ray cluster. Resumes by itself from the newest checkpoint in the run folder."""
     recipe = load_recipe(recipe_path, overrides or [])
     if stop_at is not None and stop_at > recipe.run.steps:
         raise RecipeError(f"--stop-at is {stop_at}, beyond run.steps {recipe.run.steps}")
     say("checking the recipe, the data and this machine")
-    from trainer.driver import train as run  # imports torch: not before the first word, nor for other commands
+    if recipe.workers.gpus == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # Its imports go on while this process does its own.
+    with workplace([] if recipe.workers.gpus else WORKER_MODULES) as place:
+        from trainer.driver import train as run  # imports torch: not before the first word, nor for other commands
 
-    raise typer.Exit(run(recipe, stop_at))
+        code = run(recipe, stop_at, place, address)
+    raise typer.Exit(code)

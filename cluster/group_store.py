@@ -1,0 +1,60 @@
+"""What the processes of a run tell each other through Ray's GCS: beats, orders, the place where the ranks meet.
+
+Ray carries it, behind its token, to every host; nobody needs a port of their own. Values are small JSON. Every call
+raises what Ray raises when the GCS does not answer within 5 s.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+_NAMESPACE = b"stoker"
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """Of one `stoker train`: several may share a Ray cluster."""
+
+    run: str
+
+    def put(self, key: str, value: Any) -> None:
+        _gcs().internal_kv_put(f"{self.run}/{key}".encode(), json.dumps(value).encode(), True, _NAMESPACE, _TIMEOUT_S)
+
+    def get(self, key: str) -> Any:
+        found = _gcs().internal_kv_get(f"{self.run}/{key}".encode(), _NAMESPACE, _TIMEOUT_S)
+        return None if found is None else json.loads(found)
+
+    def clear(self) -> None:
+        """Remove all of it, when the run leaves a Ray that goes on."""
+        _gcs().internal_kv_del(f"{self.run}/".encode(), True, _NAMESPACE, _TIMEOUT_S)
+
+    @property
+    def committed(self) -> int:
+        """The step of the newest published checkpoint that a worker told of."""
+        return int(self.get("committed") or 0)
+
+    def group(self, name: str) -> "GroupStore":
+        return GroupStore(f"{self.run}/{name}", name)
+
+    def newest_group(self) -> "GroupStore | None":
+        """The worker group that was started last."""
+        name = self.get("group")
+        return None if name is None else self.group(name)
+
+
+@dataclass(frozen=True)
+class GroupStore(RunStore):
+    """Of one start of the workers."""
+
+    name: str
+
+    def order(self, **order: str) -> None:
+        """Tell every shell of the group: {"abort": why} ends the processes, {"leave": why} at a step boundary."""
+        self.put("order", order)
+
+
+def _gcs() -> Any:
+    from ray._private.worker import global_worker
+
+    return global_worker.gcs_client

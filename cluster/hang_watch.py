@@ -1,0 +1,87 @@
+"""Which worker hangs: a pure judgement over the beats that the shells publish.
+
+A process that is stopped, or whose host is cut off, is silent. One that waits for it inside a collective goes on
+beating, without progress. So the silent one is to blame; if all beat, the one that has come least far.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Of the time that a hang may take to be noticed, the part that is left for beats to travel and looks to be taken.
+_SAFETY = 0.8
+_MEDIANS = 5.0
+# Phases that take as long as they take: data has time-outs of its own, a checkpoint may wait for a slow disk.
+_PATIENCE_S = {"reading data": 1800.0, "saving": 900.0, "validating": 300.0, "sampling": 300.0}
+_START_S = 600.0
+_TRAINING = ("forward", "backward", "optimizer step", "agreement", "training")
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What one rank told, and since when (on the observer's clock) the same."""
+
+    told: Mapping[str, Any]
+    changed: float  # since the shell or the process told anything new
+    progressed: float  # since the process's main thread came further
+
+
+@dataclass(frozen=True)
+class Hang:
+    """The rank to blame, and what to say of it."""
+
+    rank: int
+    message: str
+    told: Mapping[str, Any]
+
+
+def observe(before: Beat | None, told: Mapping[str, Any], now: float) -> Beat:
+    """The beat of a rank after looking once more."""
+    if before is None:
+        return Beat(told, now, now)
+    # Both must go on: a stopped shell would repeat nothing, a stopped process leaves its shell beating alone.
+    alive = all(now_ != then for now_, then in zip(_signs(told), _signs(before.told), strict=True))
+    moved = told.get("progress") != before.told.get("progress")
+    return Beat(told if alive else before.told, now if alive else before.changed, now if moved else before.progressed)
+
+
+def _signs(told: Mapping[str, Any]) -> tuple[Any, Any]:
+    shell = told.get("shell")
+    return shell, told.get("beats", shell)  # the process may not have begun yet
+
+
+def find_hang(beats: Mapping[int, Beat], now: float, *, hang_timeout_s: float) -> Hang | None:
+    """The hang that the beats tell of, or None."""
+    step_s = max((beat.told.get("step_s") or 0.0 for beat in beats.values()), default=0.0)
+    limit_s = _SAFETY * max(hang_timeout_s, _MEDIANS * step_s)
+    silent = {rank: beat for rank, beat in beats.items() if now - beat.changed > limit_s}
+    if silent:
+        rank = min(silent, key=lambda rank: silent[rank].changed)
+        return _hang(rank, beats[rank], now - beats[rank].changed, "has not been heard of")
+    stuck = {
+        rank: beat for rank, beat in beats.items() if now - beat.progressed > _limit_s(beat.told, limit_s, bool(step_s))
+    }
+    if not stuck:
+        return None
+    rank = min(stuck, key=lambda rank: (_distance(stuck[rank].told), stuck[rank].progressed))
+    return _hang(rank, beats[rank], now - beats[rank].progressed, "has made no progress")
+
+
+def _limit_s(told: Mapping[str, Any], limit_s: float, warm: bool) -> float:
+    phase = told.get("phase", "starting")
+    if phase in _TRAINING:
+        return limit_s if warm else max(limit_s, 60.0)  # the first steps also compile and allocate
+    return max(limit_s, _PATIENCE_S.get(phase, _START_S))
+
+
+def _distance(told: Mapping[str, Any]) -> int:
+    return int(told.get("progress", 0))
+
+
+def _hang(rank: int, beat: Beat, seconds: float, what: str) -> Hang:
+    told = beat.told
+    message = (
+        f"rank {rank} on {told.get('host')} (pid {told.get('pid')}) {what} for {seconds:.1f} s at step "
+        f"{told.get('step', 0) + 1} ({told.get('phase', 'starting')})"
+    )
+    return Hang(rank, message, told)

@@ -1,0 +1,97 @@
+"""How Ray Train decides for us: how many workers to start, and whether a failure is worth another start."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from cluster.failures import Failures
+from cluster.group_store import RunStore
+from configs.errors import StokerError, WorkersLeftError
+
+_LOOK_S = 0.5
+
+
+def possible_workers(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float], most: int) -> int:
+    """How many workers that need `each` fit on `nodes` (resources by name), at most `most`."""
+    needs = {name: amount for name, amount in each.items() if amount > 0}
+    return min(most, sum(int(min(node.get(name, 0.0) // amount for name, amount in needs.items())) for node in nodes))
+
+
+def usable_nodes() -> list[dict[str, float]]:
+    """Resources of every node that lives and is not about to be taken away."""
+    draining = ray._private.state.state.get_draining_nodes()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+
+
+class AsManyAsFit(FixedScalingPolicy):  # type: ignore[misc]  # ray is not typed
+    """As many workers as the nodes that live have room for, between `least` and `most`.
+
+    A running group is never resized from here: cluster/watch.py has the workers leave with a checkpoint first. Without
+    `ask_autoscaler` no process is started that would only talk to an autoscaler.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, least: int, most: int, *, ask_autoscaler: bool) -> None:
+        super().__init__(scaling_config)
+        self._least, self._most, self._ask = least, most, ask_autoscaler
+        self._looked = 0.0
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        if self._ask:
+            self._maybe_send_resource_request()
+        each = self.scaling_config._resources_per_worker_not_none
+        count = possible_workers(usable_nodes(), each, self._most)
+        if count < self._least:
+            time.sleep(_LOOK_S)
+            return NoopDecision()
+        return ResizeDecision(num_workers=count, resources_per_worker=each)
+
+    def make_decision_for_running_worker_group(self, **_: Any) -> ScalingDecision:
+        return NoopDecision()
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        if self._ask:
+            super().after_controller_start(train_run_context)
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return self._most
+
+
+class CountWithoutProgress(FailurePolicy):  # type: ignore[misc]
+    """A StokerError ends the run: it would only come again. Workers that left by plan cost nothing.
+
+    The count lies in the run's store, so that it outlives a controller.
+    """
+
+    def __init__(self, failure_config: FailureConfig, run: str, most: int) -> None:
+        super().__init__(failure_config)
+        self._run, self._most = run, most
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        errors = worker_errors(training_failed_error).values()
+        if any(isinstance(error, StokerError) for error in errors) or isinstance(
+            training_failed_error, ControllerError
+        ):
+            return FailureDecision.RAISE
+        if any(isinstance(error, WorkersLeftError) for error in errors):
+            return FailureDecision.RETRY
+        return FailureDecision.RETRY if spend_failure(self._run, self._most) else FailureDecision.RAISE
+
+
+def spend_failure(run: str, most: int) -> bool:
+    """Count one failure of the run; whether it may have another try."""
+    store = RunStore(run)
+    failures = Failures(**(store.get("failures") or {})).another(store.committed)
+    store.put("failures", failures.encode())
+    return failures.count <= most
+
+
+def worker_errors(error: BaseException) -> dict[int, BaseException]:
+    """What each failed rank raised, for an error of `fit`; empty when no worker is to blame."""
+    return dict(error.worker_failures) if isinstance(error, WorkerGroupError) else {}

@@ -1,0 +1,135 @@
+"""Runs the workers of one `stoker train` through Ray, in a process of its own: `python -m trainer.session`.
+
+Reads one line of JSON, tells the driver what happens in lines of JSON, and leaves when the driver does. Imports neither
+torch nor DeepSpeed.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.attached_ray import AttachedRay
+from cluster.hang_watch import Hang
+from cluster.ledger import Ledger
+from cluster.local_ray import LocalRay
+from cluster.ray_train import WorkerFailure, run_workers
+from cluster.worker_shell import ShellOrder
+from configs.errors import ClusterError, StokerError
+from configs.recipe import Workers
+
+
+@dataclass(frozen=True)
+class SessionPlan:
+    """What the driver tells its session; plain data."""
+
+    order: dict[str, Any]  # of ShellOrder
+    workers: dict[str, Any]
+    name: str
+    folder: str  # the driver's private one
+    cpus: int
+    gpus: int
+    address: str | None
+    failures: dict[str, int] = field(default_factory=dict)  # so far, of cluster.train_policies.Failures
+
+    def encode(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def main() -> None:
+    plan = SessionPlan(**json.loads(sys.stdin.readline()))
+    out = os.dup(1)
+    os.dup2(2, 1)  # what libraries print goes to the log
+    threading.Thread(target=_leave_with_driver, daemon=True).start()
+
+    def tell(**message: Any) -> None:
+        os.write(out, json.dumps(message).encode() + b"\n")
+
+    try:
+        _run(plan, tell)
+    except WorkerFailure as failure:
+        tell(failed=str(failure), details=failure.details, exit_code=failure.exit_code)
+    except ClusterError as error:
+        tell(failed=str(error), details="", exit_code=error.exit_code)
+    except StokerError as error:
+        tell(broken=str(error))
+    else:
+        tell(done=True)
+    os._exit(0)  # Ray's threads may hang when the interpreter ends
+
+
+def _leave_with_driver() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _run(plan: SessionPlan, tell: Any) -> None:
+    order, workers = ShellOrder(**plan.order), Workers.model_validate(plan.workers)
+
+    def say(line: str) -> None:
+        tell(say=line)
+
+    def hung(hang: Hang) -> None:
+        _record_hang(order, hang)
+
+    folder = Path(plan.folder)
+    ray = AttachedRay(plan.address, say) if plan.address else LocalRay(folder, plan.cpus, plan.gpus, say)
+    with ray:
+        # These import Ray, which reads its settings from the environment that `ray` has made.
+        from cluster.group_store import RunStore
+        from cluster.watch import RayBrokenError, Watch
+
+        RunStore(order.run).put("failures", plan.failures)
+        watch = Watch(order.run, workers, hung)
+        ticked = [0.0]
+
+        def poll() -> None:
+            if time.monotonic() - ticked[0] > 1.0:
+                ticked[0] = time.monotonic()
+                tell(tick=True)
+            if lost := ray.lost():
+                raise StokerError(f"Ray's {lost} has died")
+            try:
+                watch.look()
+            except RayBrokenError as error:
+                raise StokerError(str(error)) from error
+
+        say(f"starting {workers.count} workers")
+        run_workers(
+            order,
+            name=plan.name,
+            workers=workers,
+            storage=folder / "train",
+            shared=plan.address is not None,
+            poll=poll,
+        )
+
+
+def _record_hang(order: ShellOrder, hang: Hang) -> None:
+    if order.ledger is None:
+        return
+    told, attempt = hang.told, hang.told.get("attempt", 0)
+    log = Path(order.logs or ".") / f"attempt-{attempt}" / f"rank-{hang.rank}.log"
+    Ledger(Path(order.ledger)).append(
+        "fault",
+        kind="HangError",
+        message=hang.message,
+        rank=hang.rank,
+        host=told.get("host"),
+        pid=told.get("pid"),
+        step=told.get("step", 0),
+        phase=told.get("phase", "starting"),
+        attempt=attempt,
+        invocation=order.invocation,
+        log=str(log),
+        final=False,
+        exit_code=1,
+    )
+
+
+if __name__ == "__main__":
+    main()
