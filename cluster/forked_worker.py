@@ -57,14 +57,17 @@ class ForkedWorker:
     def pid(self) -> int | None:
         return self.beat.get("pid")
 
-    def kill(self, log: Path | None = None) -> None:
-        """End it at once; with `log`, its stacks are appended there first."""
-        if self.pid is None:
-            return
-        with suppress(ProcessLookupError, FileNotFoundError):
-            if log is not None:
+    def dump_stacks(self, log: Path | None) -> None:
+        """Append where its threads are to `log`."""
+        if self.pid is not None and log is not None:
+            with suppress(OSError):  # it has died meanwhile, or the disk is full
                 dump_stacks(self.pid, log)
-            os.kill(self.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Leave it: it ends by itself when the connection does, unless it is stopped."""

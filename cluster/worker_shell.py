@@ -11,7 +11,7 @@ import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -25,6 +25,7 @@ from configs.errors import StokerError, WorkerError, WorkersLeftError
 _LOOK_S = 0.25
 _MEET_S = 0.05  # while the ranks look for each other
 _PUBLISH_S = 0.5
+_DUMPS_S = 12.0  # a shell that is stopped itself will never have dumped
 
 
 @dataclass(frozen=True)
@@ -192,11 +193,22 @@ class _Shell:
             RunStore(self._order.run).put("committed", beat["committed"])
         order = self._store.get("order") or {}
         if "abort" in order:
-            self._worker.kill(self._log())
-            raise WorkerError(order["abort"])
+            self._abort(order["abort"])
         if "leave" in order and not self._leaving:
             self._leaving = True
             self._worker.send(leave=order["leave"])
+
+    def _abort(self, why: str) -> NoReturn:
+        """End the process once every rank's stacks are in the logs: the first death would change the others'."""
+        self._worker.dump_stacks(self._log())
+        self._store.put(f"dumped/{self._place.rank}", True)
+        deadline = time.monotonic() + _DUMPS_S
+        while time.monotonic() < deadline and not all(
+            self._store.get(f"dumped/{rank}") for rank in range(self._place.world)
+        ):
+            time.sleep(_MEET_S)
+        self._worker.kill()
+        raise WorkerError(why)
 
     def _finish(self, result: Message | None) -> None:
         committed = self._worker.beat.get("committed")
