@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.position_board import Position, PositionBoard
 from cluster.stacks import dump_stacks
 
 Message = dict[str, Any]
@@ -19,8 +20,9 @@ class ForkedWorker:
 
     def __init__(self, connection: socket.socket, request: Message) -> None:
         self._connection, self._received, self._closed = connection, b"", False
+        self._board = PositionBoard.make()
         self.beat: Message = {}
-        connection.sendall(json.dumps(request).encode() + b"\n")
+        connection.sendall(json.dumps({**request, "board": self._board.path}).encode() + b"\n")
         connection.setblocking(False)
 
     def receive(self, timeout_s: float) -> list[Message]:
@@ -54,6 +56,11 @@ class ForkedWorker:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     @property
+    def position(self) -> Position:
+        """How far its main thread has come, up to this moment."""
+        return self._board.read()
+
+    @property
     def pid(self) -> int | None:
         return self.beat.get("pid")
 
@@ -73,3 +80,4 @@ class ForkedWorker:
         """Leave it: it ends by itself when the connection does, unless it is stopped."""
         self.kill()
         self._connection.close()
+        self._board.close()

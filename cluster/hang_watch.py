@@ -42,7 +42,9 @@ def observe(before: Beat | None, told: Mapping[str, Any], now: float) -> Beat:
     # Both must go on: a stopped shell would repeat nothing, a stopped process leaves its shell beating alone.
     alive = all(now_ != then for now_, then in zip(_signs(told), _signs(before.told), strict=True))
     moved = told.get("progress") != before.told.get("progress")
-    return Beat(told if alive else before.told, now if alive else before.changed, now if moved else before.progressed)
+    # Where both have not gone on yet, the signs of before are kept, to be compared with later.
+    kept = told if alive else {**told, "shell": before.told.get("shell"), "beats": before.told.get("beats")}
+    return Beat(kept, now if alive else before.changed, now if moved else before.progressed)
 
 
 def _signs(told: Mapping[str, Any]) -> tuple[Any, Any]:

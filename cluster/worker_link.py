@@ -21,6 +21,7 @@ from itertools import count
 from statistics import median
 from typing import Any
 
+from cluster.position_board import Position, PositionBoard
 from configs.errors import StokerError
 
 BEAT_S = 0.5
@@ -37,10 +38,11 @@ class WorkerLink:
     is gone the process ends at once, as nobody would stop it any more.
     """
 
-    def __init__(self, connection: socket.socket, rest: bytes) -> None:
-        self._connection, self._received = connection, rest
+    def __init__(self, connection: socket.socket, rest: bytes, board: PositionBoard) -> None:
+        self._connection, self._received, self._board = connection, rest, board
         self._sending = threading.Lock()
-        self._state: dict[str, Any] = {"progress": 0, "step": 0, "phase": "starting"}
+        self._facts: dict[str, Any] = {}
+        self._position = Position()
         self._master: tuple[str, int] | None = None
         self._met = threading.Event()
         self._step_s: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
@@ -51,19 +53,18 @@ class WorkerLink:
 
     def pulse(self, phase: str, step: int | None = None) -> None:
         """The main thread has come this far. Cheap: called several times a step."""
-        state = self._state
-        if step is not None and step != state["step"]:
+        before = self._position
+        if step is not None and step != before.step:
             now = time.monotonic()
-            if self._step_started and step == state["step"] + 1:
+            if self._step_started and step == before.step + 1:
                 self._step_s.append(now - self._step_started)
             self._step_started = now
-            state["step"] = step
-        state["phase"] = phase
-        state["progress"] += 1
+        self._position = Position(before.progress + 1, before.step if step is None else step, phase)
+        self._board.write(self._position)
 
     def tell(self, **facts: Any) -> None:
         """Add facts to every beat from now on, such as the attempt's number."""
-        self._state = {**self._state, **facts}
+        self._facts = {**self._facts, **facts}
 
     def meet(self, port: int | None, timeout_s: float) -> tuple[str, int]:
         """Where the ranks meet. Rank 0 gives the port that it listens on. Raises TimeoutError."""
@@ -86,7 +87,7 @@ class WorkerLink:
         with suppress(OSError):  # the listening thread sees that too, and ends the process
             for beats in count(1):
                 step_s = median(self._step_s) if len(self._step_s) >= _STEPS_WARM else None
-                self._send({"beat": {**self._state, "step_s": step_s, "pid": os.getpid(), "beats": beats}})
+                self._send({"beat": {**self._facts, "step_s": step_s, "pid": os.getpid(), "beats": beats}})
                 time.sleep(BEAT_S)
 
     def _listen(self) -> None:
@@ -117,7 +118,7 @@ def run_request(connection: socket.socket, request: dict[str, Any], rest: bytes)
     os.environ.update(request["environment"])
     os.chdir(request["working_folder"])
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
-    link = WorkerLink(connection, rest)
+    link = WorkerLink(connection, rest, PositionBoard.open(request["board"]))
     module, _, name = request["target"].partition(":")
     code = 0
     try:

@@ -188,7 +188,7 @@ class _Shell:
             "shell_pid": os.getpid(),
             "shell_started": self._started,
         }
-        self._store.put(f"beat/{self._place.rank}", {**beat, **facts})
+        self._store.put(f"beat/{self._place.rank}", {**beat, **facts, **asdict(self._worker.position)})
         if self._place.rank == 0 and beat.get("committed"):
             RunStore(self._order.run).put("committed", beat["committed"])
         order = self._store.get("order") or {}
@@ -225,9 +225,9 @@ class _Shell:
 
     def _died(self, status: int | None) -> None:
         """Tell of a death that the process could not tell of itself. Raises WorkerError."""
-        beat, where = self._worker.beat, f"rank {self._place.rank} on {self._host}"
+        beat, position, where = self._worker.beat, self._worker.position, f"rank {self._place.rank} on {self._host}"
         cause = _cause_of_death(status)
-        at = f"at step {beat.get('step', 0) + 1} ({beat.get('phase', 'starting')})"
+        at = f"at step {position.step + 1} ({position.phase})"
         message = f"{where} (pid {self._worker.pid}) {cause} {at}"
         if self._order.ledger is not None:
             Ledger(Path(self._order.ledger)).append(
@@ -237,8 +237,8 @@ class _Shell:
                 rank=self._place.rank,
                 host=self._host,
                 pid=self._worker.pid,
-                step=beat.get("step", 0),
-                phase=beat.get("phase", "starting"),
+                step=position.step,
+                phase=position.phase,
                 attempt=beat.get("attempt", 0),
                 invocation=self._order.invocation,
                 log=str(self._log() or ""),

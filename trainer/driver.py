@@ -1,8 +1,6 @@
 """`stoker train` on the driver: check everything, start the workers, watch them, tell how it ended."""
 
 import json
-import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +57,7 @@ class Watch:
             say(f"{self.signals.requested}: saving a checkpoint at the next step boundary, then leaving")
 
 
-def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | None = None) -> int:
+def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | None, chaos: list[str]) -> int:
     """Run to the end, or until something stops it. Returns the exit code; raises StokerError for what never started."""
     folder = RunFolder.of(recipe)
     preflight(recipe, say, elsewhere=address is not None)
@@ -76,7 +74,7 @@ def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | 
             folder.stop_request.unlink(missing_ok=True)
         except OSError as error:
             raise RunFolderError(f"run folder {folder.root} cannot be written: {error.strerror}") from error
-        return _run(recipe, folder, stop_at, place, address)
+        return _run(recipe, folder, Job.of(recipe, folder, stop_at, chaos), place, address)
 
 
 def _is_finished(recipe: Recipe, folder: RunFolder) -> bool:
@@ -94,21 +92,17 @@ def _is_finished(recipe: Recipe, folder: RunFolder) -> bool:
     return True
 
 
-def _run(recipe: Recipe, folder: RunFolder, stop_at: int | None, place: Workplace, address: str | None) -> int:
+def _run(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> int:
     ledger = Ledger(folder.ledger)
-    invocation = uuid.uuid4().hex
-    started = time.time()
-    recipe_data = recipe.model_dump(mode="json", by_alias=True)
-    job = Job(recipe_data, str(folder.root), str(Path.cwd()), invocation, started, stop_at)
-    ledger.append("command", invocation=invocation, workers=recipe.workers.count)
+    ledger.append("command", invocation=job.invocation, workers=recipe.workers.count)
     with StopSignals() as signals, ProgressView() as view:
-        watch = Watch(folder, ledger, signals, view, started, seen=len(ledger.events()))
+        watch = Watch(folder, ledger, signals, view, job.started, seen=len(ledger.events()))
         try:
             failure = run_sessions(_plan(recipe, folder, job, place, address), folder, watch)
         finally:
             folder.stop_request.unlink(missing_ok=True)
         watch.poll()
-    return _verdict(recipe, folder, [e for e in ledger.events() if e.get("invocation") == invocation], failure)
+    return _verdict(recipe, folder, [e for e in ledger.events() if e.get("invocation") == job.invocation], failure)
 
 
 def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> SessionPlan:

@@ -1,6 +1,9 @@
 """What this worker is doing right now: for the watch beside it, and for the record should it fail."""
 
+from collections.abc import Callable
 from typing import Protocol
+
+from trainer.chaos import no_chaos
 
 
 class Link(Protocol):
@@ -16,8 +19,8 @@ class Link(Protocol):
 class Pulse:
     """Called at each small piece of work; without a link (tests, torchrun) it only remembers."""
 
-    def __init__(self, link: Link | None = None) -> None:
-        self._link = link
+    def __init__(self, link: Link | None = None, chaos: Callable[[str, int], None] = no_chaos) -> None:
+        self._link, self._chaos = link, chaos
         self.phase, self.step = "starting", 0
 
     def __call__(self, phase: str, step: int | None = None) -> None:
@@ -27,6 +30,7 @@ class Pulse:
             self.step = step
         if self._link is not None:
             self._link.pulse(phase, step)
+        self._chaos(phase, self.step)
 
     def tell(self, **facts: object) -> None:
         """Facts about this worker that its supervisor should know, such as the attempt."""

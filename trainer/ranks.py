@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-_TIMEOUT = timedelta(seconds=600)  # as the workers' own group: see cluster/local_trainer.py
+_TIMEOUT = timedelta(seconds=600)  # as the workers' own group: see trainer/process_group.py
 
 
 @dataclass(frozen=True)

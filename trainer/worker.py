@@ -5,8 +5,9 @@ import os
 import socket
 import sys
 import time
+import uuid
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from cluster.worker_link import WorkerLink
 from configs.errors import DataError, StokerError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
+from trainer.chaos import Chaos, no_chaos
 from trainer.checkpoint_format import Manifest
 from trainer.checkpoint_place import checkpoint_store
 from trainer.checkpoint_store import CheckpointStore
@@ -54,6 +56,13 @@ class Job:
     invocation: str
     started: float
     stop_at: int | None = None
+    chaos: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: RunFolder, stop_at: int | None, chaos: list[str]) -> "Job":
+        """A new invocation, from here and now."""
+        data = recipe.model_dump(mode="json", by_alias=True)
+        return cls(data, str(folder.root), str(Path.cwd()), uuid.uuid4().hex, time.time(), stop_at, chaos)
 
     def encode(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,7 +87,8 @@ def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, An
         join(link)
     ranks = Ranks.connect()
     attempt = ranks.from_leader(ledger.attempts() + 1)
-    context = Context(recipe, folder, ledger, ranks, attempt, job.invocation, Pulse(link))
+    pulse = Pulse(link, Chaos(job.chaos, ranks.rank, job.invocation, ledger) if job.chaos else no_chaos)
+    context = Context(recipe, folder, ledger, ranks, attempt, job.invocation, pulse)
     context.pulse.tell(attempt=attempt)
     _log_to(folder.log(attempt, ranks.rank))
     try:

@@ -4,16 +4,32 @@ import json
 import os
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 from cluster.local_ray import LocalRay
 from cluster.ray_train import run_workers
+from cluster.session_folder import session_folder
 from cluster.stop_signals import StopSignals
+from cluster.worker_shell import ShellOrder
 from configs.recipe import Workers
 
 
-def beat_until_told(config: dict[str, Any]) -> None:
+def order_of(target: str, config: dict[str, Any], **options: Any) -> ShellOrder:
+    """Workers that need no torch: their fork server imports nothing."""
+    setting = {
+        "modules": [],
+        "backend": "gloo",
+        "cpus": 1,
+        "fresh": False,
+        "working_folder": str(Path.cwd()),
+        **options,
+    }
+    return ShellOrder(run=uuid.uuid4().hex, target=target, config=config, **setting)
+
+
+def beat_until_told(config: dict[str, Any], link: object) -> None:
     """Appends to `beats` ten times a second until the folder has `finish`."""
     folder = Path(config["folder"])
     while not (folder / "finish").exists():
@@ -30,12 +46,11 @@ def main(folder: Path) -> None:
             if signals.requested:
                 (folder / "requested").write_text(signals.requested)
 
-        with LocalRay(1, 0, lambda line: None):
+        with session_folder() as private, LocalRay(private, 1, 0, lambda line: None):
             (folder / "session").write_text(os.environ["RAY_AUTH_TOKEN_PATH"])
             workers = Workers.model_validate({"count": 1})
-            run_workers(
-                beat_until_told, {"folder": str(folder)}, name="run", workers=workers, backend="gloo", poll=poll
-            )
+            order = order_of("tests.cluster.driver:beat_until_told", {"folder": str(folder)})
+            run_workers(order, name="run", workers=workers, storage=private / "train", shared=False, poll=poll)
     (folder / "ended").write_text(json.dumps(sorted(name for name in os.environ if name.startswith("RAY_"))))
 
 

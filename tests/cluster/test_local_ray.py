@@ -37,7 +37,7 @@ class Driver:
         return len(path.read_text().split()) if path.exists() else 0
 
     def session_folder(self) -> Path:
-        return Path((self.folder / "session").read_text()).parent
+        return Path((self.folder / "session").read_text()).parents[1]
 
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -75,8 +75,9 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 def test_only_the_token_opens_the_private_ray(drivers: tuple[Driver, Driver]) -> None:
     folder = drivers[0].session_folder()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
-    port = next(folder.glob("ray/session_*/gcs_server_port*")).read_text().strip()
+    token = next(folder.glob("ray-*/token"))
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    port = next(folder.glob("ray-*/ray/session_*/gcs_server_port*")).read_text().strip()
     client = (
         "import sys, ray._raylet as r\n"
         "g = r.GcsClient(address=sys.argv[1])\n"
@@ -95,7 +96,7 @@ def test_only_the_token_opens_the_private_ray(drivers: tuple[Driver, Driver]) ->
         )
         return done.stdout + done.stderr
 
-    assert "NODES 1" in connect(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(folder / "token"))
+    assert "NODES 1" in connect(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
     for refused in (
         connect(RAY_AUTH_MODE="disabled"),
         connect(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64),

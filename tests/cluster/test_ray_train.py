@@ -12,20 +12,27 @@ import pytest
 
 from cluster.local_ray import LocalRay
 from cluster.ray_train import WorkerFailure, run_workers
+from cluster.session_folder import session_folder
+from cluster.worker_link import WorkerLink
 from configs.errors import EXIT_FAILED, EXIT_USER, DataError
 from configs.recipe import Workers
+from tests.cluster.driver import order_of
 
 
-def run(function: Callable[[dict[str, Any]], None], folder: Path, **workers: int) -> None:
+def run(function: Callable[[dict[str, Any], WorkerLink], None], folder: Path, private: Path, **workers: int) -> None:
+    order = order_of(f"{__name__}:{function.__name__}", {"folder": str(folder)}, modules=["torch"])
     setting = Workers.model_validate(workers)
-    run_workers(function, {"folder": str(folder)}, name="t", workers=setting, backend="gloo", poll=lambda: None)
+    run_workers(order, name="t", workers=setting, storage=private / "train", shared=False, poll=lambda: None)
 
 
-def sum_of_ranks(config: dict[str, Any]) -> None:
+def sum_of_ranks(config: dict[str, Any], link: WorkerLink) -> None:
     """Writes what the group is and computes; rank 1 kills itself at the start, and once in mid-run."""
     import torch
     from torch import distributed
 
+    from trainer.process_group import join
+
+    join(link)
     rank, folder = distributed.get_rank(), Path(config["folder"])
     total = torch.tensor([float(rank)])
     distributed.all_reduce(total)
@@ -40,15 +47,18 @@ def sum_of_ranks(config: dict[str, Any]) -> None:
     distributed.barrier()
 
 
-def rank_1_fails(config: dict[str, Any]) -> None:
+def rank_1_fails(config: dict[str, Any], link: WorkerLink) -> None:
     from torch import distributed
 
+    from trainer.process_group import join
+
+    join(link)
     if distributed.get_rank() == 1:
         raise ValueError("the seventh seal\nis broken")
     distributed.barrier()
 
 
-def bad_data(config: dict[str, Any]) -> None:
+def bad_data(config: dict[str, Any], link: WorkerLink) -> None:
     with (Path(config["folder"]) / "attempts").open("a") as file:
         file.write("x")
     raise DataError("train-000.tar sample 7: not a JPEG")
@@ -60,9 +70,9 @@ def test_killed_workers_come_back_and_ray_leaves_no_trace(
     monkeypatch.setenv("RAY_ADDRESS", "203.0.113.1:6379")
     environment, handlers = dict(os.environ), signal.getsignal(signal.SIGTERM)
     before = set(psutil.Process().children(recursive=True))  # multiprocessing's resource tracker, from other tests
-    with LocalRay(2, 0, lambda line: None):
+    with session_folder() as private, LocalRay(private, 2, 0, lambda line: None):
         session = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
-        run(sum_of_ranks, tmp_path, count=2, max_failures=2)
+        run(sum_of_ranks, tmp_path, private, count=2, max_failures=2)
         family = set(psutil.Process().children(recursive=True)) - before
     for attempt in (0, 1, 2):
         for rank in (0, 1):
@@ -76,15 +86,15 @@ def test_killed_workers_come_back_and_ray_leaves_no_trace(
 
 
 def test_a_failure_names_its_first_cause_and_a_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
-    with LocalRay(2, 0, lambda line: None):
+    with session_folder() as private, LocalRay(private, 2, 0, lambda line: None):
         with pytest.raises(WorkerFailure) as failure:
-            run(rank_1_fails, tmp_path, count=2, max_failures=0)
+            run(rank_1_fails, tmp_path, private, count=2, max_failures=0)
         assert str(failure.value) == "worker 1 failed: ValueError: the seventh seal"
         assert "is broken" in failure.value.details
         assert failure.value.exit_code == EXIT_FAILED
 
         with pytest.raises(WorkerFailure) as failure:
-            run(bad_data, tmp_path, count=1, max_failures=3)
+            run(bad_data, tmp_path, private, count=1, max_failures=3)
     assert str(failure.value) == "worker 0 failed: train-000.tar sample 7: not a JPEG"
     assert failure.value.exit_code == EXIT_USER
     assert (tmp_path / "attempts").read_text() == "x"

@@ -3,16 +3,11 @@
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
-from configs.load import dump_recipe
-from configs.recipe import Recipe
+from tests.trainer.commands import STOKER, left_behind, start, steps_done, train, wait_for
 from tests.trainer.runs import (
     GPT,
     RESNET,
@@ -27,55 +22,13 @@ from tests.trainer.runs import (
 )
 from trainer.ledger import read_json_lines
 
-STOKER = Path(sys.executable).with_name("stoker")
-
-
-def start(recipe: Recipe, folder: Path, *options: str) -> subprocess.Popen[str]:
-    """`stoker train` in a process group of its own, as a terminal would start it."""
-    path = folder / f"{recipe.run.name}.yaml"
-    path.write_text(dump_recipe(recipe))
-    return subprocess.Popen(
-        [STOKER, "train", str(path), *options],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def train(recipe: Recipe, folder: Path, *options: str) -> tuple[int, str]:
-    process = start(recipe, folder, *options)
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-
-
-def steps_done(recipe: Recipe) -> int:
-    lines = read_json_lines(run_folder_of(recipe) / "metrics.jsonl")
-    return int(lines[-1]["step"]) if lines else 0
-
 
 @pytest.fixture
 def nothing_remains(tmp_path: Path) -> object:
     """After the test no process has the test's folder on its command line or as its working folder."""
     yield
-    left = [p for p in psutil.process_iter() if p.pid != os.getpid() and _mentions(p, str(tmp_path))]
+    left = left_behind(tmp_path)
     assert not left, left
-
-
-def _mentions(process: psutil.Process, text: str) -> bool:
-    try:
-        return text in process.cwd() or any(text in argument for argument in process.cmdline())
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False
 
 
 @pytest.mark.usefixtures("nothing_remains")

@@ -9,6 +9,7 @@ import typer
 from cluster.workplace import workplace
 from configs.errors import RecipeError
 from configs.load import load_recipe
+from trainer.chaos import parse_fault
 from trainer.modules import WORKER_MODULES
 from trainer.terminal import say
 
@@ -20,11 +21,17 @@ def train(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="train on the running Ray cluster there (or: auto)")
     ] = None,
+    chaos: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND:rank=R@step=N", help="inject a real fault, such as kill:rank=1@step=40; repeatable"),
+    ] = None,
 ) -> None:
     """Train here, or on a running Ray cluster. Resumes by itself from the newest checkpoint in the run folder."""
     recipe = load_recipe(recipe_path, overrides or [])
     if stop_at is not None and stop_at > recipe.run.steps:
         raise RecipeError(f"--stop-at is {stop_at}, beyond run.steps {recipe.run.steps}")
+    for text in chaos or []:
+        parse_fault(text)
     say("checking the recipe, the data and this machine")
     if recipe.workers.gpus == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -32,5 +39,5 @@ def train(
     with workplace([] if recipe.workers.gpus else WORKER_MODULES) as place:
         from trainer.driver import train as run  # imports torch: not before the first word, nor for other commands
 
-        code = run(recipe, stop_at, place, address)
+        code = run(recipe, stop_at, place, address, chaos or [])
     raise typer.Exit(code)

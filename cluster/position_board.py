@@ -1,0 +1,57 @@
+"""A page of memory in which the training process writes how far it has come, and its shell reads it at any time.
+
+A beat tells what was true when it was sent; the page tells what is true now, even of a process that is stopped or dead.
+"""
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from typing import Self
+
+_RECORD = struct.Struct("<QQ64s")  # progress, step, phase
+
+
+@dataclass(frozen=True)
+class Position:
+    """`progress` counts the pieces of work that were begun; `step` is the last one done; `phase` is of the next."""
+
+    progress: int = 0
+    step: int = 0
+    phase: str = "starting"
+
+
+class PositionBoard:
+    """Made by the shell; the process opens it by `path`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, _RECORD.size)
+
+    @classmethod
+    def make(cls) -> Self:
+        descriptor = os.memfd_create("stoker-position")
+        os.ftruncate(descriptor, _RECORD.size)
+        board = cls(descriptor)
+        board.write(Position())
+        return board
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        return cls(os.open(path, os.O_RDWR))
+
+    @property
+    def path(self) -> str:
+        """Valid for every process of this user and host, as long as this one keeps the board open."""
+        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+
+    def write(self, position: Position) -> None:
+        _RECORD.pack_into(self._memory, 0, position.progress, position.step, position.phase.encode()[:64])
+
+    def read(self) -> Position:
+        progress, step, phase = _RECORD.unpack_from(self._memory, 0)
+        return Position(progress, step, phase.rstrip(b"\0").decode(errors="replace"))
+
+    def close(self) -> None:
+        self._memory.close()
+        os.close(self._descriptor)

@@ -1,0 +1,67 @@
+"""`stoker train` as a user runs it, for tests: real Ray, real processes."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from configs.load import dump_recipe
+from configs.recipe import Recipe
+from tests.trainer.runs import events, run_folder_of
+from trainer.ledger import read_json_lines
+
+STOKER = Path(sys.executable).with_name("stoker")
+
+
+def start(recipe: Recipe, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """`stoker train` in a process group of its own, as a terminal would start it."""
+    path = folder / f"{recipe.run.name}.yaml"
+    path.write_text(dump_recipe(recipe))
+    return subprocess.Popen(
+        [STOKER, "train", str(path), *options],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def train(recipe: Recipe, folder: Path, *options: str) -> tuple[int, str]:
+    process = start(recipe, folder, *options)
+    output, _ = process.communicate(timeout=600)
+    return process.returncode, output
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def steps_done(recipe: Recipe) -> int:
+    lines = read_json_lines(run_folder_of(recipe) / "metrics.jsonl")
+    return int(lines[-1]["step"]) if lines else 0
+
+
+def attempts(recipe: Recipe) -> list[dict[str, Any]]:
+    return events(recipe, "attempt_started")
+
+
+def left_behind(folder: Path) -> list[psutil.Process]:
+    """Processes with the test's folder on their command line, as working folder or as home of their files."""
+    return [p for p in psutil.process_iter() if p.pid != os.getpid() and _mentions(p, str(folder))]
+
+
+def _mentions(process: psutil.Process, text: str) -> bool:
+    try:
+        return text in process.cwd() or any(text in argument for argument in process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False

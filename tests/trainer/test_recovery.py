@@ -1,0 +1,145 @@
+"""The failure table of docs/operations.md: real faults on a real run, which must end as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from configs.recipe import Recipe
+from tests.trainer.commands import attempts, left_behind, start, steps_done, train, wait_for
+from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_folder_of, write_text_shards
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recovery")
+    write_text_shards(folder, documents=400)
+    return folder
+
+
+def recipe(folder: Path, name: str, **sections: Any) -> Recipe:
+    setting = {
+        "run": {"dir": str(folder / "runs"), "name": name, "steps": 60},
+        "checkpoint": {"every_steps": 5, "keep_last": 2},
+        "validation": {"every_steps": 20},
+        "monitor": {"every_steps": 1, "audit_samples": True},
+    }
+    return recipe_of(folder, GPT, name, **{**setting, **sections})
+
+
+@pytest.fixture(scope="module")
+def calm(folder: Path) -> Recipe:
+    """The undisturbed run that the others are compared with."""
+    calm = recipe(folder, "calm")
+    code, output = train(calm, folder)
+    assert code == 0, output
+    return calm
+
+
+@pytest.fixture(autouse=True)
+def nothing_remains(folder: Path) -> Iterator[None]:
+    yield
+    assert left_behind(folder) == []
+
+
+def assert_as_if_nothing_had_happened(rough: Recipe, calm: Recipe) -> None:
+    assert history(rough) == history(calm)
+    assert digests(rough, 60) == digests(calm, 60)
+    assert samples(rough) == samples(calm)
+
+
+def samples(recipe: Recipe) -> dict[int, list[str]]:
+    """The keys of each step of the committed history, by the last attempt that trained it, in order of rank."""
+    keys: dict[int, dict[int, dict[int, list[str]]]] = {}
+    for path in (run_folder_of(recipe) / "audit").iterdir():
+        _, attempt, _, rank = path.stem.split("-")
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            keys.setdefault(record["step"], {}).setdefault(int(attempt), {})[int(rank)] = record["keys"]
+    whole = {step: {a: ranks for a, ranks in tries.items() if len(ranks) == 2} for step, tries in keys.items()}
+    return {
+        step: [key for _, part in sorted(tries[max(tries)].items()) for key in part] for step, tries in whole.items()
+    }
+
+
+def test_workers_that_are_killed_hang_or_raise_in_any_phase_leave_no_trace_in_the_result(
+    folder: Path, calm: Recipe
+) -> None:
+    faults = [
+        "kill:rank=1@step=7,phase=forward",
+        "kill:rank=0@step=13,phase=backward",
+        "kill:rank=1@step=18,phase=optimizer step",
+        "kill:rank=1@step=21,phase=validating",
+        "kill:rank=0@step=26,phase=saving",
+        "kill:rank=0@step=33",
+        "kill:rank=1@step=33",
+        "raise:rank=1@step=38,phase=backward",
+        "stop:rank=1@step=44,phase=backward",
+        "kill:rank=1@step=1,phase=restoring the checkpoint",
+    ]
+    rough = recipe(folder, "workers")
+    code, output = train(rough, folder, *(option for fault in faults for option in ("--chaos", fault)))
+    assert code == 0, output
+    assert {event["fault"] for event in events(rough, "chaos")} == set(faults)
+    assert_as_if_nothing_had_happened(rough, calm)
+
+    hang = next(event for event in events(rough, "fault") if event["kind"] == "HangError")
+    assert (hang["rank"], hang["step"], hang["phase"]) == (1, 43, "backward")
+    assert "has not been heard of for" in hang["message"]
+    logs = Path(hang["log"]).parent
+    assert "which is stopped (SIGSTOP)" in (logs / "rank-1.log").read_text()
+    assert "train_step" in (logs / "rank-0.log").read_text().rpartition("--- stacks of process")[2]
+    struck = next(event for event in events(rough, "chaos") if event["fault"].startswith("stop"))
+    assert hang["time"] - struck["time"] <= 10.0 + 2.0  # the limit, and a machine that is busy with this test
+
+
+def descendant(process: subprocess.Popen[str], name: str) -> psutil.Process:
+    """The process below `stoker train` whose command line or title has `name`."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    return next(p for p in family if name in " ".join(p.cmdline()) or name in p.name())
+
+
+def ends(name: str) -> Callable[[subprocess.Popen[str]], None]:
+    return lambda process: descendant(process, name).kill()
+
+
+def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(folder: Path, calm: Recipe) -> None:
+    rough = recipe(folder, "ray", checkpoint={"every_steps": 5, "keep_last": 2})
+    process = start(rough, folder)
+    faults = [
+        "raylet/raylet",
+        "gcs_server",
+        "TrainController",
+        "RayTrainWorker",
+        "trainer.session",
+        "cluster.fork_server",
+    ]
+    for number, name in enumerate(faults):
+        wait_for(lambda number=number: steps_done(rough) >= 6 + 7 * number, process)  # type: ignore[misc]
+        before = len(attempts(rough))
+        descendant(process, name).kill()
+        wait_for(lambda before=before: len(attempts(rough)) > before, process)  # type: ignore[misc]
+    wait_for(lambda: steps_done(rough) >= 52, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    code, output = train(rough, folder)
+    assert code == 0, output
+    assert "resumed from the checkpoint of step 50" in output
+    assert_as_if_nothing_had_happened(rough, calm)
+
+
+def test_a_crash_loop_ends_with_the_first_cause(folder: Path) -> None:
+    doomed = recipe(folder, "doomed", workers={"count": 2, "max_failures": 2})
+    code, output = train(doomed, folder, "--chaos", "raise:rank=1@step=8,phase=forward,always")
+    assert code == 1, output
+    assert len(attempts(doomed)) == 3
+    assert "ChaosError: asked for by --chaos raise:rank=1@step=8" in output.splitlines()[-1]
+    assert "Traceback" not in output
