@@ -177,7 +177,7 @@ def _news(event: Event) -> str | None:
             return f"attempt {event['attempt']}: resumed from the checkpoint of step {event['step']}"
         case "attempt_started" if event["attempt"] > 1:
             return f"attempt {event['attempt']} started with {event['workers']} workers"
-        case "fault" if not event.get("final"):
+        case "fault" if not event.get("final") and event["rank"] is not None:
             return f"fault on rank {event['rank']}: {event['kind']}: {event['message']}"
         case _:
             return None

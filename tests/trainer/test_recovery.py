@@ -85,7 +85,7 @@ def test_workers_that_are_killed_hang_or_raise_in_any_phase_leave_no_trace_in_th
         "stop:rank=1@step=44,phase=backward",
         "kill:rank=1@step=1,phase=restoring the checkpoint",
     ]
-    rough = recipe(folder, "workers")
+    rough = recipe(folder, "workers", workers={"count": 2, "max_failures": 9})
     code, output = train(rough, folder, *(option for fault in faults for option in ("--chaos", fault)))
     assert code == 0, output
     assert {event["fault"] for event in events(rough, "chaos")} == set(faults)
