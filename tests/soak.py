@@ -16,10 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from configs.recipe import Recipe
-from tests.trainer.commands import attempts, left_behind, start, steps_done, train
+from tests.trainer.commands import attempts, left_behind, named, start, steps_done, train
 from tests.trainer.runs import GPT, digests, history, recipe_of, run_folder_of, write_text_shards
 
 Process = subprocess.Popen[str]
@@ -34,7 +32,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         folder = Path(scratch)
         write_text_shards(folder, documents=400)
-        struck, last_step = _rough(recipe(folder, "rough"), folder, arguments)
+        try:
+            struck, last_step = _rough(recipe(folder, "rough"), folder, arguments)
+        except BaseException:
+            for process in left_behind(folder):
+                process.kill()
+            raise
         print(f"undisturbed run to step {last_step}", flush=True)
         code, output = train(recipe(folder, "calm"), folder, "--stop-at", str(last_step))
         assert code == 75, output
@@ -93,9 +96,7 @@ def _train_on(process: Process, rough: Recipe, folder: Path, seconds: float) -> 
 
 
 def _ray_process(process: Process, name: str) -> None:
-    family = psutil.Process(process.pid).children(recursive=True)
-    found = [p for p in family if name in " ".join(p.cmdline()) or name in p.name()]
-    found[0].kill()
+    named(process, name).kill()
 
 
 def _worker(sent: signal.Signals, count: int) -> Callable[[Process, Recipe, random.Random], None]:

@@ -3,17 +3,15 @@
 import json
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from configs.recipe import Recipe
-from tests.trainer.commands import attempts, left_behind, start, steps_done, train, wait_for
+from tests.trainer.commands import attempts, left_behind, named, start, steps_done, train, wait_for
 from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_folder_of, write_text_shards
 
 pytestmark = pytest.mark.slow
@@ -106,16 +104,6 @@ def test_workers_that_are_killed_hang_or_raise_in_any_phase_leave_no_trace_in_th
     assert hang["time"] - struck["time"] <= 10.0 + 2.0  # the limit, and a machine that is busy with this test
 
 
-def descendant(process: subprocess.Popen[str], name: str) -> psutil.Process:
-    """The process below `stoker train` whose command line or title has `name`."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    return next(p for p in family if name in " ".join(p.cmdline()) or name in p.name())
-
-
-def ends(name: str) -> Callable[[subprocess.Popen[str]], None]:
-    return lambda process: descendant(process, name).kill()
-
-
 def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(folder: Path, calm: Recipe) -> None:
     rough = recipe(folder, "ray", checkpoint={"every_steps": 5, "keep_last": 2})
     process = start(rough, folder)
@@ -130,7 +118,7 @@ def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(f
     for number, name in enumerate(faults):
         wait_for(lambda number=number: steps_done(rough) >= 20 + 30 * number, process)  # type: ignore[misc]
         before = len(attempts(rough))
-        descendant(process, name).kill()
+        named(process, name).kill()
         wait_for(lambda before=before: len(attempts(rough)) > before, process)  # type: ignore[misc]
     wait_for(lambda: steps_done(rough) >= 212, process)
     os.kill(process.pid, signal.SIGKILL)
