@@ -74,8 +74,12 @@ def run_shell(config: dict[str, Any]) -> None:
     """Until the training process has ended. Raises its error, WorkerError for its death, WorkersLeftError to return."""
     order = ShellOrder(**config)
     place = _place()
-    with closing(_start(order, place)) as worker:
-        _Shell(order, place, RunStore(order.run).group(_group[0]), worker).watch()
+    store = RunStore(order.run).group(_group[0])
+    try:
+        with closing(_start(order, place)) as worker:
+            _Shell(order, place, store, worker).watch()
+    finally:
+        store.put("ended", place.rank)  # the others will follow: their silence is no hang
 
 
 def _place() -> Place:
