@@ -21,7 +21,8 @@ def samples(recipe: Recipe) -> dict[int, set[str]]:
         for line in path.read_text().splitlines():
             record = json.loads(line)
             last, keys = found.get(record["step"], (0, set()))
-            found[record["step"]] = (attempt, {*keys, *record["keys"]} if last == attempt else set(record["keys"]))
+            keys = keys | set(record["keys"]) if last == attempt else set(record["keys"])
+            found[record["step"]] = (attempt, keys)
     return {step: keys for step, (_, keys) in found.items()}
 
 
