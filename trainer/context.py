@@ -35,5 +35,5 @@ class Context:
         if self.ranks.leads:
             self.record(event, **details)
 
-    def warn(self, message: str) -> None:
-        self.record_once("warning", message=message)
+    def warn(self, message: str, **details: Any) -> None:
+        self.record_once("warning", message=message, **details)

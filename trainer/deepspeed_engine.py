@@ -16,6 +16,7 @@ from trainer.deepspeed_config import build_optimizer, deepspeed_config
 from trainer.engine import Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
 from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
 from trainer.optimizer_state import group_scalars, restore_groups, restore_state
+from trainer.own_time import OwnTime
 from trainer.randomness import enter_position
 from trainer.tasks.base import Task
 from trainer.weight_average import KIND, WeightAverage
@@ -60,11 +61,15 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.device = torch.device(self._engine.device)
+        self._own_time = OwnTime()
+        if self.device.type == "cpu":  # elsewhere collectives wait on the device, unseen by the host's clock
+            self._own_time.watch(deepspeed.comm.comm.cdb)
         self._optimizer = zero_state.self_test(self._layout()).base_optimizer
         self._optimizer.state.clear()  # what the phantom step of half precision left behind
         self._average = self._start_average()
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int, total_weight: float, lr: float) -> StepResult:
+        self._own_time.start()
         engine, module = self._engine, self._task.module
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
@@ -89,7 +94,8 @@ class DeepSpeedEngine:
         if self._average is not None and not skipped:
             self._average.update()
         norm = engine.get_global_grad_norm() if grad_norm is None else grad_norm
-        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), skipped)
+        own_s = self._own_time.stop() if self.device.type == "cpu" else 0.0
+        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), skipped, own_s)
 
     def _clip_unsharded(self) -> torch.Tensor | None:
         """At stage 0 in fp32 the gradients lie in the model, and DeepSpeed does not tell their norm."""
@@ -107,7 +113,9 @@ class DeepSpeedEngine:
             # What overflowed the gradients may be infinite in the statistics as well; zeros leave them as they are.
             commit_statistics(self._task.module, torch.zeros_like(pending))
         elif pending is not None:
-            commit_statistics(self._task.module, self._ranks.sum_tensor(pending))
+            with self._own_time.waiting():
+                total = self._ranks.sum_tensor(pending)
+            commit_statistics(self._task.module, total)
 
     def _loss_scale(self) -> float:
         return float(self._engine.optimizer.cur_scale) if self._recipe.precision == "fp16" else 1.0

@@ -22,6 +22,7 @@ class StepResult:
     grad_norm: torch.Tensor | float
     loss_scale: float
     skipped: bool  # fp16 overflow: no update was made
+    own_s: float = 0.0  # of this rank's own work, without waiting for others; 0 where that cannot be told
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,9 @@ def train(run: Attempt) -> Outcome:
                 break
             if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
                 run.reporter.phase("saving", step)
-                with run.reporter.watch.phase("checkpoint"):
-                    saved = step if run.save(step) else saved
-    run.reporter.phase("saving", step)
-    run.save_last(step, saved)
+                saved = step if run.save(step) else saved
+    with run.reporter.leaving(step):
+        run.save_last(step, saved)
     return outcome
 
 

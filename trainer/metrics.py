@@ -29,6 +29,8 @@ TAGS = {
     "mfu": "speed/mfu",
     "data_wait_s": "time/data_wait_s",
     "checkpoint_s": "time/checkpoint_s",
+    "validation_s": "time/validation_s",
+    "slowest_rank_ratio": "speed/slowest_rank_ratio",
     "goodput": "goodput/fraction",
     "skipped": "data/skipped_samples",
     "val_skipped": "data/val_skipped_samples",

@@ -115,13 +115,14 @@ class Attempt:
             self.context.record_once("checkpoint_skipped", step=step)
             return False
         self.reporter.finite_loss(step)
-        try:
-            self.reporter.flush()
-        except OSError as problem:  # the lines are kept and written when there is room
-            message = f"{self.context.folder.root} cannot be written: {problem.strerror}; free some space"
-            self.context.record("warning", message=message)
-        metrics = self.reporter.validation_of(step)
-        self._tell(self.writer.save(self.engine, replace(self.header(step), metrics=metrics)))
+        with self.reporter.saving(step):
+            try:
+                self.reporter.flush()
+            except OSError as problem:  # the lines are kept and written when there is room
+                message = f"{self.context.folder.root} cannot be written: {problem.strerror}; free some space"
+                self.context.record("warning", message=message)
+            metrics = self.reporter.validation_of(step)
+            self._tell(self.writer.save(self.engine, replace(self.header(step), metrics=metrics)))
         return True
 
     def tell_failed_save(self) -> None:

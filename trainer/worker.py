@@ -27,7 +27,7 @@ from trainer.checkpoint_writer import CheckpointWriter, Stall
 from trainer.context import Context
 from trainer.deepspeed_engine import DeepSpeedEngine, select_accelerator, use_device
 from trainer.engine import Engine
-from trainer.goodput import Goodput
+from trainer.goodput import live_account
 from trainer.huggingface.initial import load_initial
 from trainer.loop import train
 from trainer.metrics import JsonLines, MetricSink, Progress
@@ -187,11 +187,11 @@ def _build_attempt(
             JsonLines(context.folder, context.attempt, resumed),
             TensorBoard(context.folder, context.attempt, resumed),
         ]
-    goodput = Goodput.so_far(context.ledger.events(), read_json_lines(context.folder.metrics))
+    account = live_account(context.folder, context.ledger.events()) if context.ranks.leads else None
     skipped = SkippedSamples(context, resumed, train_data.left_out())
     audit = _open_audit(context)
     reporter = Reporter(
-        context, task, engine.device, progress, sinks, goodput, audit, skipped, train_data.source_counts
+        context, task, engine.device, progress, sinks, account, audit, skipped, train_data.source_counts
     )
     cleanup.callback(reporter.close)
     writer = CheckpointWriter(
@@ -200,7 +200,7 @@ def _build_attempt(
         context.ranks,
         context.recipe.checkpoint,
         superseded=lambda: context.ledger.attempts() > context.attempt,
-        published=lambda manifest, stall, seconds: _published(context, manifest, stall, seconds),
+        published=lambda manifest, stall, seconds: _published(context, reporter, manifest, stall, seconds),
         warn=context.warn,
     )
     return Attempt(
@@ -217,9 +217,10 @@ def _build_attempt(
     )
 
 
-def _published(context: Context, manifest: Manifest, stall: Stall, seconds: float) -> None:
+def _published(context: Context, reporter: Reporter, manifest: Manifest, stall: Stall, seconds: float) -> None:
     context.pulse.tell(committed=manifest.step)
-    context.record("checkpoint", step=manifest.step, seconds=seconds, bytes=manifest.total_bytes, **asdict(stall))
+    figures = {"seconds": seconds, "bytes": manifest.total_bytes, **asdict(stall)}
+    context.record("checkpoint", step=manifest.step, **figures, **reporter.save_begun(manifest.step))
 
 
 def _open(context: Context, split: Literal["train", "val"], cleanup: ExitStack) -> Dataset:
