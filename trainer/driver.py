@@ -138,7 +138,7 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
 
 
 def _tell_end(recipe: Recipe, folder: RunFolder, ledger: Ledger, invocation: str, failure: Failure | None) -> int:
-    said = {"failure": failure.message, "exit_code": failure.exit_code} if failure else {}
+    said: dict[str, Any] = {"failure": failure.message, "exit_code": failure.exit_code} if failure else {}
     ended = verdict(ledger.events(), **said)
     ledger.append("command_ended", invocation=invocation, **{**said, "exit_code": ended.exit_code})
     if ended.what == "finished":

@@ -4,9 +4,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainer.ledger import read_json_lines
+from cluster.ledger import read_json_lines
 from trainer.run_folder import RunFolder
-from trainer.timeline import CLASSES, Event, Span, SpanClass, timeline
+from trainer.timeline import CLASSES, Event, Span, SpanClass, fitted, timeline
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class LiveAccount:
 
     def add(self, parts: Mapping[SpanClass, float], now: float) -> None:
         """Time went on until `now`; what the parts do not claim were steps."""
-        for kind, seconds in parts.items():
+        passed_s = max(0.0, now - self._counted_to)
+        fitting = fitted(parts, passed_s)
+        for kind, seconds in {**fitting, "step": passed_s - sum(fitting.values())}.items():
             self.seconds[kind] += seconds
-        self.seconds["step"] += max(0.0, now - self._counted_to - sum(parts.values()))
         self._counted_to = max(now, self._counted_to)
 
     @property

@@ -60,6 +60,7 @@ def _slowest(events: list[Event], committed: list[Event]) -> dict[str, Any]:
     if "slowest_rank" not in last:
         return {}
     rank = last["slowest_rank"]
-    hosts = next((e["hosts"] for e in events if e["event"] == "first_step" and e["attempt"] == last["attempt"]), [])
+    started = (e for e in events if e["event"] == "attempt_started" and e["attempt"] == last["attempt"])
+    hosts = next(started, {}).get("hosts", [])
     host = hosts[rank] if rank < len(hosts) else None
     return {"rank": rank, "host": host, "ratio": last["slowest_rank_ratio"], "step": last["step"]}

@@ -73,7 +73,7 @@ class Reporter:
         self.skipped.trained(step, batch.skipped, skipped)
         if not self._trained:
             self._trained = True
-            self._context.record_once("first_step", step=step, seconds=self.watch.elapsed_s(), hosts=self._hosts)
+            self._context.record_once("first_step", step=step, seconds=self.watch.elapsed_s())
         self._steps += 1
         self._own_s += result.own_s
         self._targets += total_weight
@@ -184,7 +184,10 @@ class Reporter:
             kind=type(error).__name__,
             message=str(error),
             rank=self._ranks.rank,
+            host=self._hosts[self._ranks.rank],
             step=step,
+            phase=self._context.pulse.phase,
+            log=str(self._context.folder.log(self._context.attempt, self._ranks.rank)),
             exit_code=error.exit_code,
             final=True,
         )

@@ -14,26 +14,25 @@ class Restart:
     fault: str  # kind and rank
     step: int | None  # the newest step that the broken attempt is known to have reached
     resumed_step: int | None
-    down_s: float | None  # from the fault, as it was noticed, to the new attempt
+    down_s: float | None  # from the fault, as it was noticed, to the new process of rank 0
+    join_s: float | None  # until all workers are there: the new attempt
     start_s: float | None  # until the state is being read
     restore_s: float | None
     first_step_s: float | None  # from the restored state to the end of the first step
     replay_s: float | None  # from there until the step of the fault was reached again
-    told: dict[str, float]  # what a `restart` event of this attempt tells, by its names ending in _s
 
     @property
     def total_s(self) -> float | None:
         """From the fault to the end of the first step."""
-        parts = (self.down_s, self.start_s, self.restore_s, self.first_step_s)
+        parts = (self.down_s, self.join_s, self.start_s, self.restore_s, self.first_step_s)
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
 
     def line(self) -> str:
         """For `stoker status`."""
-        names = (("down", self.down_s), ("start", self.start_s), ("restore", self.restore_s))
-        names += (("first step", self.first_step_s), ("replay", self.replay_s))
-        parts = [f"{name} {seconds:.1f} s" for name, seconds in names if seconds is not None]
-        parts += [f"{name.removesuffix('_s')} {seconds:.1f} s" for name, seconds in self.told.items()]
+        names = ("down", "join", "start", "restore", "first_step", "replay")
+        known = {name: seconds for name in names if (seconds := getattr(self, f"{name}_s")) is not None}
+        parts = [f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in known.items()]
         total = f"{self.total_s:.1f} s to the first step: " if self.total_s is not None else ""
         at = f" at step {self.step}" if self.step is not None else ""
         to = f", resumed from step {self.resumed_step}" if self.resumed_step is not None else ""
@@ -62,18 +61,19 @@ def _restart(before: int, started: Event, events: list[Event], lines: list[Event
     resumed, first = after.get("resumed"), after.get("first_step")
     reached = _reached(before, broken, lines)
     ready = resumed["time"] if resumed else (first["time"] - first["seconds"] if first else None)
+    process = started.get("process_started", started["time"])
     reading = resumed["time"] - resumed["seconds"] if resumed else ready
     return Restart(
         attempt,
         f"{faults[0].get('kind', 'a fault')} on rank {faults[0].get('rank', '?')}" if faults else "an untold fault",
         reached,
         resumed["step"] if resumed else (first["step"] - 1 if first else None),
-        _between(faults[0]["time"] if faults else None, started["time"]),
+        _between(faults[0]["time"] if faults else None, process),
+        _between(process, started["time"]),
         _between(started["time"], reading),
         resumed["seconds"] if resumed else (0.0 if first else None),
         _between(ready, first["time"] if first else None),
         _between(first["time"] if first else None, _time_of(reached, attempt, lines)),
-        {k: v for k, v in after.get("restart", {}).items() if k.endswith("_s") and isinstance(v, int | float)},
     )
 
 

@@ -4,7 +4,7 @@ The spans of a command lie end to end from its start to its end, so that the cla
 the history holds. Clocks of several hosts may disagree: a time that lies before the one reached counts as that one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -31,7 +31,7 @@ class Span:
 def timeline(
     events: list[Event], committed: list[Event], superseded: list[Event], now: float | None = None
 ) -> list[Span]:
-    """All spans, oldest first. `committed` and `superseded` are lines of metrics; `now`: the last command still runs."""
+    """All spans, oldest first. `committed`, `superseded`: lines of metrics. `now`: the last command still runs."""
     spans: list[Span] = []
     commands = _commands(events)
     history = _History(events, committed, superseded)
@@ -43,10 +43,11 @@ def timeline(
 
 @dataclass
 class _Command:
-    """The events from one `command` to the next."""
+    """One `stoker train`, and what it and its workers told; `queued`, `granted`: its place in a queue before."""
 
     event: Event
-    queued: float | None
+    queued: float | None = None
+    granted: float | None = None
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -55,21 +56,27 @@ class _Command:
 
     @property
     def workers(self) -> int:
-        """As far as it is known before the first attempt."""
-        workers = self.event.get("workers")
-        return workers if isinstance(workers, int) else 1
+        """Before the first attempt."""
+        told = [event["workers"] for event in self.events if event["event"] == "attempt_started"]
+        wanted = str(self.event.get("workers", 1)).partition("..")[0]  # 4 or "2..4"
+        return int(told[0]) if told else int(wanted)
 
 
 def _commands(events: list[Event]) -> list[_Command]:
+    """Events of the world outside, such as Slurm's, belong to no command: they have no `invocation`."""
     commands: list[_Command] = []
     queued: float | None = None
+    granted: float | None = None
     for event in events:
-        if event["event"] == "queued":
-            queued = event["time"] if queued is None else queued
-        elif event["event"] == "command" or not commands:
-            commands.append(_Command(event, queued))
-            queued = None
-        if event["event"] not in ("queued", "command"):
+        kind, ours = event["event"], "invocation" in event or "attempt" in event
+        if kind == "queued":
+            queued, granted = (event["time"] if queued is None else queued), None
+        elif kind == "job_started":
+            granted = event["time"]
+        elif kind == "command" or (ours and not commands):
+            commands.append(_Command(event, queued, granted))
+            queued = granted = None
+        if commands and ours and event.get("invocation") == commands[-1].event.get("invocation"):
             commands[-1].events.append(event)
     return commands
 
@@ -145,19 +152,24 @@ class _Cursor:
             self.time = until
 
     def share(self, until: float, parts: dict[SpanClass, float], rest: SpanClass) -> None:
-        """Up to `until`: the parts, scaled down should they be longer than that, and the rest."""
-        room, wanted = max(until - self.time, 0.0), sum(parts.values())
-        scale = min(1.0, room / wanted) if wanted > 0 else 0.0
-        for kind, seconds in parts.items():
-            self.advance(min(until, self.time + seconds * scale), kind)
+        """Up to `until`: the parts and the rest."""
+        for kind, seconds in fitted(parts, until - self.time).items():
+            self.advance(min(until, self.time + seconds), kind)
         self.advance(until, rest)
+
+
+def fitted(parts: Mapping[SpanClass, float], room_s: float) -> dict[SpanClass, float]:
+    """The parts, scaled down should they be longer than the room: several ranks may have waited at once."""
+    wanted = sum(parts.values())
+    scale = min(1.0, max(room_s, 0.0) / wanted) if wanted > 0 else 0.0
+    return {kind: seconds * scale for kind, seconds in parts.items()}
 
 
 def _command_spans(command: _Command, history: _History, before: float, now: float | None) -> list[Span]:
     cursor = _Cursor(max(before, command.start), command.workers)
     if command.queued is not None and command.queued < cursor.time:
         cursor.time, cursor.workers = max(before, command.queued), 0  # nothing is held while waiting
-        cursor.advance(command.start, "queue")
+        cursor.advance(command.start if command.granted is None else command.granted, "queue")
         cursor.workers = command.workers
     starts = [event for event in command.events if event["event"] == "attempt_started"]
     for start in starts:

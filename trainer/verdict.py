@@ -9,14 +9,17 @@ from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
 Event = dict[str, Any]
 
 _GO_ON = "the same command goes on from the last checkpoint"
+_MEMORY = f"lower batch.micro, raise zero.stage or give the host more memory; {_GO_ON}"
 _ADVICE = {
-    "WorkerDied": "look for an out-of-memory kill (`dmesg`, `journalctl -k`), lower batch.micro or give the host more "
-    f"memory if so; {_GO_ON}",
     "HangError": f"the log has the stack of every rank at that time: see what the named rank waits for; {_GO_ON}",
-    "OutOfMemoryError": f"lower batch.micro or raise zero.stage; {_GO_ON}",
+    "OutOfMemoryError": _MEMORY,
+    "MemoryError": _MEMORY,
     "OSError": f"see that the path can be written and has free space; {_GO_ON}",
+    "RayBroken": f"the log has what Ray said; {_GO_ON}",
 }
-_OTHERWISE = f"the log has the traceback: mend the cause; {_GO_ON}"
+_KILLED = f"`dmesg` or `journalctl -k` tell of a kill for want of memory: then {_MEMORY}"
+_CRASHED = f"the log has the native stacks: mend the cause; {_GO_ON}"
+_RAISED = f"the log has the traceback: mend the cause; {_GO_ON}"
 
 
 @dataclass(frozen=True)
@@ -35,64 +38,75 @@ class Verdict:
         return head + (f" ({self.where})" if self.where else "") + (f"; {self.advice}" if self.advice else "")
 
 
-def verdict(events: list[Event], *, running: bool = False, failure: str | None = None) -> Verdict:
-    """Of the last command in the ledger; `failure`: what its launcher says of a failure, if it is not in the ledger."""
+def verdict(
+    events: list[Event], *, running: bool = False, failure: str | None = None, exit_code: int = EXIT_FAILED
+) -> Verdict:
+    """Of the last command in the ledger; `failure`, `exit_code`: what its launcher says, if it is not in the ledger."""
     events = last_command(events)
     if not events:
         return Verdict("not started")
-    kinds = [event["event"] for event in events]
     if running:
         return Verdict("running", exit_code=EXIT_DONE)
     if final := next((event for event in events if event["event"] == "fault" and event.get("final")), None):
-        return _failed(final, 1, final=True)
-    last = next((kind for kind in reversed(kinds) if kind in ("finished", "stopped", "attempt_started")), None)
-    told = next((event for event in reversed(events) if event["event"] == last), {})
-    if last == "finished":
-        return Verdict("finished", f"step {told['step']}", exit_code=EXIT_DONE)
-    if last == "stopped":
-        kept = f"after step {told['step']} with a checkpoint" if told["step"] else "before the first step"
+        return _failed(final, 1)
+    ends = ("finished", "stopped", "attempt_started")
+    last = next((event for event in reversed(events) if event["event"] in ends), {"event": None})
+    if failure is None and last["event"] == "finished":
+        return Verdict("finished", f"step {last['step']}", exit_code=EXIT_DONE)
+    if failure is None and last["event"] == "stopped":
+        kept = f"after step {last['step']} with a checkpoint" if last["step"] else "before the first step"
         advice = "the same command goes on from there"
-        return Verdict("stopped", f"by {told['reason']} {kept}", advice=advice, exit_code=EXIT_REQUEUE)
-    return _broken(events, failure)
+        return Verdict("stopped", f"by {last['reason']} {kept}", advice=advice, exit_code=EXIT_REQUEUE)
+    return _broken(events, failure, exit_code)
 
 
-def _broken(events: list[Event], failure: str | None) -> Verdict:
-    """A command that ended without telling how."""
-    ended = next((event for event in events if event["event"] == "command_ended"), {})
-    failure = failure or ended.get("failure")
-    last_fault = next((event for event in reversed(events) if event["event"] in ("fault", "attempt_started")), {})
-    if failure is None and not ended and last_fault.get("event") != "fault":
+def _broken(events: list[Event], failure: str | None, exit_code: int) -> Verdict:
+    """A command that did not come to its end."""
+    ended = next((event for event in events if event["event"] == "command_ended"), None)
+    faults = _since_progress(events)
+    if failure is None and ended is None:  # its launcher said nothing
         at = f"the last event was `{events[-1]['event']}`" + _at(events[-1])
         return Verdict("died", f"`stoker train` was killed, or its host went down; {at}", advice=_GO_ON)
-    faults = _since_progress(events)
-    causes = [fault for fault in faults if not is_echo(fault)]
-    if causes:
-        return _failed(causes[0], len({fault.get("attempt") for fault in faults}), final=False)
+    if failure is None and ended is not None:
+        failure, exit_code = ended.get("failure"), ended.get("exit_code", EXIT_FAILED)
+    if causes := [fault for fault in faults if not is_echo(fault)]:
+        return _failed(causes[0], len({fault.get("attempt") for fault in faults}))
     said = failure or "the workers left without telling how it ended"
     if faults:
         said += "; no rank told of a cause, only of lost connections: killed from outside, or out of memory"
-        return Verdict("failed", said, _where(faults[0]), _ADVICE["WorkerDied"])
-    return Verdict("failed", said, advice=f"logs/ in the run folder has what the workers wrote; {_GO_ON}")
+        return Verdict("failed", said, _where(faults[0]), _KILLED, exit_code)
+    return Verdict("failed", said, "", f"logs/ in the run folder has what was written; {_GO_ON}", exit_code)
 
 
-def _failed(fault: Event, attempts: int, *, final: bool) -> Verdict:
-    kind = str(fault.get("kind", "fault"))
+def _failed(fault: Event, attempts: int) -> Verdict:
+    kind, final = str(fault.get("kind", "fault")), bool(fault.get("final"))
     message = " ".join(str(fault.get("message", "")).split())
     cause = message if final else f"{kind}: {message}" if message else kind
     if attempts > 1:
-        cause += f" — the first of {attempts} attempts that failed without a newer checkpoint"
-    advice = "" if final else _ADVICE.get(kind, _OTHERWISE)  # messages of Stoker's own errors say what to do
+        cause += f"; the first of {attempts} attempts that failed without a newer checkpoint"
+    advice = "" if final else _advice(kind, message)  # messages of Stoker's own errors say what to do
     return Verdict("failed", cause, _where(fault), advice, int(fault.get("exit_code") or EXIT_FAILED))
 
 
+def _advice(kind: str, message: str) -> str:
+    if kind == "WorkerDied":
+        return _KILLED if "SIGKILL" in message else _CRASHED
+    if any(words in message.lower() for words in ("out of memory", "can't allocate memory", "cannot allocate memory")):
+        return _MEMORY
+    return _ADVICE.get(kind, _RAISED)
+
+
 def last_command(events: list[Event]) -> list[Event]:
-    """The events from the last `command` on."""
+    """The events from the last `command` on, without those of workers that an earlier one left behind."""
     starts = [index for index, event in enumerate(events) if event["event"] == "command"]
-    return events[starts[-1] :] if starts else events
+    if not starts:
+        return events
+    invocation = events[starts[-1]].get("invocation")
+    return [event for event in events[starts[-1] :] if event.get("invocation", invocation) == invocation]
 
 
 def _since_progress(events: list[Event]) -> list[Event]:
-    """Faults after the last checkpoint that was newer than all before, in order of attempt and time."""
+    """Faults after the last checkpoint that was newer than all before, as they came."""
     newest, faults = -1, list[Event]()
     for event in events:
         if event["event"] == "resumed":
@@ -101,13 +115,13 @@ def _since_progress(events: list[Event]) -> list[Event]:
             newest, faults = event["step"], []
         elif event["event"] == "fault":
             faults.append(event)
-    return sorted(faults, key=lambda fault: (fault.get("attempt") or 0, fault.get("time") or 0.0))
+    return faults
 
 
 def is_echo(fault: Event) -> bool:
     """A lost connection to a rank that broke; deaths and hangs are named by who watches, and are none."""
     kind = str(fault.get("kind", ""))
-    return kind not in ("WorkerDied", "HangError") and is_consequence(f"{kind} {fault.get('message', '')}")
+    return kind not in ("WorkerDied", "HangError", "RayBroken") and is_consequence(f"{kind} {fault.get('message', '')}")
 
 
 def _where(fault: Event) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from cluster.ledger import Ledger, read_json_lines
+from cluster.ledger import Ledger
 from cluster.worker_link import WorkerLink
 from configs.errors import DataError, StokerError
 from configs.recipe import Recipe

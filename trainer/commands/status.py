@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from cluster.ledger import read_json_lines
 from cluster.run_lock import is_held
 from configs.load import load_recipe
 from trainer.checkpoint_place import checkpoint_store
 from trainer.commands.checkpoint import open_run
 from trainer.goodput import Account, superseded_lines
 from trainer.history import History, read_history
-from trainer.ledger import read_json_lines
 from trainer.run_folder import RunFolder
 from trainer.terminal import console, say
 
