@@ -1,5 +1,6 @@
 """Which rank is slower than the rest: each one's own work and its wait for data, compared once per logging interval."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -39,10 +40,11 @@ class RankTimes:
         """For a line of metrics; nothing of a single rank, which is never slower than the rest."""
         if len(self.own_s) == 1:
             return {}
-        slowest = compare(self)
-        figures: dict[str, Any] = {"slowest_rank": slowest.rank, "slowest_rank_ratio": slowest.ratio}
-        if len(self.own_s) <= LISTED_RANKS:
-            figures |= {"rank_own_s": self.own_s, "rank_data_wait_s": self.data_wait_s}
+        listed = {"rank_own_s": self.own_s, "rank_data_wait_s": self.data_wait_s}
+        figures: dict[str, Any] = listed if len(self.own_s) <= LISTED_RANKS else {}
+        if any(self.own_s):  # without it, the waits for data alone, which are short, tell little
+            slowest = compare(self)
+            figures = {"slowest_rank": slowest.rank, "slowest_rank_ratio": slowest.ratio, **figures}
         return figures
 
 
@@ -57,7 +59,9 @@ class Slowest:
 
     @property
     def ratio(self) -> float:
-        return self.busy_s / self.others_s if self.others_s > 0 else 1.0
+        if self.others_s > 0:
+            return self.busy_s / self.others_s
+        return math.inf if self.busy_s > 0 else 1.0
 
     def is_slow(self, wall_s: float) -> bool:
         excess_s = self.busy_s - self.others_s
@@ -105,7 +109,7 @@ class StragglerWatch:
         )
         self._warn(
             f"rank {slowest.rank} on {host} is slower than the rest and they wait for it: {busy_s:.3g} s a step of its "
-            f"own, most of the difference {doing}, against {others_s:.3g} s of the others ({slowest.ratio:.1f} times), "
+            f"own, most of the difference {doing}, against {others_s:.3g} s of the others, "
             f"over the {self._steps} steps up to {step}: look for {look_for}",
             kind="straggler",
             rank=slowest.rank,

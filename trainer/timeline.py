@@ -52,7 +52,7 @@ class _Command:
 
     @property
     def start(self) -> float:
-        return float(self.event.get("started", self.event["time"]))
+        return float(self.event["started"] if "started" in self.event else self.event["time"])
 
     @property
     def workers(self) -> int:
