@@ -113,6 +113,11 @@ _CLOCK = {
     "mfu",
     "time",
     "goodput",
+    "wall_s",
+    "slowest_rank",
+    "slowest_rank_ratio",
+    "rank_own_s",
+    "rank_data_wait_s",
 }
 
 
