@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.ledger import read_json_lines
 from trainer.run_folder import RunFolder
@@ -45,29 +46,31 @@ def _share_of_steps(seconds: Mapping[SpanClass, float]) -> float:
 class LiveAccount:
     """The account as it grows during an attempt, from one logging interval to the next."""
 
-    def __init__(self, so_far: Account, now: float) -> None:
-        """`so_far`: of the whole history up to `now`."""
-        self.seconds = dict(so_far.seconds)
-        self._counted_to = now
+    def __init__(self, so_far: Account, now: float, workers: int) -> None:
+        """`so_far`: of the whole history up to `now`; `workers`: of this attempt."""
+        self.account = Account(dict(so_far.seconds), dict(so_far.worker_seconds))
+        self._counted_to, self._workers = now, workers
 
     def add(self, parts: Mapping[SpanClass, float], now: float) -> None:
         """Time went on until `now`; what the parts do not claim were steps."""
         passed_s = max(0.0, now - self._counted_to)
         fitting = fitted(parts, passed_s)
         for kind, seconds in {**fitting, "step": passed_s - sum(fitting.values())}.items():
-            self.seconds[kind] += seconds
+            self.account.seconds[kind] += seconds
+            self.account.worker_seconds[kind] += seconds * self._workers
         self._counted_to = max(now, self._counted_to)
 
-    @property
-    def fraction(self) -> float:
-        return _share_of_steps(self.seconds)
+    def figures(self) -> dict[str, Any]:
+        """For a line of metrics."""
+        account = self.account
+        return {"goodput": account.fraction, "worker_goodput": account.worker_fraction, "wall_s": dict(account.seconds)}
 
 
-def live_account(folder: RunFolder, events: list[Event]) -> LiveAccount:
+def live_account(folder: RunFolder, events: list[Event], workers: int) -> LiveAccount:
     """For the attempt that begins now, whose `attempt_started` is in the ledger."""
     now = time.time()
     spans = timeline(events, read_json_lines(folder.metrics), superseded_lines(folder), now)
-    return LiveAccount(Account.of(spans), now)
+    return LiveAccount(Account.of(spans), now, workers)
 
 
 def superseded_lines(folder: RunFolder) -> list[Event]:

@@ -32,6 +32,7 @@ TAGS = {
     "validation_s": "time/validation_s",
     "slowest_rank_ratio": "speed/slowest_rank_ratio",
     "goodput": "goodput/fraction",
+    "worker_goodput": "goodput/worker_fraction",
     "skipped": "data/skipped_samples",
     "val_skipped": "data/val_skipped_samples",
     "host_bytes": "memory/host_bytes",

@@ -141,7 +141,7 @@ class Reporter:
     def _goodput(self, line: dict[str, Any]) -> dict[str, Any]:
         assert self._account is not None, "rank 0 has it"
         self._account.add({name: line[f"{name}_s"] for name in PHASES}, line["time"])
-        return {"goodput": self._account.fraction, "wall_s": dict(self._account.seconds)}
+        return self._account.figures()
 
     def _rates(self, wait_s: float) -> dict[str, float]:
         """Of the logging interval that ends now. Seconds are sums over the interval, `step_s` is per step.

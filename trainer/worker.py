@@ -187,7 +187,8 @@ def _build_attempt(
             JsonLines(context.folder, context.attempt, resumed),
             TensorBoard(context.folder, context.attempt, resumed),
         ]
-    account = live_account(context.folder, context.ledger.events()) if context.ranks.leads else None
+    ranks, events = context.ranks, context.ledger.events()
+    account = live_account(context.folder, events, ranks.world) if ranks.leads else None
     skipped = SkippedSamples(context, resumed, train_data.left_out())
     audit = _open_audit(context)
     reporter = Reporter(

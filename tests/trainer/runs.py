@@ -113,6 +113,7 @@ _CLOCK = {
     "mfu",
     "time",
     "goodput",
+    "worker_goodput",
     "wall_s",
     "slowest_rank",
     "slowest_rank_ratio",

@@ -68,7 +68,10 @@ def test_status_tells_state_step_and_where_the_time_went_to_people_and_programs(
     assert sum(told["seconds"].values()) == pytest.approx(told["wall_s"])
     assert f"goodput: {told['goodput']:.1%}" in printed[0]
     row = next(line.split() for line in printed[0].splitlines() if line.startswith("validation"))
-    assert row[1:3] == [f"{told['seconds']['validation']:,.1f}", f"{told['seconds']['validation'] / told['wall_s']:.1%}"]
+    assert row[1:3] == [
+        f"{told['seconds']['validation']:,.1f}",
+        f"{told['seconds']['validation'] / told['wall_s']:.1%}",
+    ]
 
 
 def test_board_serves_the_run_on_localhost(finished: Recipe) -> None:

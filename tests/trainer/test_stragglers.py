@@ -23,7 +23,9 @@ def test_a_slow_rank_is_told_once_until_it_is_another() -> None:
     for step in range(10, 90, 10):  # each interval takes 6 s: two make a window
         watch.add(step, times(2.0, 2.1, 4.9, 1.9), wall_s=6.0, steps=10)
     assert [(event["rank"], event["host"], event["step"]) for event in told] == [(2, "b", 20)]
-    assert told[0]["message"].startswith("rank 2 on b is slower than the rest and they wait for it: 0.5 s a step of its")
+    assert told[0]["message"].startswith(
+        "rank 2 on b is slower than the rest and they wait for it: 0.5 s a step of its"
+    )
     assert "computing" in told[0]["message"]
     for step in range(90, 130, 10):
         watch.add(step, times(2.0, 5.0, 2.0, 2.0), wall_s=6.0, steps=10)

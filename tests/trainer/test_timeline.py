@@ -1,5 +1,6 @@
 """Where the time went: every second of every command in one class, on histories whose truth is known."""
 
+import itertools
 from random import Random
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tests.trainer.simulated_run import SimulatedRun
 from trainer.goodput import Account, LiveAccount
 from trainer.restarts import restarts
-from trainer.timeline import CLASSES, timeline
+from trainer.timeline import CLASSES, Span, timeline
 
 
 @settings(max_examples=300, deadline=None)
@@ -37,7 +38,7 @@ def test_spans_lie_end_to_end_whatever_the_clocks_say(seed: int, skew_s: float, 
     spans = timeline(run.events, committed, superseded, now)
     commands = [e for e in run.events if e["event"] == "command"]
     assert all(span.seconds > 0 for span in spans)
-    gaps = [(a, b) for a, b in zip(spans, spans[1:], strict=False) if a.stop != b.start]
+    gaps = [(a, b) for a, b in itertools.pairwise(spans) if a.stop != b.start]
     assert len(gaps) <= len(commands) - 1  # only while no command was there
     assert spans[-1].stop == now
     assert sum(Account.of(spans).seconds.values()) == pytest.approx(
@@ -68,12 +69,13 @@ def test_a_killed_driver_ends_with_its_last_sign_and_a_queue_holds_no_worker() -
 
 
 def test_the_live_account_counts_each_second_once_though_two_ranks_waited_at_a_time() -> None:
-    live = LiveAccount(Account.of([]), now=10.0)
+    live = LiveAccount(Account.of([Span(0.0, 10.0, "start", 1)]), now=10.0, workers=2)
     live.add({"data_wait": 2.0, "checkpoint": 1.0}, now=20.0)
     live.add({"data_wait": 9.0, "checkpoint": 3.0}, now=26.0)
-    assert live.seconds["step"] == 7.0
-    assert sum(live.seconds.values()) == pytest.approx(16.0)
-    assert live.fraction == pytest.approx(7 / 16)
+    assert live.account.seconds["step"] == 7.0
+    assert live.account.wall_s == pytest.approx(26.0)
+    assert live.figures()["goodput"] == pytest.approx(7 / 26)
+    assert live.figures()["worker_goodput"] == pytest.approx(14 / 42)
 
 
 def test_a_restart_is_told_from_the_fault_to_the_step_where_it_was_again() -> None:

@@ -65,7 +65,8 @@ def _read(folder: RunFolder, metrics: list[dict[str, Any]]) -> History:
 
 def _show(history: History) -> None:
     if history.account.wall_s > 0:
-        say(f"goodput: {history.account.fraction:.1%} of the wall time was spent in committed training steps")
+        shares = f"{history.account.fraction:.1%} of the wall time and {history.account.worker_fraction:.1%} of"
+        say(f"goodput: {shares} worker-seconds were spent in committed training steps")
         console.print(_table(history.account))
     if history.slowest:
         slowest = history.slowest
