@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.ray_train import is_consequence
-from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
+from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER
 
 Event = dict[str, Any]
 
@@ -85,7 +85,9 @@ def _failed(fault: Event, attempts: int) -> Verdict:
     if attempts > 1:
         cause += f"; the first of {attempts} attempts that failed without a newer checkpoint"
     advice = "" if final else _advice(kind, message)  # messages of Stoker's own errors say what to do
-    return Verdict("failed", cause, _where(fault), advice, int(fault.get("exit_code") or EXIT_FAILED))
+    exit_code = int(fault.get("exit_code") or EXIT_FAILED)
+    where = "" if exit_code == EXIT_USER else _where(fault)  # the user's mistake is the same on every rank
+    return Verdict("failed", cause, where, advice, exit_code)
 
 
 def _advice(kind: str, message: str) -> str:

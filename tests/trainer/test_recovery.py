@@ -134,5 +134,5 @@ def test_a_crash_loop_ends_with_the_first_cause(folder: Path) -> None:
     code, output = train(doomed, folder, "--chaos", "raise:rank=1@step=8,phase=forward,always")
     assert code == 1, output
     assert len(attempts(doomed)) == 3
-    assert "first cause: ChaosError on rank 1: asked for by --chaos raise:rank=1@step=8" in output.splitlines()[-1]
+    assert "failed: ChaosError: asked for by --chaos raise:rank=1@step=8" in output.splitlines()[-1]
     assert "Traceback" not in output

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
+from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER
 from trainer.verdict import verdict
 
 Event = dict[str, Any]
@@ -75,6 +75,8 @@ def test_an_error_of_our_own_says_itself_what_to_do(kind: str) -> None:
     assert told.line() == (
         "failed: x.tar is torn: pack it again (rank 1, host n2, step 7, phase forward, attempt 1, log logs/rank-1.log)"
     )
+    mistake = verdict([COMMAND, attempt(1), {**final, "exit_code": EXIT_USER}])
+    assert (mistake.line(), mistake.exit_code) == ("failed: x.tar is torn: pack it again", EXIT_USER)
 
 
 def test_every_end_of_a_command_has_its_verdict() -> None:
