@@ -146,10 +146,11 @@ class Catalog:
         """As `view`, of samples first … stop-1 of those placed: for each part a list."""
         chosen = slice(first, stop)
         shards = places.shards[chosen]
-        wholes = {number: self.shards[number].whole() for number in set(shards)}
-        if None in wholes.values():
+        used = set(shards)
+        wholes = {number: whole for number in used if (whole := self.shards[number].whole()) is not None}
+        if len(wholes) < len(used):
             return [[self.view(part, sample) for sample in places.samples[chosen]] for part in places.parts]
-        mapped = [wholes[number] or b"" for number in shards]
+        mapped = [wholes[number] for number in shards]
         bounds = zip(places.starts, places.stops, strict=True)
         return [
             [m[a:b] for m, a, b in zip(mapped, starts[chosen], stops[chosen], strict=True)] for starts, stops in bounds

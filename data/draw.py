@@ -16,7 +16,14 @@ def raw(count: int, key: Key) -> npt.NDArray[np.uint64]:
     """`count` 64-bit draws. Philox's raw stream is stable across numpy versions; Generator's methods are not."""
     digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
     philox = _LOCAL.philox
-    philox.state = {**_START, "state": {"counter": _NOTHING, "key": np.frombuffer(digest, "<u8", 2)}}
+    philox.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": _NOTHING, "key": np.frombuffer(digest, "<u8", 2)},
+        "buffer": _NOTHING,
+        "buffer_pos": len(_NOTHING),
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
     drawn: npt.NDArray[np.uint64] = philox.random_raw(count)
     return drawn
 
@@ -25,12 +32,11 @@ class _Local(threading.local):
     """A generator of each thread, set to the key each time: to make one takes four times as long."""
 
     def __init__(self) -> None:
-        self.philox = np.random.Philox(0)
+        self.philox = np.random.Philox(key=0)
 
 
 _LOCAL = _Local()
 _NOTHING = np.zeros(4, np.uint64)
-_START = {"bit_generator": "Philox", "buffer": _NOTHING, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
 
 
 def permutation(count: int, key: Key) -> Ints:
