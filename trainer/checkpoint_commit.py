@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, SupersededError
 from trainer.blocks import BLOCK_BYTES, block_digest, block_digests, block_spans, digest_of_block, host_memory
 from trainer.checkpoint_format import Manifest, StoredBuffer, StoredFile, StoredFragment, check_coverage
 from trainer.checkpoint_store import CheckpointStore, Save, StoredBytes
@@ -39,9 +39,11 @@ class Commit:
         rank: int,
         ranks: int,
         given_up: Callable[[], bool] = lambda: False,
+        superseded: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`superseded`: whether a newer attempt has begun, after which this one changes no checkpoint."""
         self._store, self._receipts, self._save = store, receipts, save
-        self._rank, self._ranks, self._given_up = rank, ranks, given_up
+        self._rank, self._ranks, self._given_up, self._superseded = rank, ranks, given_up, superseded
         self._staging = store.staging(save)
 
     def store_part(self, part: Part) -> tuple[StoredFile, StoredBytes]:
@@ -62,7 +64,11 @@ class Commit:
         return stored, file
 
     def publish(self, header: Manifest) -> Manifest:
-        """On rank 0: wait for every part, then write the manifest, which makes the checkpoint."""
+        """On rank 0: wait for every part, then write the manifest, which makes the checkpoint.
+
+        A newer attempt first records that it has begun, then takes all staging away. So, after the last part: either
+        this sees the record, or what it would publish is taken away as a whole, or it was published before.
+        """
         parts = self._await("stored")
         manifest = replace(
             header,
@@ -71,8 +77,14 @@ class Commit:
             buffers={name: StoredBuffer(**entry) for part in parts for name, entry in part["buffers"].items()},
         )
         check_coverage(manifest)
+        self.check_current()
         self._staging.publish(manifest.encode())
         return manifest
+
+    def check_current(self) -> None:
+        """Raises SupersededError once a newer attempt has begun."""
+        if self._superseded():
+            raise SupersededError("a newer attempt of this run has begun")
 
     def read_back(self, stored: StoredFile, file: StoredBytes) -> None:
         """Compare this rank's file, as the medium has it now, with what was to be written; tell rank 0."""
