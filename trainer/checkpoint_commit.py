@@ -4,6 +4,7 @@ Knows nothing of torch: what is committed is bytes in host memory.
 """
 
 import hashlib
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,8 @@ from trainer.blocks import BLOCK_BYTES, block_digest, block_digests, block_spans
 from trainer.checkpoint_format import Manifest, StoredBuffer, StoredFile, StoredFragment, check_coverage
 from trainer.checkpoint_store import CheckpointStore, Save, StoredBytes
 from trainer.receipts import Receipts
+
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Commit:
         self._store, self._receipts, self._save = store, receipts, save
         self._rank, self._ranks, self._given_up, self._superseded = rank, ranks, given_up, superseded
         self._staging = store.staging(save)
+        self._next_look = 0.0  # for a newer attempt, while waiting
 
     def store_part(self, part: Part) -> tuple[StoredFile, StoredBytes]:
         """Store this rank's file and tell rank 0, also of a failure. Raises what went wrong."""
@@ -114,7 +118,19 @@ class Commit:
         self._receipts.post(stage, self._rank, content)
 
     def _await(self, stage: str) -> list[dict[str, Any]]:
-        return self._receipts.await_all(stage, self._ranks, self._given_up)
+        try:
+            return self._receipts.await_all(stage, self._ranks, self._waits_in_vain)
+        except CheckpointError:
+            self.check_current()  # then that is the cause: it has removed the receipts
+            raise
+
+    def _waits_in_vain(self) -> bool:
+        if self._given_up():
+            return True
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _LOOK_S
+        return self._superseded()
 
 
 def _first_bad_block(stored: StoredFile, file: StoredBytes) -> int | None:

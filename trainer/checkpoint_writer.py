@@ -169,7 +169,7 @@ class CheckpointWriter:
             commit.check_current()
             raise CheckpointError(f"{error}; put aside as {self._store.put_aside(step)}") from error
         commit.check_current()
-        # Later ones are none of this history: they neither go nor make others go.
+        # Later ones are a superseded attempt's: they neither go nor make others go.
         steps = [found for found in self._store.steps() if found <= step]
         for old in superfluous(steps, self._validations(steps), self._settings):
             try:
