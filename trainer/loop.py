@@ -24,17 +24,19 @@ def train(run: Attempt) -> Outcome:
             run.context.pulse("reading data")
             batch, fault = _next(batches)
             run.context.pulse("agreement")
-            total_weight, skipped, stops, faults, failed = run.ranks.sum(
+            total_weight, skipped, stops, faults, failed, hopeless = run.ranks.sum(
                 [
                     _weight(batch),
                     len(batch.skipped) if batch else 0,
                     run.leave(step),
                     batch is None,
                     run.writer.failed,
+                    run.ranks.leads and run.writer.hopeless is not None,
                 ]
             )
             if failed:
                 run.tell_failed_save()
+            run.check_worth(bool(hopeless))
             refusal = None if faults else run.reporter.skipped.refusal(step + 1, int(skipped), total_weight)
             if faults or refusal:
                 outcome = _leave(run, step, fault, refusal, batch)

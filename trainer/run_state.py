@@ -125,6 +125,11 @@ class Attempt:
             self._tell(self.writer.save(self.engine, replace(self.header(step), metrics=metrics)))
         return True
 
+    def check_worth(self, hopeless: bool) -> None:
+        """Raises CheckpointError, on every rank, when rank 0 has found that training on is not worth it."""
+        if hopeless:
+            raise CheckpointError(self.ranks.from_leader(self.writer.hopeless))
+
     def tell_failed_save(self) -> None:
         """A save failed, here or on another rank: warn, and wait for nobody's part. Training goes on."""
         self.writer.give_up()

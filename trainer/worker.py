@@ -132,10 +132,10 @@ def _record_fault(context: Context, error: Exception) -> None:
 
 def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
     store = checkpoint_store(context.folder, context.recipe)
+    _record_start(job, context)  # first: from now on an older attempt publishes nothing more
     if context.ranks.leads:
         store.clean()
         clean_receipts(context.folder.checkpoints)
-    _record_start(job, context)
     with ExitStack() as cleanup:
         progress = Progress(context.folder, context.attempt, context.recipe.run.steps)
         context.pulse("building the model")
@@ -156,8 +156,9 @@ def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
 def _record_start(job: Job, context: Context) -> None:
     """The attempt begins; with the times that show where those seconds went."""
     places = context.ranks.gather((socket.gethostname(), os.getpid()))
-    context.record_once(
-        "attempt_started",
+    if not context.ranks.leads:
+        return
+    context.claim(
         workers=context.ranks.world,
         host=places[0][0],
         pid=places[0][1],
