@@ -8,7 +8,7 @@ from typing import Any
 from configs.recipe import Recipe
 
 # Where and how a run is executed; by promise 1 none of these changes what is computed (beyond float rounding).
-_FREE_SECTIONS = ("workers", "checkpoint", "validation", "monitor", "zero")
+_FREE_SECTIONS = ("workers", "checkpoint", "validation", "monitor", "zero", "slurm")
 # The shards may move: the fingerprint of their contents, which is compared as well, stays the same.
 _FREE_KEYS = (
     *("run.dir", "run.name", "data.train.shards", "data.val.shards", "data.val", "model.checkpoint_activations"),

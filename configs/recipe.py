@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.recipe_data import Data
 from configs.section import Fraction, NonNegative, Positive, Rate, Section
+from configs.slurm import Slurm
 
 InitFrom = Annotated[
     str | None,
@@ -276,6 +277,7 @@ class Recipe(Section):
     validation: Validation | None = None
     workers: Workers = Workers()
     monitor: Monitor = Monitor()
+    slurm: Slurm | None = None
 
     @model_validator(mode="before")
     @classmethod
