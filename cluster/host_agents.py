@@ -1,0 +1,59 @@
+"""The step of agents as the supervisor sees it: which hosts are there, and what went wrong."""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+END_TIMEOUT_S = 3.5
+
+
+class HostAgents:
+    """Starts the step; ends it by closing its standard input, which srun passes on."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._received = b""
+        self.alive: frozenset[str] = frozenset()  # hosts whose Ray is up, as Ray's GCS has it
+        self.failed: dict[str, Any] | None = None  # the first agent that gave up: host, message, code
+
+    def poll(self) -> None:
+        """Take in what the agents have told since the last call."""
+        assert self._process.stdout is not None
+        while block := self._process.stdout.read(1 << 16):
+            self._received += block
+        *lines, self._received = self._received.split(b"\n")
+        for line in lines:
+            with suppress(json.JSONDecodeError):  # a container's or Slurm's own words
+                self._take(json.loads(line))
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, dict) and "alive" in message:
+            self.alive = frozenset(message["alive"])
+        elif isinstance(message, dict) and "failed" in message:
+            self.failed = self.failed or message["failed"]
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
+    def status(self) -> int | None:
+        return self._process.returncode
+
+    def end(self) -> None:
+        """All agents, and all that they started; a host that is cut off does it by itself."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,50 @@
+"""Addresses, interfaces and ports of this host."""
+
+import socket
+
+import psutil
+
+from configs.errors import ResourceError
+
+
+def interface_address(name: str) -> str:
+    """The IPv4 address of a network interface. Raises ResourceError naming those that there are."""
+    interfaces = psutil.net_if_addrs()
+    for entry in interfaces.get(name, []):
+        if entry.family == socket.AF_INET:
+            return entry.address
+    known = ", ".join(sorted(interfaces))
+    raise ResourceError(f"slurm.interface is {name}, which has no IPv4 address on {socket.gethostname()}; known: {known}")
+
+
+def interface_of(address: str) -> str:
+    """The interface that has `address`. Raises ResourceError."""
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in entries):
+            return name
+    raise ResourceError(f"no network interface of {socket.gethostname()} has the address {address}")
+
+
+def address_towards(host: str) -> str:
+    """This host's own address on the way to `host`; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def free_port(address: str) -> int:
+    """One that nobody listens on at this moment."""
+    with socket.create_server((address, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def reaches(address: str, timeout_s: float) -> bool:
+    """Whether something listens at HOST:PORT and the network leads there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout_s).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,127 @@
+"""Entry point of the job script: `python -m cluster.slurm_main RUN_DIR`, on the first host of a job."""
+
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+from cluster.host_network import address_towards, free_port, interface_address
+from cluster.ledger import Ledger
+from cluster.slurm_agent import AgentPlan, say
+from cluster.slurm_decisions import Ending, excludable, unreliable_hosts
+from cluster.slurm_job import SlurmJob
+from cluster.slurm_queue import Scheduler, SlurmCommands
+from cluster.slurm_script import slurm_folder
+from cluster.slurm_steps import CHECKOUT, Place, agents_command, driver_command
+from cluster.slurm_supervisor import Start, Supervisor, block_signals, conclude, job_environment
+from configs.errors import EXIT_REQUEUE, ClusterError, StokerError
+from configs.load import load_recipe
+from configs.recipe import Recipe
+from configs.slurm import Slurm
+
+RECIPE = "recipe.yaml"
+
+
+def main(run_folder: Path) -> int:
+    block_signals()
+    job = SlurmJob.from_env(os.environ)
+    recipe_path = slurm_folder(run_folder) / RECIPE
+    recipe = load_recipe(recipe_path)
+    slurm = recipe.slurm or Slurm()
+    ledger = Ledger(run_folder / "ledger.jsonl")
+    scheduler: Scheduler = SlurmCommands()
+    note_start(job, ledger)
+    say(f"job {job.job_id}, start {job.restarts + 1}, on {', '.join(job.hosts)}")
+    ending = _unfit(job, ledger, scheduler, slurm)
+    if ending is None:
+        token = slurm_folder(run_folder) / f"token-{job.job_id}"
+        try:
+            start = _start(job, recipe, recipe_path, run_folder, token, scheduler)
+            ending = Supervisor(job, slurm, recipe.workers, scheduler, ledger, say).run(start)
+        finally:
+            token.unlink(missing_ok=True)
+    excluded = _excluded(ledger, scheduler, slurm, len(job.hosts)) if ending.requeue else []
+    return conclude(ending, job, slurm, scheduler, ledger, excluded, say)
+
+
+def note_start(job: SlurmJob, ledger: Ledger) -> None:
+    """A start after Slurm requeued the job by itself: nobody could write it down at the time."""
+    events = [event for event in ledger.events() if event.get("job") == job.job_id]
+    told = sum(event["event"] == "requeued" for event in events)
+    if job.restarts > told:
+        reason = "by Slurm or an operator: preempted, requeued, or its first host failed"
+        ledger.append("requeued", job=job.job_id, reason=reason, excluded=[])
+    ledger.append("job_started", job=job.job_id, restarts=job.restarts, hosts=list(job.hosts))
+
+
+def _unfit(job: SlurmJob, ledger: Ledger, scheduler: Scheduler, slurm: Slurm) -> Ending | None:
+    """An ending before anything started, when Slurm gave us a host that failed twice and there are others."""
+    given = [host for host in _excluded(ledger, scheduler, slurm, len(job.hosts)) if host in job.hosts]
+    if not given:
+        return None
+    return Ending(EXIT_REQUEUE, f"host {', '.join(given)} failed twice in this run", requeue=True)
+
+
+def _excluded(ledger: Ledger, scheduler: Scheduler, slurm: Slurm, needed: int) -> list[str]:
+    unreliable = unreliable_hosts(ledger.events())
+    if not unreliable:
+        return []
+    try:
+        return excludable(unreliable, scheduler.hosts(slurm.partition), needed)
+    except ClusterError as error:
+        say(f"hosts {', '.join(unreliable)} failed twice, but are not excluded: {error}")
+        return []
+
+
+def _start(
+    job: SlurmJob, recipe: Recipe, recipe_path: Path, run_folder: Path, token: Path, scheduler: Scheduler
+) -> Start:
+    slurm = recipe.slurm or Slurm()
+    write_token(token)
+    head = _own_address(job, slurm, scheduler)
+    plan = AgentPlan(
+        head=job.hosts[0],
+        address=f"{head}:{free_port(head)}",
+        token=str(token),
+        folder=str(run_folder),
+        cpus=job.cpus,
+        gpus=job.gpus,
+        memory_bytes=job.memory_bytes,
+        interface=slurm.interface,
+        rejoin_s=float(slurm.wait_s) if slurm.on_node_loss == "wait" else 60.0,
+    )
+    place = Place(slurm, sys.executable, (run_folder, Path.cwd()))
+    environment = {**job_environment(token), "PYTHONPATH": str(CHECKOUT)}
+    driver = driver_command(job, place, recipe_path, plan.address)
+    return Start(agents_command(job, place, plan), driver, plan.address, environment)
+
+
+def write_token(path: Path) -> None:
+    """Only its owner may ever read it, not even for a moment in between."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _own_address(job: SlurmJob, slurm: Slurm, scheduler: Scheduler) -> str:
+    """Of this, the first host: that of the chosen interface, else where Slurm reaches it."""
+    if slurm.interface:
+        return interface_address(slurm.interface)
+    own = socket.gethostbyname(scheduler.node_address(job.hosts[0]))
+    if not own.startswith("127.") or len(job.hosts) == 1:
+        return own
+    # Debian's /etc/hosts has the host's own name as 127.0.1.1.
+    return address_towards(socket.gethostbyname(scheduler.node_address(job.hosts[1])))
+
+
+if __name__ == "__main__":
+    try:
+        code = main(Path(sys.argv[1]))
+    except StokerError as error:
+        say(f"error: {error}")
+        code = error.exit_code
+    sys.exit(code)

@@ -1,0 +1,237 @@
+"""The batch script of a job: starts Ray on its hosts and the driver beside it, and brings the run through what happens.
+
+Signals are blocked and asked for: those of Slurm come to every process of a job, and only one of them may decide.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cluster.host_agents import HostAgents
+from cluster.host_network import reaches
+from cluster.ledger import Ledger
+from cluster.process_tree import adopt_orphans, end_descendants
+from cluster.slurm_decisions import Ending, may_requeue, patience_s, requeues_in_a_row, workers_that_fit
+from cluster.slurm_job import SlurmJob
+from cluster.slurm_queue import Scheduler, time_left_s
+from configs.errors import EXIT_FAILED, EXIT_REQUEUE, ClusterError
+from configs.recipe import Workers
+from configs.slurm import Slurm
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+TICK_S = 0.25
+HEAD_SILENCE_S = 4.0
+MARGIN_S = 8.0  # of the time left, to end everything and to requeue
+STUCK_S = 10.0  # for the driver to leave when its Ray is broken
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the supervisor starts: the step of agents, and the driver once all hosts are there."""
+
+    agents: Sequence[str]
+    driver: Sequence[str]
+    address: str
+    environment: dict[str, str]
+
+
+class Supervisor:
+    """One start of a job."""
+
+    def __init__(
+        self,
+        job: SlurmJob,
+        slurm: Slurm,
+        workers: Workers,
+        scheduler: Scheduler,
+        ledger: Ledger,
+        say: Callable[[str], None],
+    ) -> None:
+        self._job, self._slurm, self._workers = job, slurm, workers
+        self._scheduler, self._ledger, self._say = scheduler, ledger, say
+        self._warned: str | None = None
+        self._deadline: float | None = None  # by which the driver must be gone
+        self._lost: dict[str, float] = {}  # host: when it was missed first
+        self._head_heard = time.monotonic()
+
+    def run(self, start: Start) -> Ending:
+        """Returns when everything that it started is gone."""
+        adopt_orphans()
+        agents = HostAgents(start.agents, start.environment)
+        try:
+            return self._wait_for_hosts(agents) or self._train(agents, start)
+        finally:
+            agents.end()
+            left = end_descendants(timeout_s=3.0)
+            if left:
+                self._say(f"processes {left} would not end")
+
+    def _wait_for_hosts(self, agents: HostAgents) -> Ending | None:
+        """None when they are there."""
+        deadline = time.monotonic() + self._slurm.start_timeout_s
+        while missing := [host for host in self._job.hosts if host not in agents.alive]:
+            self._tick(agents)
+            if self._warned:
+                return Ending(EXIT_REQUEUE, f"{self._warned} before the run had started", requeue=True)
+            if agents.failed:
+                host, message, code = (agents.failed[name] for name in ("host", "message", "code"))
+                return Ending(int(code), f"{host}: {message}", requeue=code == EXIT_FAILED)
+            if agents.ended:
+                return Ending(EXIT_FAILED, f"the step of agents ended (exit {agents.status}) at its start", requeue=True)
+            if time.monotonic() > deadline:
+                return self._without(missing)
+        self._head_heard = time.monotonic()
+        self._say(f"Ray is up on {len(self._job.hosts)} hosts: {', '.join(self._job.hosts)}")
+        return None
+
+    def _without(self, missing: list[str]) -> Ending | None:
+        for host in missing:
+            self._record_loss(host, "it did not join")
+        names = f"{', '.join(missing)} did not join within {self._slurm.start_timeout_s} s (slurm.start_timeout_s)"
+        if self._job.hosts[0] not in missing and self._slurm.on_node_loss == "continue" and self._enough():
+            self._say(f"{names}: going on without")
+            return None
+        return Ending(EXIT_FAILED, names, requeue=True)
+
+    def _train(self, agents: HostAgents, start: Start) -> Ending:
+        driver = subprocess.Popen(start.driver, env=start.environment, stdin=subprocess.DEVNULL)
+        while driver.poll() is None:
+            was_warned = self._warned
+            self._tick(agents)
+            if self._warned and not was_warned:
+                driver.send_signal(signal.SIGUSR1)
+            if problem := self._broken(agents, start.address):
+                return self._give_up(driver, problem)
+        return self._verdict(driver.returncode)
+
+    def _broken(self, agents: HostAgents, address: str) -> str | None:
+        """What makes it pointless to wait for the driver."""
+        now = time.monotonic()
+        if reaches(address, timeout_s=1.0):
+            self._head_heard = now
+        failed = agents.failed and agents.failed["host"] == self._job.hosts[0]
+        if failed or agents.ended or now - self._head_heard > HEAD_SILENCE_S:
+            return f"Ray's head on {self._job.hosts[0]} is gone: this attempt is over"
+        if self._deadline is not None and now > self._deadline:
+            return f"no checkpoint in the time left after {self._warned}"
+        return self._look_for_hosts(agents, now)
+
+    def _look_for_hosts(self, agents: HostAgents, now: float) -> str | None:
+        for host in self._job.hosts:
+            if host not in agents.alive and host not in self._lost:
+                self._lost[host] = now
+                self._record_loss(host, "Ray there does not answer")
+            if host in agents.alive and self._lost.pop(host, None):
+                self._ledger.append("host_back", host=host, job=self._job.job_id)
+                self._say(f"host {host} is back")
+        patience = patience_s(self._slurm, enough=self._enough())
+        for host, since in self._lost.items():
+            if patience is not None and now - since > patience:
+                return f"host {host} did not come back within {patience:.0f} s"
+        return None
+
+    def _enough(self) -> bool:
+        hosts = len(self._job.hosts) - len(self._lost)
+        return workers_that_fit(self._workers, hosts, self._job.cpus, self._job.gpus) >= self._workers.least
+
+    def _record_loss(self, host: str, cause: str) -> None:
+        self._lost.setdefault(host, time.monotonic())
+        self._ledger.append("host_lost", host=host, job=self._job.job_id, cause=cause)
+        self._say(f"host {host} is lost: {cause}; slurm.on_node_loss is {self._slurm.on_node_loss}")
+
+    def _give_up(self, driver: subprocess.Popen[bytes], problem: str) -> Ending:
+        self._say(problem)
+        driver.send_signal(signal.SIGUSR1)
+        try:
+            driver.wait(1.0 if self._deadline else STUCK_S)
+        except subprocess.TimeoutExpired:
+            driver.kill()
+            driver.wait()
+        return Ending(EXIT_REQUEUE, problem, requeue=True)
+
+    def _verdict(self, status: int) -> Ending:
+        if status == EXIT_REQUEUE:
+            return Ending(status, f"stopped by {self._warned or 'a signal'} with a checkpoint", requeue=True)
+        if self._warned and status == -signal.SIGUSR1:
+            return Ending(EXIT_REQUEUE, f"{self._warned} before the driver was ready for it", requeue=True)
+        code = 128 - status if status < 0 else status
+        return Ending(code, f"the driver ended with {code}")
+
+    def _tick(self, agents: HostAgents) -> None:
+        """Wait a moment for a signal, and take in what the agents tell."""
+        received = signal.sigtimedwait(SIGNALS, TICK_S)
+        if received is not None:
+            self._on_signal(signal.Signals(received.si_signo).name)
+        agents.poll()
+
+    def _on_signal(self, name: str) -> None:
+        if self._warned:
+            self._say(f"{name}: already leaving")
+            return
+        self._warned = name
+        left_s = self._time_left_s()
+        if left_s is not None:
+            self._deadline = time.monotonic() + max(left_s - MARGIN_S, 1.0)
+        told = "" if left_s is None else f", {left_s:.0f} s left"
+        self._ledger.append("warned", signal=name, job=self._job.job_id, left_s=left_s)
+        self._say(f"{name} from Slurm{told}: saving a checkpoint at the next step boundary, then leaving")
+
+    def _time_left_s(self) -> float | None:
+        with suppress(ClusterError):  # the controller is busy or away: the driver gets all the time there is
+            return time_left_s(self._scheduler.job(self._job.job_id), datetime.now())
+        return None
+
+
+def conclude(
+    ending: Ending,
+    job: SlurmJob,
+    slurm: Slurm,
+    scheduler: Scheduler,
+    ledger: Ledger,
+    excluded: Sequence[str],
+    say: Callable[[str], None],
+) -> int:
+    """Requeue the job if that is right; the exit code of this start. Nothing of the run may be running any more."""
+    say(ending.why)
+    if not ending.requeue:
+        return ending.code
+    try:
+        found = scheduler.job(job.job_id)
+    except ClusterError as error:
+        say(f"not requeued: {error}")
+        return ending.code
+    state, reason = found.get("JobState", ""), found.get("Reason", "")
+    if not may_requeue(state, reason):
+        say(f"not requeued by itself: Slurm has the job as {state} ({reason})")
+        return ending.code
+    row = requeues_in_a_row(ledger.events())
+    if row >= slurm.max_requeues:
+        say(f"not requeued: {row} times in a row without a newer checkpoint (slurm.max_requeues)")
+        return EXIT_FAILED
+    ledger.append("requeued", job=job.job_id, reason=ending.why, excluded=list(excluded))
+    ledger.append("queued", job=job.job_id)
+    say(f"requeueing job {job.job_id}" + (f", without {', '.join(excluded)}" if excluded else ""))
+    scheduler.requeue(job.job_id)
+    if excluded:
+        before = [host for host in found.get("ExcNodeList", "").split(",") if host not in ("", "(null)")]
+        # Slurm ends us within seconds of the requeue; until then the job waits in the queue, and can be changed.
+        scheduler.exclude(job.job_id, [*before, *excluded])
+    return ending.code
+
+
+def block_signals() -> None:
+    """Here and in all processes that start from here; SIGUSR1 is the supervisor's own way to tell the driver."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # some send it to the batch shell; ours is SIGUSR2
+
+
+def job_environment(token: Path) -> dict[str, str]:
+    """For what the supervisor starts: the job's own token, and nobody else's Ray."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PYTHONUNBUFFERED": "1"}
