@@ -19,7 +19,7 @@ class RayHosts:
         """By name; None when it does not answer."""
         with suppress(Exception):  # Ray's errors here have no public class
             if self._client is None:
-                from ray._raylet import GcsClient
+                from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
                 self._client = GcsClient(address=self._address)
             nodes = self._client.get_all_node_info(timeout=2).values()

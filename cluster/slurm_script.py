@@ -10,7 +10,7 @@ from configs.errors import RunFolderError
 from configs.slurm import Slurm
 
 TEMPLATE = Path(__file__).parents[1] / "slurm" / "job.sbatch"
-# Of the submitting shell, where they are set there: what remote shards and checkpoints need. Values stay out of the script.
+# Of the submitting shell, where set: what remote shards and checkpoints need. Values stay out of the script.
 STORAGE_VARIABLES = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION"),
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ALLOW_HTTP", "GOOGLE_APPLICATION_CREDENTIALS"),

@@ -127,7 +127,7 @@ class Supervisor:
             if host not in agents.alive and host not in self._lost:
                 self._lost[host] = now
                 self._record_loss(host, "Ray there does not answer")
-            if host in agents.alive and self._lost.pop(host, None):
+            if host in agents.alive and self._lost.pop(host, 0.0):
                 self._ledger.append("host_back", host=host, job=self._job.job_id)
                 self._say(f"host {host} is back")
         patience = patience_s(self._slurm, enough=self._enough())
