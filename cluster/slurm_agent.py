@@ -219,8 +219,8 @@ def check_shared(plan: AgentPlan, host: str) -> None:
 
 
 def main(plan: AgentPlan) -> int:
-    # Slurm signals every process of a step when the job is to end. Ray would leave at once; with the signals blocked,
-    # here and in all that starts from here, the run can save a checkpoint first. SIGKILL ends us all the same.
+    # `scancel --signal` reaches every process of a step, which Ray would leave at. It is for the supervisor alone to
+    # decide, so the signals are blocked, here and in all that starts from here. SIGKILL ends us all the same.
     signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
     adopt_orphans()
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()

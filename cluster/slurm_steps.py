@@ -48,7 +48,7 @@ def agents_command(job: SlurmJob, place: Place, plan: AgentPlan) -> list[str]:
     return [
         *("srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}"),
         *("--job-name=stoker-agents", "--overlap", "--no-kill", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL"),
-        *("--cpu-bind=none", "--unbuffered"),
+        "--unbuffered",
         *place.srun_flags(),
         *place.inside(agent, job.gpus),
     ]
@@ -62,4 +62,4 @@ def driver_command(job: SlurmJob, place: Place, recipe: Path, address: str) -> l
     if not flags:
         return command
     step = ("srun", "--nodes=1", "--ntasks=1", f"--nodelist={job.hosts[0]}", "--job-name=stoker-driver", "--overlap")
-    return [*step, f"--cpus-per-task={job.cpus}", "--cpu-bind=none", "--export=ALL", *flags, *command]
+    return [*step, f"--cpus-per-task={job.cpus}", "--export=ALL", *flags, *command]

@@ -25,6 +25,7 @@ from configs.recipe import Workers
 from configs.slurm import Slurm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+CANCEL = signal.SIGINT  # `stoker cancel`: as the warning, but for good
 TICK_S = 0.25
 HEAD_SILENCE_S = 4.0
 MARGIN_S = 8.0  # of the time left, to end everything and to requeue
@@ -78,7 +79,8 @@ class Supervisor:
         while missing := [host for host in self._job.hosts if host not in agents.alive]:
             self._tick(agents)
             if self._warned:
-                return Ending(EXIT_REQUEUE, f"{self._warned} before the run had started", requeue=True)
+                again = self._warned != CANCEL.name
+                return Ending(EXIT_REQUEUE, f"{self._warned} before the run had started", requeue=again)
             if agents.failed:
                 host, message, code = (agents.failed[name] for name in ("host", "message", "code"))
                 return Ending(int(code), f"{host}: {message}", requeue=code == EXIT_FAILED)
@@ -119,7 +121,7 @@ class Supervisor:
         if failed or agents.ended or now - self._head_heard > HEAD_SILENCE_S:
             return f"Ray's head on {self._job.hosts[0]} is gone: this attempt is over"
         if self._deadline is not None and now > self._deadline:
-            return f"no checkpoint in the time left after {self._warned}"
+            return f"the driver did not leave in the time left after {self._warned}"
         return self._look_for_hosts(agents, now)
 
     def _look_for_hosts(self, agents: HostAgents, now: float) -> str | None:
@@ -146,8 +148,8 @@ class Supervisor:
         self._say(f"host {host} is lost: {cause}; slurm.on_node_loss is {self._slurm.on_node_loss}")
 
     def _give_up(self, driver: subprocess.Popen[bytes], problem: str) -> Ending:
-        self._say(problem)
-        driver.send_signal(signal.SIGUSR1)
+        if not self._warned:
+            driver.send_signal(signal.SIGUSR1)
         try:
             driver.wait(1.0 if self._deadline else STUCK_S)
         except subprocess.TimeoutExpired:
@@ -157,7 +159,8 @@ class Supervisor:
 
     def _verdict(self, status: int) -> Ending:
         if status == EXIT_REQUEUE:
-            return Ending(status, f"stopped by {self._warned or 'a signal'} with a checkpoint", requeue=True)
+            why = f"stopped by {self._warned or 'a signal'} with a checkpoint"
+            return Ending(status, why, requeue=self._warned != CANCEL.name)
         if self._warned and status == -signal.SIGUSR1:
             return Ending(EXIT_REQUEUE, f"{self._warned} before the driver was ready for it", requeue=True)
         code = 128 - status if status < 0 else status
@@ -178,9 +181,13 @@ class Supervisor:
         left_s = self._time_left_s()
         if left_s is not None:
             self._deadline = time.monotonic() + max(left_s - MARGIN_S, 1.0)
-        told = "" if left_s is None else f", {left_s:.0f} s left"
         self._ledger.append("warned", signal=name, job=self._job.job_id, left_s=left_s)
-        self._say(f"{name} from Slurm{told}: saving a checkpoint at the next step boundary, then leaving")
+        if name == signal.SIGTERM.name:  # srun has had it too, and kills its step: there are no workers any more
+            self._deadline = time.monotonic() + STUCK_S / 10
+            self._say(f"{name}: Slurm ends the job; the steps since the last checkpoint are lost")
+            return
+        told = "" if left_s is None else f", {left_s:.0f} s left"
+        self._say(f"{name}{told}: saving a checkpoint at the next step boundary, then leaving")
 
     def _time_left_s(self) -> float | None:
         with suppress(ClusterError):  # the controller is busy or away: the driver gets all the time there is
