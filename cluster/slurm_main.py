@@ -12,9 +12,10 @@ from cluster.slurm_agent import AgentPlan, say
 from cluster.slurm_decisions import Ending, excludable, unreliable_hosts
 from cluster.slurm_job import SlurmJob
 from cluster.slurm_queue import Scheduler, SlurmCommands
+from cluster.slurm_requeue import refuse_requeue, requeue
 from cluster.slurm_script import slurm_folder
 from cluster.slurm_steps import CHECKOUT, Place, agents_command, driver_command
-from cluster.slurm_supervisor import Start, Supervisor, block_signals, conclude, job_environment
+from cluster.slurm_supervisor import Start, Supervisor, block_signals, job_environment
 from configs.errors import EXIT_REQUEUE, ClusterError, StokerError
 from configs.load import load_recipe
 from configs.recipe import Recipe
@@ -42,7 +43,13 @@ def main(run_folder: Path) -> int:
         finally:
             token.unlink(missing_ok=True)
     excluded = _excluded(ledger, scheduler, slurm, len(job.hosts)) if ending.requeue else []
-    return conclude(ending, job, slurm, scheduler, ledger, excluded, say)
+    refusal = refuse_requeue(ending, job, slurm, scheduler, ledger)
+    say(ending.why if refusal is None else f"{ending.why}{refusal}")
+    if refusal is None:
+        requeue(ending, job, scheduler, ledger, excluded, say)
+        return ending.code
+    ledger.append("job_ended", job=job.job_id, code=ending.code, reason=ending.why)
+    return ending.code
 
 
 def note_start(job: SlurmJob, ledger: Ledger) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +18,18 @@ STORAGE_VARIABLES = (
 )
 
 
+TASK = "{task}"  # in a path of an array: the number of the task
+
+
 @dataclass(frozen=True)
 class JobScript:
-    """What a script is made of. `run_folders` by array task; of a job without tasks, the key is None."""
+    """What a script is made of. Of an array, `run_folder` has TASK in it."""
 
     name: str
     slurm: Slurm
     cpus_per_node: int
     gpus_per_node: int
-    run_folders: Mapping[int | None, Path]
+    run_folder: Path
     working_folder: Path
     checkout: Path
     python: Path
@@ -38,15 +40,20 @@ def slurm_folder(run_folder: Path) -> Path:
     return run_folder / "slurm"
 
 
+def output_path(run_folder: Path, job_id: str) -> Path:
+    """What the job says, in all its starts."""
+    return slurm_folder(run_folder) / f"job-{job_id}.out"
+
+
 def render(job: JobScript) -> str:
     """Raises RunFolderError for paths that cannot stand in a job script."""
-    for path in (*job.run_folders.values(), job.working_folder, job.checkout, job.python):
+    for path in (job.run_folder, job.working_folder, job.checkout, job.python):
         if not str(path).isprintable() or "\\" in str(path):
             raise RunFolderError(f"{str(path)!r} has a control character or a backslash, which Slurm does not take")
     values = {
         "directives": "\n".join(f"#SBATCH {_quoted(line)}" for line in directives(job)),
         "setup": "\n".join(job.slurm.setup),
-        "run_folder": _choice(job.run_folders),
+        "run_folder": _shell_path(job),
         "working_folder": shlex.quote(str(job.working_folder)),
         "checkout": shlex.quote(str(job.checkout)),
         "python": shlex.quote(str(job.python)),
@@ -72,7 +79,7 @@ def directives(job: JobScript) -> list[str]:
         "constraint": slurm.constraint,
         "dependency": slurm.dependency,
         "array": slurm.array,
-        "output": output_pattern(job),
+        "output": _output_pattern(job),
         "open-mode": "append",
         "signal": f"B:USR2@{slurm.warning_s}",
         "export": ",".join(dict.fromkeys((*STORAGE_VARIABLES, *slurm.environment))),
@@ -81,24 +88,17 @@ def directives(job: JobScript) -> list[str]:
     return [*given, "--requeue", "--no-kill", *slurm.sbatch]
 
 
-def output_pattern(job: JobScript) -> str:
-    """All starts of a job write to one file. With an array, all tasks share a folder, beside those of the runs."""
-    folders = list(job.run_folders.values())
-    folder = slurm_folder(folders[0]) if list(job.run_folders) == [None] else folders[0].parent
-    return f"{folder}/job-".replace("%", "%%") + ("%j.out" if list(job.run_folders) == [None] else "%A_%a.out")
+def _output_pattern(job: JobScript) -> str:
+    """`output_path`, in Slurm's way to write it."""
+    folder = str(slurm_folder(job.run_folder)).replace("%", "%%")
+    if job.slurm.array is None:
+        return f"{folder}/job-%j.out"
+    return f"{folder.replace(TASK, '%a')}/job-%A_%a.out"
 
 
-def output_path(run_folder: Path, job_id: str) -> Path:
-    """Where the job's output is, by `output_pattern`."""
-    folder = run_folder.parent if "_" in job_id else slurm_folder(run_folder)
-    return folder / f"job-{job_id}.out"
-
-
-def _choice(run_folders: Mapping[int | None, Path]) -> str:
-    if list(run_folders) == [None]:
-        return f"run_folder={shlex.quote(str(run_folders[None]))}"
-    cases = [f"  {task}) run_folder={shlex.quote(str(path))} ;;" for task, path in run_folders.items()]
-    return "\n".join(['case "$SLURM_ARRAY_TASK_ID" in', *cases, "  *) exit 2 ;;", "esac"])
+def _shell_path(job: JobScript) -> str:
+    parts = str(job.run_folder).split(TASK) if job.slurm.array is not None else [str(job.run_folder)]
+    return '"$SLURM_ARRAY_TASK_ID"'.join(shlex.quote(part) if part else "" for part in parts)
 
 
 def _quoted(flag: str) -> str:

@@ -17,7 +17,7 @@ from cluster.host_agents import HostAgents
 from cluster.host_network import reaches
 from cluster.ledger import Ledger
 from cluster.process_tree import adopt_orphans, end_descendants
-from cluster.slurm_decisions import Ending, may_requeue, patience_s, requeues_in_a_row, workers_that_fit
+from cluster.slurm_decisions import Ending, patience_s, workers_that_fit
 from cluster.slurm_job import SlurmJob
 from cluster.slurm_queue import Scheduler, time_left_s
 from configs.errors import EXIT_FAILED, EXIT_REQUEUE, ClusterError
@@ -193,43 +193,6 @@ class Supervisor:
         with suppress(ClusterError):  # the controller is busy or away: the driver gets all the time there is
             return time_left_s(self._scheduler.job(self._job.job_id), datetime.now())
         return None
-
-
-def conclude(
-    ending: Ending,
-    job: SlurmJob,
-    slurm: Slurm,
-    scheduler: Scheduler,
-    ledger: Ledger,
-    excluded: Sequence[str],
-    say: Callable[[str], None],
-) -> int:
-    """Requeue the job if that is right; the exit code of this start. Nothing of the run may be running any more."""
-    say(ending.why)
-    if not ending.requeue:
-        return ending.code
-    try:
-        found = scheduler.job(job.job_id)
-    except ClusterError as error:
-        say(f"not requeued: {error}")
-        return ending.code
-    state, reason = found.get("JobState", ""), found.get("Reason", "")
-    if not may_requeue(state, reason):
-        say(f"not requeued by itself: Slurm has the job as {state} ({reason})")
-        return ending.code
-    row = requeues_in_a_row(ledger.events())
-    if row >= slurm.max_requeues:
-        say(f"not requeued: {row} times in a row without a newer checkpoint (slurm.max_requeues)")
-        return EXIT_FAILED
-    ledger.append("requeued", job=job.job_id, reason=ending.why, excluded=list(excluded))
-    ledger.append("queued", job=job.job_id)
-    say(f"requeueing job {job.job_id}" + (f", without {', '.join(excluded)}" if excluded else ""))
-    scheduler.requeue(job.job_id)
-    if excluded:
-        before = [host for host in found.get("ExcNodeList", "").split(",") if host not in ("", "(null)")]
-        # Slurm ends us within seconds of the requeue; until then the job waits in the queue, and can be changed.
-        scheduler.exclude(job.job_id, [*before, *excluded])
-    return ending.code
 
 
 def block_signals() -> None:

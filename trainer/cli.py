@@ -5,7 +5,7 @@ import sys
 import typer
 
 from configs.errors import EXIT_FAILED, StokerError
-from trainer.commands import board, checkpoint, data, plan, status, train
+from trainer.commands import board, cancel, checkpoint, data, logs, plan, status, submit, train
 from trainer.terminal import fail
 
 app = typer.Typer(
@@ -16,7 +16,10 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command()(plan.plan)
+app.command()(submit.submit)
 app.command()(status.status)
+app.command()(logs.logs)
+app.command()(cancel.cancel)
 app.command()(board.board)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -8,14 +8,16 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cluster.ledger import read_json_lines
+from cluster.ledger import Event, read_json_lines
 from cluster.run_lock import is_held
+from cluster.slurm_queue import SlurmCommands
 from configs.load import load_recipe
 from trainer.checkpoint_place import checkpoint_store
 from trainer.commands.checkpoint import open_run
 from trainer.goodput import Account, superseded_lines
 from trainer.history import History, read_history
 from trainer.run_folder import RunFolder
+from trainer.slurm_jobs import job_ids, known_state
 from trainer.terminal import console, say
 
 _FIGURES = (
@@ -52,10 +54,25 @@ def status(
         typer.echo(json.dumps({**place, "last": last, **history.as_json()}))
         return
     say(f"{folder.root}: {history.verdict.what}, step {step} of {recipe.run.steps}, {history.attempts} attempts")
+    for line in _slurm_lines(read_json_lines(folder.ledger)):
+        say(line)
     if metrics:
         say("  ".join(f"{name} {last[name]:.6g}" for name in _FIGURES if name in last))
     say(f"newest checkpoint: step {published[-1]}" if published else "no checkpoint yet")
     _show(history)
+
+
+def _slurm_lines(events: list[Event]) -> list[str]:
+    """The newest job of the run, if it was submitted to Slurm."""
+    ids = job_ids(events)
+    if not ids:
+        return []
+    state = known_state(ids[-1], events, SlurmCommands())
+    reason = f" ({state.reason})" if state.reason not in ("", "None") else ""
+    requeues = sum(event["event"] == "requeued" and event["job"] == ids[-1] for event in events)
+    line = f"slurm: job {ids[-1]} {state.name}{reason}, as {state.source} has it; requeued {requeues} times"
+    lost = [str(event["host"]) for event in events if event["event"] == "host_lost"]
+    return [line, *([f"slurm: lost hosts: {', '.join(lost)}"] if lost else [])]
 
 
 def _read(folder: RunFolder, metrics: list[dict[str, Any]]) -> History:

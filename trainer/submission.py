@@ -1,0 +1,183 @@
+"""`stoker submit`: check everything, write what the job needs, queue it."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.ledger import Event, Ledger, read_json_lines
+from cluster.preflight import check_writable
+from cluster.run_lock import is_held
+from cluster.slurm_preflight import (
+    HostShape,
+    check_memory,
+    check_warning,
+    cluster_warnings,
+    host_shape,
+    local_paths,
+)
+from cluster.slurm_queue import Scheduler
+from cluster.slurm_script import TASK, JobScript, render, slurm_folder
+from cluster.slurm_steps import CHECKOUT
+from configs.errors import RecipeError, RunFolderError
+from configs.load import dump_recipe, load_recipe
+from configs.recipe import Recipe
+from configs.slurm import Slurm, array_tasks
+from configs.slurm_profiles import with_profile
+from trainer.durable import write_durably
+from trainer.run_folder import RunFolder
+from trainer.slurm_jobs import live_jobs
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job, or one array: the script and, by task, the recipe of each run (of a plain job the task is None)."""
+
+    script: str
+    slurm: Slurm
+    shape: HostShape
+    runs: Mapping[int | None, Recipe]
+
+
+def plan_submission(
+    recipe_path: Path,
+    overrides: Sequence[str],
+    each: Sequence[Sequence[str]],
+    options: Mapping[str, Any],
+    profiles: Path,
+) -> Submission:
+    """All that is to be submitted, from the recipe, the options and the user's profiles. Reads files, writes nothing.
+
+    Raises RecipeError, ResourceError or RunFolderError.
+    """
+    if each and "array" not in options:
+        options = {**options, "array": f"0-{len(each) - 1}" if len(each) > 1 else "0"}
+    first = with_profile(load_recipe(recipe_path, _of_task(overrides, 0)), options, profiles)
+    slurm = _slurm(first)
+    tasks: list[int | None] = [None] if slurm.array is None else [*array_tasks(slurm.array)]
+    name = next((text.partition("=")[2] for text in overrides if text.startswith("run.name=")), None)
+    name = name or (first.run.name if slurm.array is None else f"{first.run.name}-{TASK}")
+    runs = {task: _run(recipe_path, overrides, each, name, task, options, profiles) for task in tasks}
+    folders = {RunFolder.of(recipe).root for recipe in runs.values()}
+    if len(folders) < len(runs):
+        raise RecipeError(f"the tasks of slurm.array {slurm.array} would share a run folder: put {TASK} in run.name")
+    shape = host_shape(first.workers, slurm)
+    script = JobScript(
+        name=name.replace(f"-{TASK}", "").replace(TASK, ""),
+        slurm=slurm,
+        cpus_per_node=shape.cpus,
+        gpus_per_node=shape.gpus,
+        run_folder=next(iter(folders)).parent / name,
+        working_folder=Path.cwd(),
+        checkout=CHECKOUT,
+        python=Path(sys.executable),
+    )
+    return Submission(render(script), slurm, shape, runs)
+
+
+def _slurm(recipe: Recipe) -> Slurm:
+    assert recipe.slurm is not None, "with_profile fills it"
+    return recipe.slurm
+
+
+def _run(
+    path: Path,
+    overrides: Sequence[str],
+    each: Sequence[Sequence[str]],
+    name: str,
+    task: int | None,
+    options: Mapping[str, Any],
+    profiles: Path,
+) -> Recipe:
+    if task is None:
+        return with_profile(load_recipe(path, overrides), options, profiles)
+    if each and task >= len(each):
+        raise RecipeError(f"slurm.array has task {task}, but --each is given {len(each)} times: tasks start at 0")
+    own = each[task] if each else []
+    texts = _of_task([*overrides, *own, f"run.name={name}"], task)
+    return with_profile(load_recipe(path, texts), options, profiles)
+
+
+def _of_task(overrides: Sequence[str], task: int) -> list[str]:
+    return [text.replace(TASK, str(task)) for text in overrides]
+
+
+def check_submission(submission: Submission, scheduler: Scheduler, say: Say) -> None:
+    """Everything that can be known before the job is queued. Raises the UserError of the first thing that is wrong."""
+    from trainer.estimate import estimate  # imports torch
+    from trainer.planning import preflight
+
+    slurm = submission.slurm
+    config, partition = scheduler.config(), scheduler.partition(slurm.partition)
+    for recipe in submission.runs.values():
+        folder = RunFolder.of(recipe)
+        check_not_queued(folder, slurm, scheduler)
+        preflight(recipe, say, elsewhere=True)
+        check_writable(folder.root)
+        step_s, checkpoint_s = measured(read_json_lines(folder.metrics), read_json_lines(folder.ledger))
+        check_warning(slurm, step_s, checkpoint_s)
+        memory = estimate(recipe).memory[recipe.zero.stage]
+        host_bytes = memory.offloaded_bytes + (0 if recipe.workers.gpus else memory.device_bytes)
+        check_memory(slurm, submission.shape, host_bytes, config, partition)
+    for warning in cluster_warnings(slurm, config, partition):
+        say(f"warning: {warning}")
+    for path in _unshared(submission):
+        say(f"warning: {path} looks like a disk of this host alone: every host of the job must see it")
+    say(f"slurm: {scheduler.test(submission.script)}")
+
+
+def _unshared(submission: Submission) -> list[str]:
+    folders = [RunFolder.of(recipe).root for recipe in submission.runs.values()]
+    mounts = Path("/proc/self/mounts").read_text()
+    return local_paths(dict.fromkeys([*folders[:1], Path.cwd(), CHECKOUT, Path(sys.prefix).resolve()]), mounts)
+
+
+def check_not_queued(folder: RunFolder, slurm: Slurm, scheduler: Scheduler) -> None:
+    """Raises RunFolderError when a job of the run waits or runs, unless this one is to come after it."""
+    if slurm.dependency is not None:
+        return
+    live = live_jobs(read_json_lines(folder.ledger), scheduler)
+    if live:
+        job = live[-1]
+        raise RunFolderError(
+            f"run {folder.root} has job {job.job_id} already ({job.state.name}): `stoker cancel` it, queue this one "
+            "behind it with --dependency singleton, or give this run another run.name"
+        )
+
+
+def measured(metrics: Sequence[Event], events: Sequence[Event]) -> tuple[float | None, float | None]:
+    """Seconds of the longest of the last steps and checkpoints of the run so far."""
+    steps = [line["step_s"] for line in metrics[-20:] if "step_s" in line]
+    checkpoints = [event["seconds"] for event in events if event["event"] == "checkpoint"][-5:]
+    return max(steps, default=None), max(checkpoints, default=None)
+
+
+def queue(submission: Submission, scheduler: Scheduler) -> str:
+    """Write the job's files into the run folders, submit, note it in the ledgers; the job's id."""
+    for recipe in submission.runs.values():
+        _write(recipe, submission.script)
+    job = scheduler.submit(submission.script)
+    for task, recipe in submission.runs.items():
+        ledger = Ledger(RunFolder.of(recipe).ledger)
+        own = job if task is None else f"{job}_{task}"
+        ledger.append("submitted", job=own, nodes=submission.slurm.nodes, partition=submission.slurm.partition)
+        ledger.append("queued", job=own)
+    return job
+
+
+def _write(recipe: Recipe, script: str) -> None:
+    folder = RunFolder.of(recipe)
+    own = slurm_folder(folder.root)
+    try:
+        folder.make()
+        own.mkdir(exist_ok=True)
+        text = dump_recipe(recipe).encode()
+        write_durably(own / "recipe.yaml", text)
+        write_durably(own / "job.sbatch", script.encode())
+        if not is_held(folder.root):
+            write_durably(folder.recipe, text)  # `stoker status` reads it
+    except OSError as error:
+        raise RunFolderError(f"run folder {folder.root} cannot be written: {error.strerror}") from error
