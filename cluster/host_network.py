@@ -14,7 +14,9 @@ def interface_address(name: str) -> str:
         if entry.family == socket.AF_INET:
             return entry.address
     known = ", ".join(sorted(interfaces))
-    raise ResourceError(f"slurm.interface is {name}, which has no IPv4 address on {socket.gethostname()}; known: {known}")
+    raise ResourceError(
+        f"slurm.interface is {name}, which has no IPv4 address on {socket.gethostname()}; known: {known}"
+    )
 
 
 def interface_of(address: str) -> str:

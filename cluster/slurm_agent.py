@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.host_network import address_towards, interface_address, interface_of, free_port, reaches
+from cluster.host_network import address_towards, free_port, interface_address, interface_of, reaches
 from cluster.process_tree import adopt_orphans, die_with_parent, end_descendants
 from cluster.ray_hosts import RayHosts
 from cluster.session_folder import session_folder
@@ -74,7 +74,13 @@ def ray_command(plan: AgentPlan, host: str, address: str, folder: Path, client_p
         return [*command, f"--address={plan.address}"]
     port = plan.address.rpartition(":")[2]
     # Ray would start its client server at a fixed port, where another job's may be.
-    return [*command, "--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={client_port}"]
+    return [
+        *command,
+        "--head",
+        f"--port={port}",
+        "--include-dashboard=false",
+        f"--ray-client-server-port={client_port}",
+    ]
 
 
 def ray_environment(plan: AgentPlan, interface: str) -> dict[str, str]:

@@ -67,7 +67,9 @@ def run(command: Sequence[str], text: str = "") -> Answer:
     except FileNotFoundError as error:
         raise ClusterError(f"there is no {command[0]} here: submit on a host of the Slurm cluster") from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{command[0]} did not answer in {COMMAND_TIMEOUT_S:.0f} s: is Slurm's controller up?") from error
+        raise ClusterError(
+            f"{command[0]} did not answer in {COMMAND_TIMEOUT_S:.0f} s: is Slurm's controller up?"
+        ) from error
     return Answer(done.returncode, done.stdout, done.stderr)
 
 

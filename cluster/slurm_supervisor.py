@@ -85,7 +85,9 @@ class Supervisor:
                 host, message, code = (agents.failed[name] for name in ("host", "message", "code"))
                 return Ending(int(code), f"{host}: {message}", requeue=code == EXIT_FAILED)
             if agents.ended:
-                return Ending(EXIT_FAILED, f"the step of agents ended (exit {agents.status}) at its start", requeue=True)
+                return Ending(
+                    EXIT_FAILED, f"the step of agents ended (exit {agents.status}) at its start", requeue=True
+                )
             if time.monotonic() > deadline:
                 return self._without(missing)
         self._head_heard = time.monotonic()

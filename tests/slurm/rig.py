@@ -148,7 +148,9 @@ class Rig:
         for number, host in enumerate((CONTROLLER, *self.hosts), start=10):
             own = self._namespace(host)
             run("ip", "netns", "add", own)
-            run("ip", "link", "add", "net0", "netns", own, "type", "veth", "peer", "name", f"to-{host}", "netns", switch)
+            run(
+                "ip", "link", "add", "net0", "netns", own, "type", "veth", "peer", "name", f"to-{host}", "netns", switch
+            )
             run("ip", "-n", own, "addr", "add", f"{NETWORK}.{number}/24", "dev", "net0")
             run("ip", "-n", own, "link", "set", "lo", "up")
             run("ip", "-n", own, "link", "set", "net0", "up")
@@ -181,11 +183,11 @@ class Rig:
         up.unlink(missing_ok=True)
         own = {str(REPOSITORY), str(Path(sys.prefix).resolve()), str(Path(sys.base_prefix).resolve())}
         shared = sorted(path for path in own if path.startswith("/tmp/"))
-        unshare = ["unshare", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "--propagation", "private"]
+        unshare = ["unshare", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "--propagation=private"]
+        init = HERE / "host_init.sh"
         with (self.folder / "log" / f"{host}.log").open("a") as log:
             outer = subprocess.Popen(
-                ["ip", "netns", "exec", self._namespace(host), *unshare, "bash"]
-                + [str(HERE / "host_init.sh"), host, str(self.folder), *shared],
+                ["ip", "netns", "exec", self._namespace(host), *unshare, *("bash", init, host, self.folder), *shared],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
