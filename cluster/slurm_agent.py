@@ -76,9 +76,7 @@ def ray_command(plan: AgentPlan, host: str, address: str, folder: Path, client_p
     # Ray would start its client server at a fixed port, where another job's may be.
     return [
         *command,
-        "--head",
-        f"--port={port}",
-        "--include-dashboard=false",
+        *("--head", f"--port={port}", "--no-monitor", "--include-dashboard=false"),
         f"--ray-client-server-port={client_port}",
     ]
 
@@ -92,6 +90,7 @@ def ray_environment(plan: AgentPlan, interface: str) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
         "RAY_prestart_worker_first_driver": "0",
+        "RAY_worker_niceness": "0",  # by default 15: a worker's shell must not starve beside the training
         # It looks at the whole host, where other jobs have memory too; Slurm keeps the limit of this one.
         "RAY_memory_monitor_refresh_ms": "0",
         **HEALTH,

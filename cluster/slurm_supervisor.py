@@ -29,7 +29,7 @@ CANCEL = signal.SIGINT  # `stoker cancel`: as the warning, but for good
 TICK_S = 0.25
 HEAD_SILENCE_S = 4.0
 MARGIN_S = 8.0  # of the time left, to end everything and to requeue
-STUCK_S = 10.0  # for the driver to leave when its Ray is broken
+STUCK_S = 2.0  # for the driver to leave when its Ray is broken
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Supervisor:
                 driver.send_signal(signal.SIGUSR1)
             if problem := self._broken(agents, start.address):
                 return self._give_up(driver, problem)
-        return self._verdict(driver.returncode)
+        return self._verdict(driver.returncode, head_answers=reaches(start.address, timeout_s=1.0))
 
     def _broken(self, agents: HostAgents, address: str) -> str | None:
         """What makes it pointless to wait for the driver."""
@@ -121,10 +121,13 @@ class Supervisor:
             self._head_heard = now
         failed = agents.failed and agents.failed["host"] == self._job.hosts[0]
         if failed or agents.ended or now - self._head_heard > HEAD_SILENCE_S:
-            return f"Ray's head on {self._job.hosts[0]} is gone: this attempt is over"
+            return self._head_gone()
         if self._deadline is not None and now > self._deadline:
             return f"the driver did not leave in the time left after {self._warned}"
         return self._look_for_hosts(agents, now)
+
+    def _head_gone(self) -> str:
+        return f"Ray's head on {self._job.hosts[0]} is gone: this attempt is over"
 
     def _look_for_hosts(self, agents: HostAgents, now: float) -> str | None:
         for host in self._job.hosts:
@@ -153,18 +156,20 @@ class Supervisor:
         if not self._warned:
             driver.send_signal(signal.SIGUSR1)
         try:
-            driver.wait(1.0 if self._deadline else STUCK_S)
+            driver.wait(STUCK_S)
         except subprocess.TimeoutExpired:
             driver.kill()
             driver.wait()
         return Ending(EXIT_REQUEUE, problem, requeue=True)
 
-    def _verdict(self, status: int) -> Ending:
+    def _verdict(self, status: int, *, head_answers: bool) -> Ending:
         if status == EXIT_REQUEUE:
             why = f"stopped by {self._warned or 'a signal'} with a checkpoint"
             return Ending(status, why, requeue=self._warned != CANCEL.name)
         if self._warned and status == -signal.SIGUSR1:
             return Ending(EXIT_REQUEUE, f"{self._warned} before the driver was ready for it", requeue=True)
+        if status and not head_answers:  # the driver has seen it before us
+            return Ending(EXIT_REQUEUE, self._head_gone(), requeue=True)
         code = 128 - status if status < 0 else status
         return Ending(code, f"the driver ended with {code}")
 
@@ -185,7 +190,7 @@ class Supervisor:
             self._deadline = time.monotonic() + max(left_s - MARGIN_S, 1.0)
         self._ledger.append("warned", signal=name, job=self._job.job_id, left_s=left_s)
         if name == signal.SIGTERM.name:  # srun has had it too, and kills its step: there are no workers any more
-            self._deadline = time.monotonic() + STUCK_S / 10
+            self._deadline = time.monotonic()
             self._say(f"{name}: Slurm ends the job; the steps since the last checkpoint are lost")
             return
         told = "" if left_s is None else f", {left_s:.0f} s left"

@@ -120,6 +120,7 @@ def run_request(connection: socket.socket, request: dict[str, Any], rest: bytes)
     os.environ.update(request["environment"])
     os.chdir(request["working_folder"])
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [STACKS_SIGNAL])  # Slurm's signals are blocked in a job
     link = WorkerLink(connection, rest, PositionBoard.open(request["board"]))
     module, _, name = request["target"].partition(":")
     code = 0

@@ -124,8 +124,8 @@ def check_submission(submission: Submission, scheduler: Scheduler, say: Say) -> 
         check_memory(slurm, submission.shape, host_bytes, config, partition)
     for warning in cluster_warnings(slurm, config, partition):
         say(f"warning: {warning}")
-    for path in _unshared(submission):
-        say(f"warning: {path} looks like a disk of this host alone: every host of the job must see it")
+    if paths := ", ".join(_unshared(submission)):
+        say(f"warning: every host of the job must see {paths}; it looks like a disk of this host alone")
     say(f"slurm: {scheduler.test(submission.script)}")
 
 
