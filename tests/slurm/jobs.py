@@ -50,27 +50,29 @@ class SubmittedRun:
         return dict(word.split("=", 1) for word in out.split() if "=" in word)
 
     def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
+        """Fails at once when the job is over, with what it said."""
+
         def happened() -> bool:
-            assert condition() or self.show()["JobState"] not in OVER, f"{what}: the job is over\n{self.output()}"
+            over = self.show()["JobState"] in OVER
+            assert condition() or not over, f"{what}: the job is over\n{self.output()}"
             return condition()
 
-        try:
-            wait_until(happened, what, timeout_s)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.output()}") from error
+        wait_until(happened, what, timeout_s)
 
-    def wait_steps(self, more_than: int = 0) -> None:
-        """Until some steps of the newest start are done."""
+    def wait_training(self, starts: int = 1, workers: int = 2) -> None:
+        """Until the newest attempt of the job's start number `starts` does steps with so many workers."""
 
-        def done() -> bool:
-            lines = read_json_lines(self.folder / "metrics.jsonl")
-            starts = len(self.events("job_started"))
-            return bool(lines) and lines[-1]["step"] > more_than and len(self.events("command")) == starts
+        def trains() -> bool:
+            kinds = [event["event"] for event in read_json_lines(self.folder / "ledger.jsonl")]
+            attempts, steps = self.events("attempt_started"), self.events("first_step")
+            return (
+                kinds.count("job_started") == starts
+                and "first_step" in kinds[len(kinds) - kinds[::-1].index("job_started") :]
+                and steps[-1]["attempt"] == attempts[-1]["attempt"]
+                and attempts[-1]["workers"] == workers
+            )
 
-        self.wait_for(done, f"steps beyond {more_than}")
-
-    def wait_starts(self, count: int) -> None:
-        self.wait_for(lambda: len(self.events("job_started")) >= count, f"start {count}")
+        self.wait_for(trains, f"start {starts} trains with {workers} workers")
 
     def wait_over(self) -> dict[str, str]:
         """Of scontrol."""

@@ -38,7 +38,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -125,6 +125,10 @@ class Rig:
         shutil.rmtree(self.folder / "spool" / host, ignore_errors=True)
         (self.folder / "spool" / host).mkdir()
         self.inside(host, "slurmd", "-N", host, "-f", self.folder / "etc/slurm.conf")
+
+    def kill(self, host: str, command: str) -> None:
+        """SIGKILL for the processes of a host with this in their command line; there must be some."""
+        self.inside(host, "pkill", "--signal", "KILL", "--full", command)
 
     def cut(self, host: str) -> None:
         """Take the link of a host down at the switch: packets vanish."""

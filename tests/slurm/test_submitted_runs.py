@@ -1,16 +1,16 @@
 """Runs on a real Slurm, as a user submits them: `make test-slurm`."""
 
 from tests.slurm.jobs import SubmittedRun
-from tests.slurm.rig import Rig
+from tests.slurm.rig import CONTROLLER, Rig
 
 
 def test_two_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(rig: Rig) -> None:
-    long = SubmittedRun(rig, "long", steps=3000)
+    long = SubmittedRun(rig, "long", steps=1000)
     short = SubmittedRun(rig, "short", steps=40)
     long.submit("--nodes", "2", "--", "--nodelist=n1,n2")
     short.submit("--nodes", "2", "--", "--nodelist=n1,n2")
-    short.wait_steps()
-    long.wait_steps()
+    short.wait_training()
+    long.wait_training()
     tokens = [(run.folder / "slurm" / f"token-{run.job}") for run in (long, short)]
     assert [oct(path.stat().st_mode & 0o777) for path in tokens if path.exists()] != []
     assert {path.stat().st_mode & 0o777 for path in tokens if path.exists()} == {0o600}
@@ -30,3 +30,26 @@ def test_two_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(r
         assert "COMPLETED" in run.stoker("status")
         assert not list((run.folder / "slurm").glob("token-*"))
     assert "finished: step 40" in short.stoker("logs")
+
+
+def test_a_run_goes_on_at_the_next_step_after_a_preemption_and_after_its_time_limit(rig: Rig) -> None:
+    run = SubmittedRun(rig, "patient", steps=100_000, checkpoint={"every_steps": 10_000})
+    run.submit("--nodes", "2", "--partition", "low", "--time", "60")
+    run.wait_training()
+    rig.inside(CONTROLLER, "sbatch", "--partition=high", "--nodes=3", "--ntasks-per-node=4", "--wrap=sleep 1")
+    run.wait_training(starts=2)
+    saved = run.events("checkpoint")[-1]["step"]
+    # Slurm warns `slurm.warning_s` before the end, which is now less than that away.
+    rig.inside(CONTROLLER, "scontrol", "update", f"JobId={run.job}", "TimeLimit=2")
+    run.wait_for(lambda: len(run.events("requeued")) == 2, "the second requeue")
+    rig.inside(CONTROLLER, "scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
+    run.wait_training(starts=3)
+    again = run.events("checkpoint")[-1]["step"]
+    assert run.resumed_steps() == [saved, again]
+    assert [event["signal"] for event in run.events("warned")] == ["SIGUSR2", "SIGUSR2"]
+    assert all(0 < event["left_s"] <= 120 for event in run.events("warned"))
+    assert "saving a checkpoint at the next step boundary" in run.stoker("cancel")
+    ended = run.wait_over()
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "75:0"), run.output()
+    assert run.events("checkpoint")[-1]["step"] > again
+    assert len(run.events("job_started")) == 3
