@@ -188,7 +188,8 @@ class Agent:
     def last_words(self) -> str:
         """The end of what `ray start` said, for the job's output."""
         log = self._folder / "start.log"
-        return "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return "\n".join([line for line in lines if "_server) " not in line][-10:])  # without Ray's own trace
 
 
 def _how(process: subprocess.Popen[bytes] | None) -> str:

@@ -59,20 +59,20 @@ class SubmittedRun:
 
         wait_until(happened, what, timeout_s)
 
-    def wait_training(self, starts: int = 1, workers: int = 2) -> None:
-        """Until the newest attempt of the job's start number `starts` does steps with so many workers."""
+    def wait_training(self, starts: int = 1, attempts: int = 1, workers: int = 2) -> None:
+        """Until the run's attempt number `attempts` or a later one does steps, in the job's start number `starts`."""
 
         def trains() -> bool:
             kinds = [event["event"] for event in read_json_lines(self.folder / "ledger.jsonl")]
-            attempts, steps = self.events("attempt_started"), self.events("first_step")
+            begun, steps = self.events("attempt_started"), self.events("first_step")
             return (
                 kinds.count("job_started") == starts
                 and "first_step" in kinds[len(kinds) - kinds[::-1].index("job_started") :]
-                and steps[-1]["attempt"] == attempts[-1]["attempt"]
-                and attempts[-1]["workers"] == workers
+                and steps[-1]["attempt"] == begun[-1]["attempt"] >= attempts
+                and begun[-1]["workers"] == workers
             )
 
-        self.wait_for(trains, f"start {starts} trains with {workers} workers")
+        self.wait_for(trains, f"start {starts}, attempt {attempts} trains with {workers} workers")
 
     def wait_over(self) -> dict[str, str]:
         """Of scontrol."""

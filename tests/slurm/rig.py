@@ -38,7 +38,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
