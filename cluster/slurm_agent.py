@@ -110,7 +110,7 @@ class Agent:
         self._own = own or (head if host == plan.head else address_towards(head))
         self._ray: subprocess.Popen[bytes] | None = None
         self._started = 0.0
-        self._heard = time.monotonic()
+        self._heard: float | None = None  # from the first host
         self._restarts = 0
         self._hosts: RayHosts | None = None
         self._told: set[str] | None = None
@@ -134,6 +134,8 @@ class Agent:
         if reaches(self._plan.address, PROBE_TIMEOUT_S):
             self._heard = time.monotonic()
             return self._restart() if self._ended() else None
+        if self._heard is None:  # its Ray is not up yet, and ours waits for it; the supervisor knows how long
+            return None
         silent_s = time.monotonic() - self._heard
         if self._ray is not None and silent_s > FENCE_S:
             self._kill()

@@ -185,14 +185,11 @@ class Supervisor:
             self._say(f"{name}: already leaving")
             return
         self._warned = name
-        left_s = self._time_left_s()
+        # After SIGTERM the job has Slurm's KillWait, and Slurm itself sees to the end of it.
+        left_s = self._time_left_s() if name != signal.SIGTERM.name else None
         if left_s is not None:
             self._deadline = time.monotonic() + max(left_s - MARGIN_S, 1.0)
         self._ledger.append("warned", signal=name, job=self._job.job_id, left_s=left_s)
-        if name == signal.SIGTERM.name:  # srun has had it too, and kills its step: there are no workers any more
-            self._deadline = time.monotonic()
-            self._say(f"{name}: Slurm ends the job; the steps since the last checkpoint are lost")
-            return
         told = "" if left_s is None else f", {left_s:.0f} s left"
         self._say(f"{name}{told}: saving a checkpoint at the next step boundary, then leaving")
 
