@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart quickstart-short digits test test-slow check bench bench-peers bench-data bench-checkpoint bench-recovery soak docs clean
+.PHONY: install quickstart quickstart-short digits test test-slow test-slurm check bench bench-peers bench-data bench-checkpoint bench-recovery soak docs clean
 
 install: $(INSTALLED)
 
@@ -31,10 +31,14 @@ digits: $(INSTALLED) shards/digits
 	@$(BIN)/stoker train configs/resnet_digits.yaml
 
 test: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not slurm"
 
 test-slow: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 900
+
+# On a real Slurm of virtual hosts: needs root and Debian's slurm-wlm, munge, iproute2, procps; else skipped, and told.
+test-slurm: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm -rs --timeout 900 tests/slurm
 
 # Half an hour of random faults, about one a minute, and then the same steps undisturbed: equal bit for bit.
 MINUTES ?= 30

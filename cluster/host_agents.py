@@ -30,7 +30,7 @@ class HostAgents:
             self._received += block
         *lines, self._received = self._received.split(b"\n")
         for line in lines:
-            with suppress(json.JSONDecodeError):  # a container's or Slurm's own words
+            with suppress(json.JSONDecodeError):  # Slurm's own words
                 self._take(json.loads(line))
 
     def _take(self, message: Any) -> None:

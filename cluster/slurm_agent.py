@@ -19,6 +19,8 @@ from cluster.host_network import address_towards, free_port, interface_address, 
 from cluster.process_tree import adopt_orphans, die_with_parent, end_descendants
 from cluster.ray_hosts import RayHosts
 from cluster.session_folder import session_folder
+from cluster.slurm_orphan import OrphanWatch
+from cluster.slurm_queue import SlurmCommands
 from configs.errors import StokerError
 
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -49,7 +51,9 @@ class AgentPlan:
     gpus: int
     memory_bytes: int | None
     interface: str | None
-    rejoin_s: float  # how long a host that was cut off tries to come back
+    job_id: str
+    hosts: int
+    max_requeues: int
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -110,10 +114,14 @@ class Agent:
         self._own = own or (head if host == plan.head else address_towards(head))
         self._ray: subprocess.Popen[bytes] | None = None
         self._started = 0.0
-        self._heard: float | None = None  # from the first host
+        self._heard = time.monotonic()  # from the first host
+        self._answered = False
         self._restarts = 0
         self._hosts: RayHosts | None = None
         self._told: set[str] | None = None
+        self._orphan = OrphanWatch(
+            plan.job_id, (plan.head, host), plan.hosts, plan.max_requeues, Path(plan.folder), SlurmCommands(), say
+        )
 
     def run(self) -> int:
         """Until the supervisor ends it (0), or it cannot go on (1)."""
@@ -132,16 +140,14 @@ class Agent:
             self._tell_hosts()
             return f"Ray's head ended ({_how(self._ray)})" if self._ended() else None
         if reaches(self._plan.address, PROBE_TIMEOUT_S):
-            self._heard = time.monotonic()
+            self._heard, self._answered = time.monotonic(), True
             return self._restart() if self._ended() else None
-        if self._heard is None:  # its Ray is not up yet, and ours waits for it; the supervisor knows how long
-            return None
         silent_s = time.monotonic() - self._heard
-        if self._ray is not None and silent_s > FENCE_S:
-            self._kill()
-            say(f"{self._host}: {self._plan.head} has not answered for {silent_s:.1f} s: ended Ray here")
-        if silent_s > self._plan.rejoin_s:
-            return f"{self._plan.head} has not answered for {silent_s:.0f} s: this attempt is over"
+        if silent_s > FENCE_S:
+            if self._answered and self._ray is not None:  # before, its Ray is not up yet, and ours waits for it
+                self._kill()
+                say(f"{self._host}: {self._plan.head} has not answered for {silent_s:.1f} s: ended Ray here")
+            self._orphan.look()
         return None
 
     def _tell_hosts(self) -> None:

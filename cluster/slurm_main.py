@@ -14,7 +14,7 @@ from cluster.slurm_job import SlurmJob
 from cluster.slurm_queue import Scheduler, SlurmCommands
 from cluster.slurm_requeue import refuse_requeue, requeue
 from cluster.slurm_script import slurm_folder
-from cluster.slurm_steps import CHECKOUT, Place, agents_command, driver_command
+from cluster.slurm_steps import CHECKOUT, agents_command, driver_command
 from cluster.slurm_supervisor import Start, Supervisor, block_signals, job_environment
 from configs.errors import EXIT_REQUEUE, ClusterError, StokerError
 from configs.load import load_recipe
@@ -43,10 +43,10 @@ def main(run_folder: Path) -> int:
         finally:
             token.unlink(missing_ok=True)
     excluded = _excluded(ledger, scheduler, slurm, len(job.hosts)) if ending.requeue else []
-    refusal = refuse_requeue(ending, job, slurm, scheduler, ledger)
+    refusal = refuse_requeue(ending, job.job_id, slurm.max_requeues, scheduler, ledger)
     say(ending.why if refusal is None else f"{ending.why}{refusal}")
     if refusal is None:
-        requeue(ending, job, scheduler, ledger, excluded, say)
+        requeue(ending, job.job_id, scheduler, ledger, excluded, say)
         return ending.code
     ledger.append("job_ended", job=job.job_id, code=ending.code, reason=ending.why)
     return ending.code
@@ -96,12 +96,13 @@ def _start(
         gpus=job.gpus,
         memory_bytes=job.memory_bytes,
         interface=slurm.interface,
-        rejoin_s=float(slurm.wait_s) if slurm.on_node_loss == "wait" else 60.0,
+        job_id=job.job_id,
+        hosts=len(job.hosts),
+        max_requeues=slurm.max_requeues,
     )
-    place = Place(slurm, sys.executable, (run_folder, Path.cwd()))
     environment = {**job_environment(token), "PYTHONPATH": str(CHECKOUT)}
-    driver = driver_command(job, place, recipe_path, plan.address)
-    return Start(agents_command(job, place, plan), driver, plan.address, environment)
+    driver = driver_command(sys.executable, recipe_path, plan.address)
+    return Start(agents_command(job, sys.executable, plan), driver, plan.address, environment)
 
 
 def write_token(path: Path) -> None:

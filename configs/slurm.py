@@ -32,10 +32,6 @@ class Slurm(Section):
     array: str | None = Field(
         None, description="tasks, as `0-7%2`, each with a run folder of its own; `{task}` in an override is its number"
     )
-    container: Text | None = Field(None, description="image in which the agents and the workers run")
-    container_tool: Literal["pyxis", "apptainer"] = "pyxis"
-    container_python: Text = Field("python3", description="inside the image, with Stoker's dependencies")
-    container_mounts: list[Text] = Field([], description="SOURCE:TARGET, besides checkout, run and working folder")
     setup: list[Text] = Field([], description="shell lines before anything of Stoker runs, as `module load cuda`")
     environment: list[Text] = Field(
         [], description="variables of the submitting shell that reach the job, besides those of storage and proxies"

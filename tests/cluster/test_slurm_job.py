@@ -7,6 +7,7 @@ import pytest
 
 from cluster.slurm_decisions import excludable, may_requeue, patience_s, requeues_in_a_row, unreliable_hosts
 from cluster.slurm_job import SlurmJob, expand_hosts
+from cluster.slurm_orphan import heir
 from cluster.slurm_queue import Answer, SlurmCommands, fields_of, time_left_s
 from configs.recipe import Workers
 from configs.slurm import Slurm, array_tasks, memory_bytes, time_s
@@ -54,6 +55,13 @@ def test_a_job_that_somebody_else_ended_does_not_requeue_itself() -> None:
     assert may_requeue("COMPLETING", "TimeLimit")
     assert not may_requeue("COMPLETING", "None")
     assert not may_requeue("CANCELLED", "None")
+
+
+def test_a_job_without_its_first_host_is_for_the_first_that_is_left() -> None:
+    job = {"JobState": "RUNNING", "NodeList": "n[2-3]", "BatchHost": "n1"}
+    assert heir(job, "n1") == "n2"
+    assert heir({**job, "NodeList": "n[1-3]"}, "n1") is None  # Slurm still reaches it: only we do not
+    assert heir({**job, "JobState": "COMPLETING"}, "n1") is None
 
 
 def test_how_long_a_run_goes_on_without_a_host() -> None:

@@ -117,5 +117,5 @@ def test_flags_after_the_dashes_are_sbatchs_own_unless_stoker_sets_them() -> Non
         ["run.steps=3"],
         ["--exclusive", "--comment=a b"],
     )
-    with pytest.raises(ValueError, match="slurm.sbatch has --nodes, which Stoker sets itself: use slurm.nodes"):
+    with pytest.raises(ValueError, match=r"slurm\.sbatch has --nodes, which Stoker sets itself: use slurm\.nodes"):
         Slurm(sbatch=["--nodes=3"])
