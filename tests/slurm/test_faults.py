@@ -1,7 +1,7 @@
 """Hosts and Ray's own processes that die under a job on a real Slurm."""
 
 from tests.slurm.jobs import SubmittedRun
-from tests.slurm.rig import Rig
+from tests.slurm.rig import CONTROLLER, Rig
 
 
 def test_an_elastic_run_outlives_a_raylet_and_a_host_and_its_job_the_loss_of_the_head(rig: Rig) -> None:
@@ -20,6 +20,25 @@ def test_an_elastic_run_outlives_a_raylet_and_a_host_and_its_job_the_loss_of_the
     run.wait_training(starts=2)
     saved = run.events("checkpoint")[-1]["step"]
     assert run.resumed_steps()[-1] == saved
+    rig.inside(CONTROLLER, "scontrol", "requeue", run.job)  # SIGTERM to all, and a few seconds
+    run.wait_for(lambda: len(run.events("job_started")) == 3, "start 3")
+    assert run.events("checkpoint")[-1]["step"] > saved
+    assert run.events("requeued")[-1]["reason"].startswith("by Slurm or an operator")
+    rig.inside(CONTROLLER, "scancel", run.job)
+    assert run.wait_over()["JobState"] == "CANCELLED", run.output()
+    assert len(run.events("requeued")) == 2
+    rig.power_on("n2")
+
+
+def test_a_job_whose_first_host_loses_power_is_requeued_by_those_that_are_left(rig: Rig) -> None:
+    run = SubmittedRun(rig, "orphan", steps=100_000)
+    run.submit("--nodes", "2")
+    run.wait_for(lambda: bool(run.events("checkpoint")), "a checkpoint")
+    rig.power_off("n1")
+    run.wait_training(starts=2)
+    assert run.resumed_steps()[0] >= 20
+    assert [event["host"] for event in run.events("host_lost")] == ["n1"]
+    assert "n1" not in run.events("job_started")[-1]["hosts"]
     run.stoker("cancel")
     assert run.wait_over()["ExitCode"] == "75:0", run.output()
-    rig.power_on("n2")
+    rig.power_on("n1")

@@ -66,19 +66,3 @@ def test_warnings_before_the_first_step_requeue_a_job_only_so_often(rig: Rig) ->
     assert "not requeued: 1 times in a row without a newer checkpoint (slurm.max_requeues)" in run.output()
     assert len(run.events("requeued")) == 1
     assert not run.events("finished")
-
-
-def test_a_requeue_by_an_operator_is_resumed_and_scancel_ends_the_run(rig: Rig) -> None:
-    run = SubmittedRun(rig, "moved", steps=100_000)
-    run.submit("--nodes", "2")
-    run.wait_for(lambda: bool(run.events("checkpoint")), "a checkpoint")
-    rig.inside(CONTROLLER, "scontrol", "requeue", run.job)
-    run.wait_training(starts=2)
-    assert run.resumed_steps()[0] >= 20
-    assert [event["reason"] for event in run.events("requeued")] == [
-        "by Slurm or an operator: preempted, requeued, or its first host failed"
-    ]
-    rig.inside(CONTROLLER, "scancel", run.job)
-    assert run.wait_over()["JobState"] == "CANCELLED", run.output()
-    assert len(run.events("requeued")) == 1
-    assert "CANCELLED" in run.stoker("status")
