@@ -1,4 +1,4 @@
-"""Entry point of the job script: `python -m cluster.slurm_main RUN_DIR`, on the first host of a job."""
+"""Entry point of the job script: `python -m cluster.slurm_main RUN_DIR SUBMISSION`, on the first host of a job."""
 
 import os
 import secrets
@@ -13,7 +13,7 @@ from cluster.slurm_decisions import Ending, excludable, unreliable_hosts
 from cluster.slurm_job import SlurmJob
 from cluster.slurm_queue import Scheduler, SlurmCommands
 from cluster.slurm_requeue import refuse_requeue, requeue
-from cluster.slurm_script import slurm_folder
+from cluster.slurm_script import slurm_folder, submission_path
 from cluster.slurm_steps import CHECKOUT, agents_command, driver_command
 from cluster.slurm_supervisor import Start, Supervisor, block_signals, job_environment
 from configs.errors import EXIT_REQUEUE, ClusterError, StokerError
@@ -21,13 +21,11 @@ from configs.load import load_recipe
 from configs.recipe import Recipe
 from configs.slurm import Slurm
 
-RECIPE = "recipe.yaml"
 
-
-def main(run_folder: Path) -> int:
+def main(run_folder: Path, submission: int) -> int:
     block_signals()
     job = SlurmJob.from_env(os.environ)
-    recipe_path = slurm_folder(run_folder) / RECIPE
+    recipe_path = submission_path(run_folder, submission, "yaml")
     recipe = load_recipe(recipe_path)
     slurm = recipe.slurm or Slurm()
     ledger = Ledger(run_folder / "ledger.jsonl")
@@ -128,7 +126,7 @@ def _own_address(job: SlurmJob, slurm: Slurm, scheduler: Scheduler) -> str:
 
 if __name__ == "__main__":
     try:
-        code = main(Path(sys.argv[1]))
+        code = main(Path(sys.argv[1]), int(sys.argv[2]))
     except StokerError as error:
         say(f"error: {error}")
         code = error.exit_code

@@ -30,6 +30,7 @@ class JobScript:
     cpus_per_node: int
     gpus_per_node: int
     run_folder: Path
+    submission: int  # of the run, from 1
     working_folder: Path
     checkout: Path
     python: Path
@@ -38,6 +39,11 @@ class JobScript:
 def slurm_folder(run_folder: Path) -> Path:
     """Where a run keeps what belongs to its jobs."""
     return run_folder / "slurm"
+
+
+def submission_path(run_folder: Path, submission: int, kind: str) -> Path:
+    """The recipe (yaml) or the script (sbatch) of one `stoker submit`, which a later one must not change."""
+    return slurm_folder(run_folder) / f"submission-{submission}.{kind}"
 
 
 def output_path(run_folder: Path, job_id: str) -> Path:
@@ -54,6 +60,7 @@ def render(job: JobScript) -> str:
         "directives": "\n".join(f"#SBATCH {_quoted(line)}" for line in directives(job)),
         "setup": "\n".join(job.slurm.setup),
         "run_folder": _shell_path(job),
+        "submission": str(job.submission),
         "working_folder": shlex.quote(str(job.working_folder)),
         "checkout": shlex.quote(str(job.checkout)),
         "python": shlex.quote(str(job.python)),

@@ -8,7 +8,6 @@ from typing import Any
 
 from cluster.ledger import Event, Ledger, read_json_lines
 from cluster.preflight import check_writable
-from cluster.run_lock import is_held
 from cluster.slurm_preflight import (
     HostShape,
     check_memory,
@@ -18,7 +17,7 @@ from cluster.slurm_preflight import (
     local_paths,
 )
 from cluster.slurm_queue import Scheduler
-from cluster.slurm_script import TASK, JobScript, render, slurm_folder
+from cluster.slurm_script import TASK, JobScript, render, slurm_folder, submission_path
 from cluster.slurm_steps import CHECKOUT
 from configs.errors import RecipeError, RunFolderError
 from configs.load import dump_recipe, load_recipe
@@ -36,6 +35,7 @@ Say = Callable[[str], None]
 class Submission:
     """One job, or one array: the script and, by task, the recipe of each run (of a plain job the task is None)."""
 
+    number: int  # of the run, from 1; of an array, the same for all tasks
     script: str
     slurm: Slurm
     shape: HostShape
@@ -64,18 +64,22 @@ def plan_submission(
     folders = {RunFolder.of(recipe).root for recipe in runs.values()}
     if len(folders) < len(runs):
         raise RecipeError(f"the tasks of slurm.array {slurm.array} would share a run folder: put {TASK} in run.name")
+    if len({folder.parent for folder in folders}) > 1:
+        raise RecipeError(f"run.dir is not the same for all tasks of slurm.array {slurm.array}: put {TASK} in run.name")
     shape = host_shape(first.workers, slurm)
+    number = 1 + max(len(list(slurm_folder(folder).glob("submission-*.yaml"))) for folder in folders)
     script = JobScript(
         name=name.replace(f"-{TASK}", "").replace(TASK, ""),
         slurm=slurm,
         cpus_per_node=shape.cpus,
         gpus_per_node=shape.gpus,
         run_folder=next(iter(folders)).parent / name,
+        submission=number,
         working_folder=Path.cwd(),
         checkout=CHECKOUT,
         python=Path(sys.executable),
     )
-    return Submission(render(script), slurm, shape, runs)
+    return Submission(number, render(script), slurm, shape, runs)
 
 
 def _slurm(recipe: Recipe) -> Slurm:
@@ -158,7 +162,7 @@ def measured(metrics: Sequence[Event], events: Sequence[Event]) -> tuple[float |
 def queue(submission: Submission, scheduler: Scheduler) -> str:
     """Write the job's files into the run folders, submit, note it in the ledgers; the job's id."""
     for recipe in submission.runs.values():
-        _write(recipe, submission.script)
+        _write(recipe, submission)
     job = scheduler.submit(submission.script)
     for task, recipe in submission.runs.items():
         ledger = Ledger(RunFolder.of(recipe).ledger)
@@ -168,16 +172,15 @@ def queue(submission: Submission, scheduler: Scheduler) -> str:
     return job
 
 
-def _write(recipe: Recipe, script: str) -> None:
+def _write(recipe: Recipe, submission: Submission) -> None:
     folder = RunFolder.of(recipe)
-    own = slurm_folder(folder.root)
     try:
         folder.make()
-        own.mkdir(exist_ok=True)
+        slurm_folder(folder.root).mkdir(exist_ok=True)
         text = dump_recipe(recipe).encode()
-        write_durably(own / "recipe.yaml", text)
-        write_durably(own / "job.sbatch", script.encode())
-        if not is_held(folder.root):
+        write_durably(submission_path(folder.root, submission.number, "yaml"), text)
+        write_durably(submission_path(folder.root, submission.number, "sbatch"), submission.script.encode())
+        if not folder.recipe.exists():
             write_durably(folder.recipe, text)  # `stoker status` reads it
     except OSError as error:
         raise RunFolderError(f"run folder {folder.root} cannot be written: {error.strerror}") from error

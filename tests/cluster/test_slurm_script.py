@@ -21,6 +21,7 @@ def job(slurm: Slurm, run_folder: str = "/shared/runs/tiny", working_folder: str
         cpus_per_node=8,
         gpus_per_node=4,
         run_folder=Path(run_folder),
+        submission=1,
         working_folder=Path(working_folder),
         checkout=Path("/shared/stoker"),
         python=Path("/shared/stoker/.venv/bin/python"),
@@ -53,7 +54,7 @@ module load cuda
 run_folder=/shared/runs/tiny
 cd -- /shared/work || exit 2
 # In place of the shell, so that Slurm's warning reaches the supervisor at once.
-PYTHONPATH=/shared/stoker exec /shared/stoker/.venv/bin/python -m cluster.slurm_main "$run_folder"
+PYTHONPATH=/shared/stoker exec /shared/stoker/.venv/bin/python -m cluster.slurm_main "$run_folder" 1
 """
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ class SubmittedRun:
         assert found, done.stdout + done.stderr
         self.job = found[1]
         return self.job
+
+    def task(self, number: int) -> "SubmittedRun":
+        """The run of one task of an array."""
+        run = copy(self)
+        run.folder, run.job = self.folder.with_name(f"{self.folder.name}-{number}"), f"{self.job}_{number}"
+        return run
 
     def stoker(self, command: str, *options: str) -> str:
         done = self.rig.stoker(command, self.folder, *options, folder=self.home)

@@ -15,13 +15,15 @@ def documented_commands() -> list[list[str]]:
 
 def test_the_commands_of_the_documentation_work(rig: Rig) -> None:
     run = SubmittedRun(rig, "tiny", steps=100_000)
-    submit, dry, other, status, logs, cancel = documented_commands()
+    submit, dry, other, status, logs, cancel, *campaigns = documented_commands()
 
     def stoker(command: list[str]) -> str:
         done = rig.stoker(*command, folder=run.home)
         return done.stdout + done.stderr
 
     assert stoker(dry).startswith("#!/bin/bash\n# Rendered by")
+    for command in campaigns:
+        assert "#SBATCH --job-name=" in stoker([*command, "--dry-run"])
     assert not run.folder.exists()
     first = re.search(r"submitted job (\d+)", stoker(submit))
     again = rig.stoker(*submit, folder=run.home, check=False)

@@ -1,35 +1,40 @@
 """Runs on a real Slurm, as a user submits them: `make test-slurm`."""
 
+from configs.load import load_recipe
 from tests.slurm.jobs import SubmittedRun
 from tests.slurm.rig import CONTROLLER, Rig
 
 
-def test_two_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(rig: Rig) -> None:
+def test_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(rig: Rig) -> None:
     long = SubmittedRun(rig, "long", steps=1000)
-    short = SubmittedRun(rig, "short", steps=40)
     long.submit("--nodes", "2", "--", "--nodelist=n1,n2")
-    short.submit("--nodes", "2", "--", "--nodelist=n1,n2")
-    short.wait_training()
-    long.wait_training()
-    tokens = [(run.folder / "slurm" / f"token-{run.job}") for run in (long, short)]
-    assert [oct(path.stat().st_mode & 0o777) for path in tokens if path.exists()] != []
-    assert {path.stat().st_mode & 0o777 for path in tokens if path.exists()} == {0o600}
-    secrets = [path.read_text() for path in tokens if path.exists()]
+    sweep = SubmittedRun(rig, "sweep", steps=40, workers={"count": 1})
+    sweep.submit("run.seed={task}", "--array", "1-2", "--nodes", "1", "--", "--nodelist=n1")
+    tasks = [sweep.task(1), sweep.task(2)]
+    tasks[0].wait_for(lambda: bool(tasks[0].events("command")), "the driver")
+    _no_secret_is_seen(rig, [long, *tasks])
+    for run in (*tasks, long):
+        ended = run.wait_over()
+        assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.output()
+        assert run.events("finished")
+        assert len(run.events("attempt_started")) == 1  # the end of the others did not disturb it
+        assert not run.events("fault")
+        assert f"slurm: job {run.job} COMPLETED" in run.stoker("status")
+        assert not list((run.folder / "slurm").glob("token-*"))
+    assert [run.events("attempt_started")[0]["workers"] for run in (long, *tasks)] == [2, 1, 1]
+    assert [load_recipe(run.folder / "recipe.yaml").run.seed for run in tasks] == [1, 2]
+    assert "finished: step 40" in tasks[0].stoker("logs")
+
+
+def _no_secret_is_seen(rig: Rig, runs: list[SubmittedRun]) -> None:
+    tokens = [path for run in runs for path in (run.folder / "slurm").glob("token-*")]
+    assert len(tokens) == len(runs)
+    assert {path.stat().st_mode & 0o777 for path in tokens} == {0o600}
     seen = "\n".join(line for host in rig.hosts for line in rig.processes(host))
     assert "stoker-agents" in seen
-    assert not any(secret in seen + long.output() + short.output() for secret in secrets)
-    ended = short.wait_over()
-    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), short.output()
-    assert long.show()["JobState"] == "RUNNING"
-    ended = long.wait_over()
-    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), long.output()
-    for run in (long, short):
-        assert run.events("finished")
-        assert len(run.events("attempt_started")) == 1  # the end of the one did not disturb the other
-        assert not run.events("fault")
-        assert "COMPLETED" in run.stoker("status")
-        assert not list((run.folder / "slurm").glob("token-*"))
-    assert "finished: step 40" in short.stoker("logs")
+    scripts = [path.read_text() for run in runs for path in (run.folder / "slurm").glob("*.sbatch")]
+    texts = [seen, *scripts, *(run.output() for run in runs)]
+    assert not [text for text in texts for token in tokens if token.read_text() in text]
 
 
 def test_a_run_goes_on_at_the_next_step_after_a_preemption_and_after_its_time_limit(rig: Rig) -> None:
