@@ -6,7 +6,7 @@ from tests.slurm.rig import CONTROLLER, Rig
 
 
 def test_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(rig: Rig) -> None:
-    long = SubmittedRun(rig, "long", steps=1000)
+    long = SubmittedRun(rig, "long", steps=400)
     long.submit("--nodes", "2", "--", "--nodelist=n1,n2")
     sweep = SubmittedRun(rig, "sweep", steps=40, workers={"count": 1})
     sweep.submit("run.seed={task}", "--array", "1-2", "--nodes", "1", "--", "--nodelist=n1")
