@@ -54,6 +54,10 @@ class NonFiniteError(StokerError):
     """The loss or the gradient is no number any more: the weights of this step are worth nothing."""
 
 
+class LossSpikeError(StokerError):
+    """The loss leapt above what `bad_numbers.spike` allows."""
+
+
 class EngineError(StokerError):
     """The engine's internals are not what Stoker was tested with."""
 

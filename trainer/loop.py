@@ -12,7 +12,10 @@ from trainer.schedule import learning_rate
 
 
 def train(run: Attempt) -> Outcome:
-    """Train from the step after `run.resumed_step`. Every rank returns the same outcome at the same step."""
+    """Train from the step after `run.resumed_step`. Every rank returns the same outcome at the same step.
+
+    Raises RollBack, on every rank, where a bad number asks for another attempt (trainer/number_watch.py).
+    """
     recipe, step, saved = run.recipe, run.resumed_step, run.resumed_step
     outcome = Outcome("finished", run.last_step)
     if run.last_step < recipe.run.steps:
@@ -24,15 +27,17 @@ def train(run: Attempt) -> Outcome:
             run.context.pulse("reading data")
             batch, fault = _next(batches)
             run.context.pulse("agreement")
-            total_weight, skipped, stops, faults, failed = run.ranks.sum(
+            total_weight, skipped, stops, faults, failed, loss = run.ranks.sum(
                 [
                     _weight(batch),
                     len(batch.skipped) if batch else 0,
                     run.leave(step),
                     batch is None,
                     run.writer.failed,
+                    run.numbers.share(),
                 ]
             )
+            run.numbers.settle(loss)  # of the step before
             if failed:
                 run.tell_failed_save()
             refusal = None if faults else run.reporter.skipped.refusal(step + 1, int(skipped), total_weight)
@@ -45,7 +50,7 @@ def train(run: Attempt) -> Outcome:
             assert batch is not None  # or this rank would have told of a fault
             step += 1
             lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.run.steps)
-            result = run.engine.train_step(batch.micro_batches, step, total_weight, lr)
+            result = run.train_step(batch, total_weight, lr)
             run.reporter.stepped(step, batch, result, total_weight, int(skipped), lr)
             valid = run.val_data is None or not _validates(run, step) or validate(run, run.val_data, step)
             run.reporter.log_if_due(step)
@@ -65,6 +70,7 @@ def validate(run: Attempt, data: Dataset, step: int) -> bool:
     """One pass over the validation set, shared out over the workers. False, on every rank, after a data fault."""
     assert run.recipe.validation is not None
     micro, faults = run.recipe.batch.micro, list[DataError]()
+    run.numbers.check()  # weights that are no numbers cannot be sampled from
     run.reporter.phase("validating", step)
     with run.reporter.watch.phase("validation"):
         count = min(data.count, run.recipe.validation.max_samples or data.count)
