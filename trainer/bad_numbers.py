@@ -47,13 +47,16 @@ class LossWindow:
         self.losses.append(loss)
 
     def judge(self, loss: float, grad_norm: float = 0.0) -> BadNumber | None:
-        """What is wrong with this step, if anything. A falling loss never is."""
+        """What is wrong with this step, if anything. A falling loss never is.
+
+        The loss comes first: of an update that was refused for it, no gradient norm is known.
+        """
         if not math.isfinite(loss):
             return BadNumber("loss", loss)
-        if not math.isfinite(grad_norm):
-            return BadNumber("gradient", grad_norm)
         limit = self.limit()
-        return BadNumber("spike", loss, limit) if limit is not None and loss > limit else None
+        if limit is not None and loss > limit:
+            return BadNumber("spike", loss, limit)
+        return None if math.isfinite(grad_norm) else BadNumber("gradient", grad_norm)
 
     def limit(self) -> float | None:
         """The largest loss that is no spike; None while the window fills."""

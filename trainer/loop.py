@@ -12,10 +12,7 @@ from trainer.schedule import learning_rate
 
 
 def train(run: Attempt) -> Outcome:
-    """Train from the step after `run.resumed_step`. Every rank returns the same outcome at the same step.
-
-    Raises RollBack, on every rank, where a bad number asks for another attempt (trainer/number_watch.py).
-    """
+    """Train from the step after `run.resumed_step`. Every rank returns the same outcome, or raises RollBack."""
     recipe, step, saved = run.recipe, run.resumed_step, run.resumed_step
     outcome = Outcome("finished", run.last_step)
     if run.last_step < recipe.run.steps:
