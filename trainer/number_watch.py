@@ -118,7 +118,8 @@ class NumberWatch:
         if bad is None:
             self._window.accept(loss)
             return
-        leaves_out = self._settings.policy == "rollback" or last.result.dropped
+        policy = self._settings.policy
+        leaves_out = policy == "rollback" or (policy == "skip_batch" and last.result.dropped)
         refused = leaves_out and len(self.left_out) >= self._settings.max_events
         self._record(last, bad, left_out=leaves_out and not refused)
         if not leaves_out or refused:
@@ -127,7 +128,7 @@ class NumberWatch:
         self._causes[last.step] = str(bad)
         count = f"{len(self.left_out)} of at most {self._settings.max_events}"
         self._context.warn(f"{bad} at step {last.step}: its global batch is left out ({count})")
-        if self._settings.policy == "rollback":
+        if policy == "rollback":
             raise RollBack(last.step, bad)
 
     def _record(self, last: _Trained, bad: BadNumber, *, left_out: bool) -> None:

@@ -48,12 +48,15 @@ def _write_weights(path: Path, poisoned: dict[str, int]) -> None:
     torch.manual_seed(3)
     config = GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=2, n_positions=16, tie_word_embeddings=False)
     weights = {name: tensor.clone() for name, tensor in GPT2LMHeadModel(config).state_dict().items()}
+    for name, factor in (("wte", 5e-3), ("wpe", 5e-3), ("c_attn", 50.0), ("c_fc", 50.0), ("c_proj", 0.05)):
+        for key in weights:
+            weights[key] *= factor if key.endswith(f"{name}.weight") else 1.0
     # The mean of such a vector overflows, and with it all that follows.
     weights["transformer.wte.weight"][poisoned["loss"]] = 3e38
-    # Feature 0 of the last norm is 1 for every token, so that these are never predicted, at whatever price.
-    weights["transformer.ln_f.weight"][0], weights["transformer.ln_f.bias"][0] = 0.0, 1.0
-    # With the first, the loss is a number, and the square of the gradient is not.
-    for cause, price in (("gradient", -1e30), ("spike", -1e4)):
+    # Feature 0 of the last norm is about 1 for every token, so that these are never predicted, at whatever price. With
+    # the first the loss is a number, but not its gradient, as the norms of so small vectors have derivatives of 300.
+    weights["transformer.ln_f.weight"][0], weights["transformer.ln_f.bias"][0] = 0.1, 1.0
+    for cause, price in (("gradient", -1e38), ("spike", -1e4)):
         weights["lm_head.weight"][poisoned[cause]] = 0.0
         weights["lm_head.weight"][poisoned[cause], 0] = price
     save_file(weights, path)
@@ -62,12 +65,20 @@ def _write_weights(path: Path, poisoned: dict[str, int]) -> None:
 def bad_recipe(folder: Path, name: str, **sections: Any) -> Recipe:
     """10 steps with a checkpoint after 3, 6, 9; a spike is told by five losses."""
     defaults: dict[str, Any] = {
-        "data": {"kind": "tokens", "vocab": VOCAB, "packing": "best_fit", "train": {"shards": str(folder / "train-*.tar")}},
+        "data": {
+            "kind": "tokens",
+            "vocab": VOCAB,
+            "packing": "best_fit",
+            "train": {"shards": str(folder / "train-*.tar")},
+        },
+        "optimizer": {"kind": "adamw", "lr": 1e-5},
         "checkpoint": {"every_steps": 3, "keep_last": 9},
         "validation": None,
         "bad_numbers": {"policy": "rollback", "spike": {"window_steps": 5, "z": 10.0}},
     }
-    return recipe_of(folder, {**GPT2, "init_from": str(folder / "weights.safetensors")}, name, **{**defaults, **sections})
+    return recipe_of(
+        folder, {**GPT2, "init_from": str(folder / "weights.safetensors")}, name, **{**defaults, **sections}
+    )
 
 
 def keys_of(recipe: Recipe, step: int) -> list[str]:

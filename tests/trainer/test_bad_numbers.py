@@ -1,5 +1,6 @@
 """Bad numbers in real runs: found, told, left out for good; and the run ends as if they had never been there."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,35 +8,167 @@ import pytest
 
 from configs.recipe import Recipe
 from tests.trainer.bad_batches import CAUSES, bad_recipe, keys_of, leave_out_from_the_start, write_bad_batches
-from tests.trainer.runs import digests, events, history, train_in_processes
+from tests.trainer.commands import attempts, left_behind, train
+from tests.trainer.huggingface import checkpoint_of
+from tests.trainer.runs import (
+    GPT,
+    RESNET,
+    digests,
+    events,
+    history,
+    recipe_of,
+    run_folder_of,
+    train_in_processes,
+    write_image_shards,
+    write_text_shards,
+)
 
-
-def _zero(stage: int) -> dict[str, Any]:
-    return {"zero": {"stage": stage}}
+SPIKE = {"window_steps": 5, "z": 10.0}
+HALF = [("bf16", stage) for stage in range(4)] + [("fp16", stage) for stage in (1, 2, 3)]
+slow = pytest.mark.slow
 
 
 def _policy(name: str, **more: Any) -> dict[str, Any]:
-    return {"bad_numbers": {"policy": name, "spike": {"window_steps": 5, "z": 10.0}, **more}}
+    return {"bad_numbers": {"policy": name, "spike": SPIKE, **more}}
 
 
-def _attempts(recipe: Recipe) -> int:
-    return len(events(recipe, "attempt_started"))
+def _causes(recipe: Recipe) -> dict[int, str]:
+    return {event["step"]: event["cause"] for event in events(recipe, "bad_number") if event["left_out"]}
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_a_run_that_skips_or_goes_back_ends_in_every_bit_as_if_it_had_known(tmp_path: Path, stage: int) -> None:
+def _assert_same(recipes: list[Recipe]) -> None:
+    for recipe in recipes[1:]:
+        assert history(recipe) == history(recipes[0])
+        assert digests(recipe, 10) == digests(recipes[0], 10)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage"),
+    [*(("fp32", stage) for stage in range(4)), *(pytest.param("bf16", stage, marks=slow) for stage in range(4))],
+)
+def test_a_run_that_skips_or_goes_back_ends_in_every_bit_as_if_it_had_known(
+    tmp_path: Path, precision: str, stage: int
+) -> None:
     write_bad_batches(tmp_path)
     known, skipped, back = (
-        bad_recipe(tmp_path, name, **_zero(stage), **_policy(policy))
+        bad_recipe(tmp_path, name, zero={"stage": stage}, precision=precision, **_policy(policy))
         for name, policy in (("known", "stop"), ("skipped", "skip_batch"), ("back", "rollback"))
     )
     leave_out_from_the_start(known, *CAUSES)
     train_in_processes(tmp_path / "store", 2, [(known, None), (skipped, None), (back, None)])
-    assert history(skipped) == history(back) == history(known)
-    assert digests(skipped, 10) == digests(back, 10) == digests(known, 10)
+    _assert_same([known, skipped, back])
     assert [line["step"] for line in history(known) if line.get("left_out")] == list(CAUSES)
-    assert (_attempts(skipped), _attempts(back)) == (1, 4)
+    assert (len(attempts(skipped)), len(attempts(back))) == (1, 4)
     for recipe in (skipped, back):
-        found = events(recipe, "bad_number")
-        assert {e["step"]: e["cause"] for e in found} == CAUSES
-        assert [e["keys"] for e in found] == [keys_of(recipe, step) for step in CAUSES]
+        assert _causes(recipe) == CAUSES
+        assert [e["keys"] for e in events(recipe, "bad_number")] == [keys_of(recipe, step) for step in CAUSES]
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 2), *(pytest.param(*half, marks=slow) for half in HALF)])
+def test_a_left_out_step_moves_no_statistic_no_average_and_no_loss_scale(
+    tmp_path: Path, precision: str, stage: int
+) -> None:
+    """A net with batch normalisation and averaged weights; so strict a limit finds spikes in any training."""
+    write_image_shards(tmp_path)
+    strict = {"spike": {"window_steps": 2, "z": 1e-3}}
+    sections: dict[str, Any] = {"precision": precision, "zero": {"stage": stage}, "ema": {"decay": 0.9}}
+    if precision == "fp16":
+        sections["loss_scale"] = {"initial_power": 8, "window_steps": 2}
+    known, skipped, back = (
+        recipe_of(tmp_path, RESNET, name, checkpoint={"every_steps": 2}, **sections, **_policy(policy, **strict))
+        for name, policy in (("known", "stop"), ("skipped", "skip_batch"), ("back", "rollback"))
+    )
+    train_in_processes(tmp_path / "a", 2, [(skipped, None), (back, None)])
+    leave_out_from_the_start(known, *_causes(skipped))
+    train_in_processes(tmp_path / "b", 2, [(known, None)])
+    assert 0 < len(_causes(skipped)) < 8
+    assert _causes(skipped) == _causes(back)
+    _assert_same([known, skipped, back])
+
+
+@pytest.mark.parametrize("policy", ["skip_batch", "rollback"])
+def test_a_resume_on_other_workers_has_the_left_out_steps_and_judges_by_the_same_losses(
+    tmp_path: Path, policy: str
+) -> None:
+    write_bad_batches(tmp_path)
+    whole, cut = (bad_recipe(tmp_path, name, **_policy(policy)) for name in ("whole", "cut"))
+    train_in_processes(tmp_path / "two", 2, [(whole, None), (cut, 5)])
+    train_in_processes(tmp_path / "three", 3, [(cut, 7)])
+    before = checkpoint_of(cut, 7)[1].numbers
+    train_in_processes(tmp_path / "one", 1, [(cut, None)])
+    assert before["left_out"] == [4, 6]
+    assert before["losses"] == [line["loss"] for line in history(cut)[:7] if "loss" in line]
+    assert checkpoint_of(cut, 10)[1].numbers["left_out"] == list(CAUSES)
+    assert _causes(cut) == _causes(whole) == CAUSES  # the step after the resume is a spike
+    for one, other in zip(history(whole), history(cut), strict=True):
+        assert other.get("loss") == pytest.approx(one.get("loss"), rel=1e-5)
+
+
+def test_what_is_left_out_stays_so_when_older_checkpoints_are_gone_back_to(tmp_path: Path) -> None:
+    """Even where the recipe would now stop at it."""
+    write_bad_batches(tmp_path)
+    whole, cut = (bad_recipe(tmp_path, name, **_policy("skip_batch")) for name in ("whole", "cut"))
+    train_in_processes(tmp_path / "a", 2, [(whole, None), (cut, 9)])
+    for step in (6, 9):
+        shutil.rmtree(run_folder_of(cut) / "checkpoints" / f"step-{step:08d}")
+    train_in_processes(tmp_path / "b", 2, [(bad_recipe(tmp_path, "cut", **_policy("stop")), None)])
+    assert events(cut, "resumed")[-1]["step"] == 3
+    assert len(events(cut, "bad_number")) == 3
+    _assert_same([whole, cut])
+
+
+@pytest.mark.parametrize("policy", ["skip_batch", "rollback"])
+def test_more_bad_batches_than_allowed_end_the_run_with_the_first_cause(tmp_path: Path, policy: str) -> None:
+    write_bad_batches(tmp_path)
+    recipe = bad_recipe(tmp_path, "bounded", **_policy(policy, max_events=2))
+    told = "more global batches are bad than bad_numbers.max_events 2; the first: the loss is nan at step 4; now the lo"
+    for store in ("a", "b"):  # another invocation does not begin to count anew
+        with pytest.raises(AssertionError, match="LossSpikeError"):
+            train_in_processes(tmp_path / store, 2, [(recipe, None)])
+        fault = events(recipe, "fault")[-1]
+        assert fault["message"].startswith(told)
+        assert fault["final"]
+    assert list(_causes(recipe)) == [4, 6]
+    assert max(line["step"] for line in history(recipe)) == 7
+
+
+def test_with_stop_an_update_that_deepspeed_dropped_is_told_at_once(tmp_path: Path) -> None:
+    """The step is neither logged nor saved, and the weights after it would look well."""
+    write_bad_batches(tmp_path)
+    seldom = {"monitor": {"every_steps": 100}, "checkpoint": {"every_steps": 100}, "zero": {"stage": 2}}
+    recipe = bad_recipe(tmp_path, "stops", bad_numbers={}, **seldom)
+    leave_out_from_the_start(recipe, 4)
+    with pytest.raises(AssertionError, match="NonFiniteError"):
+        train_in_processes(tmp_path / "store", 2, [(recipe, None)])
+    assert events(recipe, "fault")[0]["message"].startswith("the gradient norm is inf at step 6")
+    (found,) = [event for event in events(recipe, "bad_number") if not event["left_out"]]
+    assert found["keys"] == keys_of(recipe, 6)
+
+
+@slow
+def test_an_overflow_of_fp16_is_no_bad_number(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    scale = {"initial_power": 30, "hysteresis": 1}
+    sections: dict[str, Any] = {"precision": "fp16", "loss_scale": scale, "zero": {"stage": 2}, "validation": None}
+    recipes = [recipe_of(tmp_path, GPT, policy, **sections, **_policy(policy)) for policy in ("skip_batch", "rollback")]
+    train_in_processes(tmp_path / "store", 2, [(recipe, None) for recipe in recipes])
+    _assert_same(recipes)
+    for recipe in recipes:
+        assert events(recipe, "step_skipped")
+        assert not events(recipe, "bad_number")
+
+
+@slow
+def test_going_back_costs_no_failure_under_ray_and_survives_a_killed_worker(tmp_path: Path) -> None:
+    write_bad_batches(tmp_path)
+    known = bad_recipe(tmp_path, "known", **_policy("stop"))
+    leave_out_from_the_start(known, *CAUSES)
+    train_in_processes(tmp_path / "store", 2, [(known, None)])
+    back = bad_recipe(tmp_path, "back", workers={"count": 2, "max_failures": 1}, **_policy("rollback"))
+    code, output = train(back, tmp_path, "--chaos", "kill:rank=1@step=8,phase=backward")
+    assert code == 0, output
+    assert len(attempts(back)) == 5
+    assert [event["kind"] for event in events(back, "fault")] == ["WorkerError"]
+    assert _causes(back) == CAUSES
+    _assert_same([known, back])
+    assert left_behind(tmp_path) == []
