@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart quickstart-short digits test test-slow check bench bench-peers bench-data bench-checkpoint docs clean
+.PHONY: install quickstart quickstart-short digits test test-slow check bench bench-peers bench-data bench-checkpoint bench-recovery soak docs clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,12 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 900
 
+# Half an hour of random faults, about one a minute, and then the same steps undisturbed: equal bit for bit.
+MINUTES ?= 30
+SEED ?= 1
+soak: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
+
 check: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -61,6 +67,9 @@ bench-data: $(INSTALLED) bench-peers
 
 bench-checkpoint: $(INSTALLED)
 	@$(BIN)/python -m benchmarks.checkpoint --write
+
+bench-recovery: $(INSTALLED)
+	@$(BIN)/python -m benchmarks.recovery --write
 
 docs: $(INSTALLED)
 	@$(BIN)/python -m configs.reference docs

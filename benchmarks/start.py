@@ -65,13 +65,13 @@ def _run(command: Sequence[str], log: Path) -> float:
         try:
             code = process.wait(TIME_LIMIT_S)
         finally:
-            _end(process)
+            end_session(process)
     if code != 0:
         raise RuntimeError(f"{' '.join(command)} exited with {code}:\n" + log.read_text(errors="replace")[-3000:])
     return started
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_session(process: subprocess.Popen[bytes]) -> None:
     """Nothing of its session remains, also after a time-out or Ctrl-C."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)

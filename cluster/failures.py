@@ -2,6 +2,9 @@
 
 from dataclasses import asdict, dataclass
 
+_AFTERMATH_S = 60.0
+_MOST_FORGIVEN = 5
+
 
 @dataclass(frozen=True)
 class Failures:
@@ -16,3 +19,17 @@ class Failures:
 
     def encode(self) -> dict[str, int]:
         return asdict(self)
+
+
+@dataclass
+class Aftermath:
+    """Starts that fail because Ray does not know yet that a node is lost: part of one failure, not more of them."""
+
+    last: float = -_AFTERMATH_S
+    forgiven: int = 0
+
+    def forgives(self, now: float) -> bool:
+        """Whether this failed start, at `now` in seconds, is not to be counted."""
+        self.forgiven = self.forgiven + 1 if now - self.last < _AFTERMATH_S else 1
+        self.last = now
+        return self.forgiven <= _MOST_FORGIVEN

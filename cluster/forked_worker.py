@@ -33,8 +33,8 @@ class ForkedWorker:
         *lines, self._received = self._received.split(b"\n")
         messages = [json.loads(line) for line in lines]
         for message in messages:
-            self.beat = message.get("beat", self.beat)
-        news = [message for message in messages if "beat" not in message]
+            self.beat = {**self.beat, **message.get("beat", {}), **message.get("fact", {})}
+        news = [message for message in messages if "beat" not in message and "fact" not in message]
         if self._closed and not news:
             news = [{"died": None}]  # the fork server is gone too
         return news

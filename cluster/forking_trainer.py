@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.train import BackendConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.backend import Backend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
@@ -22,6 +23,8 @@ from cluster.group_store import RunStore
 from cluster.train_policies import AsManyAsFit, CountWithoutProgress
 from cluster.worker_shell import ShellOrder, adopt_group, run_shell
 from configs.recipe import Workers
+
+_NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)  # each starts a process; we have no Ray datasets
 
 
 class _ForkingConfig(BackendConfig):  # type: ignore[misc]
@@ -56,7 +59,7 @@ class _Nobody:
         return self
 
 
-class _LeanController(TrainController):  # type: ignore[misc]
+class LeanTrainController(TrainController):  # type: ignore[misc]
     def __init__(self, **parts: Any) -> None:
         group_module.SynchronizationActor = _Nobody()
         group_state._shutdown_sync_actor = lambda actor: None
@@ -72,11 +75,11 @@ class ForkingTrainer(DataParallelTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
         parts |= self._policies
-        parts["callbacks"] = [c for c in parts["callbacks"] if not isinstance(c, PlacementGroupCleanerCallback)]
+        parts["callbacks"] = [c for c in parts["callbacks"] if not isinstance(c, _NOT_NEEDED)]
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         # A Ray of our own has the settings in its environment; processes that ask for none start sooner.
         settings = {"runtime_env": {"env_vars": get_env_vars_to_propagate()}} if self._shared else {}
-        controller = ray.remote(num_cpus=0, label_selector=here, **settings)(_LeanController).remote(**parts)
+        controller = ray.remote(num_cpus=0, label_selector=here, **settings)(LeanTrainController).remote(**parts)
         try:
             ray.get(controller.run.remote())
             return ray.get(controller.get_result.remote())

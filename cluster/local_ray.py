@@ -73,6 +73,7 @@ def _settings(folder: Path, gpus: int) -> dict[str, str]:
         # Named for Windows and macOS; on Linux too it makes every part of Ray listen on loopback only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # by default 15: a worker's shell must not starve beside the training
         "RAY_enable_metrics_collection": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         # Workers started ahead never fit Ray Train's (their runtime environment differs): they only cost time.

@@ -1,6 +1,7 @@
 """Runs a function on every worker with Ray Train: forked processes, restarts after a failure, a watch over them."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,9 +52,11 @@ class _Fit(threading.Thread):
         # Imported late because Ray reads its settings from the environment when it is imported.
         from ray.train.v2.api.exceptions import WorkerGroupError
 
+        from cluster.failures import Aftermath
         from cluster.forking_trainer import make_trainer
         from cluster.train_policies import spend_failure
 
+        aftermath = Aftermath()
         while True:
             try:
                 make_trainer(self._order, workers=self._workers, **self._options).fit()  # type: ignore[arg-type]
@@ -61,7 +64,7 @@ class _Fit(threading.Thread):
                 self.error = error
             except Exception as error:  # the controller was killed, or a worker before its group was up
                 self.error = error
-                if spend_failure(self._order.run, self._workers.max_failures):
+                if aftermath.forgives(time.monotonic()) or spend_failure(self._order.run, self._workers.max_failures):
                     continue
             else:
                 self.error = None

@@ -15,6 +15,7 @@ from configs.recipe import Workers
 _LOOK_S = 0.5
 _NODES_S = 2.0
 _OBEY_S = 30.0
+_END_S = 60.0
 
 
 class RayBrokenError(Exception):
@@ -34,6 +35,7 @@ class Watch:
     _looked: float = 0.0
     _looked_at_nodes: float = 0.0
     _ordered: float | None = None
+    _ending: float | None = None
     _left: bool = False
 
     def look(self) -> None:
@@ -52,7 +54,7 @@ class Watch:
     def _follow(self, group: GroupStore | None) -> None:
         if group is not None and group != self._group:
             self._group, self._world = group, int(group.get("world"))
-            self._beats, self._ordered, self._left = {}, None, False
+            self._beats, self._ordered, self._ending, self._left = {}, None, None, False
 
     def _watch(self, group: GroupStore, now: float) -> None:
         if self._ordered is not None:
@@ -65,6 +67,8 @@ class Watch:
             told: dict[str, Any] | None = group.get(f"beat/{rank}")
             if told is not None:
                 self._beats[rank] = observe(self._beats.get(rank), told, now)
+        if self._is_ending(group, now):
+            return
         hang = find_hang(self._beats, now, hang_timeout_s=self.workers.hang_timeout_s)
         if hang is not None:
             self.hung(hang)
@@ -73,6 +77,12 @@ class Watch:
         elif not self._left and now - self._looked_at_nodes > _NODES_S:
             self._looked_at_nodes = now
             self._watch_nodes(group)
+
+    def _is_ending(self, group: GroupStore, now: float) -> bool:
+        """Whether a worker has ended, and Ray Train still has time to end or replace the others."""
+        if self._ending is None and group.get("ended") is not None:
+            self._ending = now
+        return self._ending is not None and now - self._ending < _END_S
 
     def _watch_nodes(self, group: GroupStore) -> None:
         hosts = {beat.told.get("node") for beat in self._beats.values()}

@@ -63,8 +63,10 @@ class WorkerLink:
         self._board.write(self._position)
 
     def tell(self, **facts: Any) -> None:
-        """Add facts to every beat from now on, such as the attempt's number."""
+        """Add facts to every beat from now on, such as the attempt's number, and send one at once."""
         self._facts = {**self._facts, **facts}
+        with suppress(OSError):  # the listening thread sees that too, and ends the process
+            self._send({"fact": facts})
 
     def meet(self, port: int | None, timeout_s: float) -> tuple[str, int]:
         """Where the ranks meet. Rank 0 gives the port that it listens on. Raises TimeoutError."""

@@ -74,8 +74,12 @@ def run_shell(config: dict[str, Any]) -> None:
     """Until the training process has ended. Raises its error, WorkerError for its death, WorkersLeftError to return."""
     order = ShellOrder(**config)
     place = _place()
-    with closing(_start(order, place)) as worker:
-        _Shell(order, place, RunStore(order.run).group(_group[0]), worker).watch()
+    store = RunStore(order.run).group(_group[0])
+    try:
+        with closing(_start(order, place)) as worker:
+            _Shell(order, place, store, worker).watch()
+    finally:
+        store.put("ended", place.rank)  # the others will follow: their silence is no hang
 
 
 def _place() -> Place:
@@ -154,7 +158,7 @@ class _Shell:
         self._order, self._place, self._store, self._worker = order, place, store, worker
         self._started = time.time()
         self._published = 0.0
-        self._beats = 0
+        self._beats = self._committed = 0
         self._leaving = self._met = False
         self._host, self._node = socket.gethostname(), _node_id()
 
@@ -170,11 +174,19 @@ class _Shell:
                     raise _as_error(message["error"], self._place.rank)
                 elif "died" in message:
                     self._died(message["died"])
+            self._tell_committed()
             if not self._met and (master := self._store.get("master")):
                 self._met = True
                 self._worker.send(master=master)
             if time.monotonic() - self._published >= _PUBLISH_S:
                 self._publish()
+
+    def _tell_committed(self) -> None:
+        """At once: what counts failures must know of a checkpoint before the next one."""
+        committed = self._worker.beat.get("committed", 0)
+        if committed > self._committed:
+            self._committed = committed
+            RunStore(self._order.run).put("committed", committed)
 
     def _publish(self) -> None:
         """Twice a second: our beat out, the orders in."""
@@ -189,8 +201,6 @@ class _Shell:
             "shell_started": self._started,
         }
         self._store.put(f"beat/{self._place.rank}", {**beat, **facts, **asdict(self._worker.position)})
-        if self._place.rank == 0 and beat.get("committed"):
-            RunStore(self._order.run).put("committed", beat["committed"])
         order = self._store.get("order") or {}
         if "abort" in order:
             self._abort(order["abort"])
@@ -211,9 +221,7 @@ class _Shell:
         raise WorkerError(why)
 
     def _finish(self, result: Message | None) -> None:
-        committed = self._worker.beat.get("committed")
-        if self._place.rank == 0 and committed:
-            RunStore(self._order.run).put("committed", committed)
+        self._tell_committed()
         if result and result.get("again"):
             raise WorkersLeftError(result["again"])
 

@@ -42,6 +42,10 @@ class CheckpointError(StokerError):
     """A checkpoint cannot be written, read or used."""
 
 
+class SupersededError(CheckpointError):
+    """A newer attempt of the run has begun: this one may change nothing that it reads."""
+
+
 class ExportError(UserError):
     """A checkpoint cannot be exported as asked: there is no format for it, or no room for the result."""
 

@@ -193,6 +193,7 @@ class Checkpoint(Section):
     when_busy: Literal["wait", "skip"] = Field(
         "wait", description="when one is due and the one before is still being written"
     )
+    max_failed_saves: Positive = Field(5, description="saves that fail in a row before the run stops, with the cause")
     dir: str | None = Field(
         None,
         min_length=1,

@@ -58,16 +58,16 @@ def cut_blocks(shard_samples: Ints, group_bytes: Iterable[Ints]) -> Blocks:
     totals = np.empty(len(first), np.int64)
     at = 0
     groups, shards_at_once = iter(group_bytes), 1 + _SAMPLES_AT_ONCE // int(shard_samples.max())
+    group_counts, done = -(-shard_samples // GROUP_SAMPLES), 0
     while shards := list(islice(groups, shards_at_once)):
-        sums = _sums(shards, size // GROUP_SAMPLES)
+        sums = _sums(shards, group_counts[done : done + len(shards)], size // GROUP_SAMPLES)
         totals[at : at + len(sums)] = sums
-        at += len(sums)
+        at, done = at + len(sums), done + len(shards)
     return Blocks(first, samples, totals, np.repeat(np.arange(len(per_shard), dtype=np.int32), per_shard))
 
 
-def _sums(shards: list[Ints], length: int) -> Ints:
-    """The sum of every `length` numbers, starting anew at each shard."""
-    counts = np.array([len(shard) for shard in shards])
+def _sums(shards: list[Ints], counts: Ints, length: int) -> Ints:
+    """The sum of every `length` numbers, starting anew at each shard, which has `counts` of them."""
     starts = _ranges(np.cumsum(counts) - counts, -(-counts // length), length)
     return np.add.reduceat(np.concatenate(shards), starts)
 

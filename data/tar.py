@@ -162,7 +162,7 @@ class TarParser:
             self._problem = f"damaged pax header at byte {place}: make or copy the shard again"
             return {}
         if any(key.startswith("GNU.sparse") for key in found):
-            self._problem = _refused("a sparse file", f"at byte {place}")
+            self._problem = _refused("a sparse file", f"the member whose header is at byte {place}")
         return {key: found[key] for key in ("path", "size") if key in found}
 
     def _sound(self, size: int, place: int) -> int | None:
@@ -226,7 +226,7 @@ class TarParser:
         if first < len(damaged):
             found = f"damaged tar header at byte {places[first]}: make or copy the shard again"
             if self._intact + first == 0:
-                hint = "it is compressed; decompress it" if _is_compressed(headers[0]) else "name a .tar shard"
+                hint = _compressed(headers[0].tobytes()) or "name a .tar shard"
                 found = f"not a tar archive: {hint}"
             raise DataError(f"{self._name}: {found}")
         self._intact += len(damaged)
@@ -247,7 +247,8 @@ class TarParser:
         if self._shard_bytes == 0:
             return "the file is empty, not a tar archive: make or copy the shard again"
         if self._shard_bytes < HEADER_BYTES:
-            return f"not a tar archive, only {self._shard_bytes} bytes: make the shard again"
+            why = _compressed(self._carried) or f"only {self._shard_bytes} bytes: make the shard again"
+            return f"not a tar archive: {why}"
         return (
             f"truncated: the file ends at byte {self._shard_bytes}, before the end of its archive: "
             "make or copy the shard again"
@@ -286,5 +287,7 @@ def _is_utf8(name: bytes) -> bool:
     return True
 
 
-def _is_compressed(start: Bytes) -> bool:
-    return start.tobytes().startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+def _compressed(start: bytes) -> str | None:
+    """What to do about an archive that starts like this, if it is compressed."""
+    known = start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+    return "it is compressed; decompress it" if known else None

@@ -1,4 +1,4 @@
-"""Runs a function in a forked child and kills it at the entry of its N-th system call, of any of its threads.
+"""Runs a function in a forked child and stops or kills it at the entry of its N-th system call, of any thread.
 
 Uses ptrace, as strace does, but needs no program installed: Linux lets every process trace its own children.
 """
@@ -25,9 +25,14 @@ def _ptrace(request: int, pid: int, data: int = 0) -> None:
 
 
 def kill_at_system_call(act: Callable[[], None], number: int | None) -> int:
-    """Fork, run `act` and kill the child as it enters its `number`-th call. Returns the calls that it entered.
+    """`interrupt_at_system_call` by SIGKILL."""
+    return interrupt_at_system_call(act, number, lambda child: os.kill(child, signal.SIGKILL))
 
-    With None, or a number beyond its last call, it ends by itself; raises AssertionError unless with success.
+
+def interrupt_at_system_call(act: Callable[[], None], number: int | None, interrupt: Callable[[int], None]) -> int:
+    """Fork, run `act`, and call `interrupt` with the child's id while it stands at the entry of its `number`-th call.
+
+    Returns the calls that it entered. Unless it is killed it ends by itself; raises AssertionError unless with success.
     """
     child = os.fork()
     if child == 0:
@@ -48,8 +53,7 @@ def kill_at_system_call(act: Callable[[], None], number: int | None) -> int:
             inside[thread] = not inside.get(thread, False)
             entered += inside[thread]
             if inside[thread] and entered == number:
-                os.kill(child, signal.SIGKILL)
-                continue
+                interrupt(child)
         elif stop not in (signal.SIGTRAP, signal.SIGSTOP):
             passed_on = stop
         with suppress(ProcessLookupError):  # killed meanwhile

@@ -4,16 +4,19 @@ Knows nothing of torch: what is committed is bytes in host memory.
 """
 
 import hashlib
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, SupersededError
 from trainer.blocks import BLOCK_BYTES, block_digest, block_digests, block_spans, digest_of_block, host_memory
 from trainer.checkpoint_format import Manifest, StoredBuffer, StoredFile, StoredFragment, check_coverage
 from trainer.checkpoint_store import CheckpointStore, Save, StoredBytes
 from trainer.receipts import Receipts
+
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ class Commit:
         rank: int,
         ranks: int,
         given_up: Callable[[], bool] = lambda: False,
+        superseded: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`superseded`: whether a newer attempt has begun, after which this one changes no checkpoint."""
         self._store, self._receipts, self._save = store, receipts, save
-        self._rank, self._ranks, self._given_up = rank, ranks, given_up
+        self._rank, self._ranks, self._given_up, self._superseded = rank, ranks, given_up, superseded
         self._staging = store.staging(save)
+        self._next_look = 0.0  # for a newer attempt, while waiting
 
     def store_part(self, part: Part) -> tuple[StoredFile, StoredBytes]:
         """Store this rank's file and tell rank 0, also of a failure. Raises what went wrong."""
@@ -62,7 +68,11 @@ class Commit:
         return stored, file
 
     def publish(self, header: Manifest) -> Manifest:
-        """On rank 0: wait for every part, then write the manifest, which makes the checkpoint."""
+        """On rank 0: wait for every part, then write the manifest, which makes the checkpoint.
+
+        A newer attempt first records that it has begun, then takes all staging away. So, after the last part: either
+        this sees the record, or what it would publish is taken away as a whole, or it was published before.
+        """
         parts = self._await("stored")
         manifest = replace(
             header,
@@ -71,8 +81,14 @@ class Commit:
             buffers={name: StoredBuffer(**entry) for part in parts for name, entry in part["buffers"].items()},
         )
         check_coverage(manifest)
+        self.check_current()
         self._staging.publish(manifest.encode())
         return manifest
+
+    def check_current(self) -> None:
+        """Raises SupersededError once a newer attempt has begun."""
+        if self._superseded():
+            raise SupersededError("a newer attempt of this run has begun")
 
     def read_back(self, stored: StoredFile, file: StoredBytes) -> None:
         """Compare this rank's file, as the medium has it now, with what was to be written; tell rank 0."""
@@ -102,7 +118,19 @@ class Commit:
         self._receipts.post(stage, self._rank, content)
 
     def _await(self, stage: str) -> list[dict[str, Any]]:
-        return self._receipts.await_all(stage, self._ranks, self._given_up)
+        try:
+            return self._receipts.await_all(stage, self._ranks, self._waits_in_vain)
+        except CheckpointError:
+            self.check_current()  # then that is the cause: it has removed the receipts
+            raise
+
+    def _waits_in_vain(self) -> bool:
+        if self._given_up():
+            return True
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _LOOK_S
+        return self._superseded()
 
 
 def _first_bad_block(stored: StoredFile, file: StoredBytes) -> int | None:

@@ -91,6 +91,14 @@ def read_manifest(folder: CheckpointFolder) -> Manifest:
     return decode_manifest(told(where, folder.manifest), where)
 
 
+def of_older_attempt(folder: CheckpointFolder, save: Save) -> bool:
+    """Whether a superseded attempt published it behind the back of the attempt that saves now, or it is damaged."""
+    try:
+        return read_manifest(folder).attempt < save.attempt
+    except DamagedCheckpointError:
+        return True
+
+
 def open_stored(folder: CheckpointFolder, stored: StoredFile) -> StoredBytes:
     """Raises DamagedCheckpointError when the file is missing or of another size, CheckpointError when unreadable."""
     where = f"{folder.where}/{stored.name}"

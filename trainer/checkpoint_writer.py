@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, SupersededError
 from configs.recipe import Checkpoint
 from trainer.checkpoint_commit import Commit, Part
 from trainer.checkpoint_format import Manifest
@@ -50,6 +50,8 @@ class CheckpointWriter:
         self._superseded, self._published, self._warn = superseded, published, warn
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
+        self._failed_in_a_row, self._cause = 0, ""
+        self._is_superseded = False
         self._given_up = threading.Event()
         self._buffer: HostBuffer | None = None
         self._figures: dict[int, dict[str, float]] = {}
@@ -63,6 +65,18 @@ class CheckpointWriter:
     def failed(self) -> bool:
         """Whether the newest save is known to have failed, here."""
         return self._error is not None
+
+    @property
+    def hopeless(self) -> str | None:
+        """On rank 0: why training further is not worth it, if so."""
+        if self._is_superseded:
+            return self._cause
+        if self._failed_in_a_row < self._settings.max_failed_saves:
+            return None
+        return (
+            f"{self._failed_in_a_row} checkpoints in a row failed (checkpoint.max_failed_saves), and a crash would lose "
+            f"all since the newest whole one: {self._cause}"
+        )
 
     def save(self, engine: Engine, header: Manifest) -> CheckpointError | None:
         """Wait for the save before, copy the state, and write it: in the background if the recipe says so.
@@ -115,35 +129,48 @@ class CheckpointWriter:
         receipts = Receipts(self._receipts_root, save)
         rank, ranks = self._ranks.rank, self._ranks.world
         published = False
-        commit = Commit(self._store, receipts, save, rank=rank, ranks=ranks, given_up=given_up.is_set)
+        commit = Commit(
+            self._store,
+            receipts,
+            save,
+            rank=rank,
+            ranks=ranks,
+            given_up=given_up.is_set,
+            superseded=self._superseded,
+        )
         try:
             stored, file = commit.store_part(part)
             if self._ranks.leads:
-                if self._superseded():
-                    raise CheckpointError("a newer attempt of this run has begun")
                 manifest = commit.publish(part.header)
                 published = True
                 self._published(manifest, stall, time.monotonic() - started)
             commit.read_back(stored, file)
             if self._ranks.leads:
                 self._confirm(commit, save.step)
+                self._failed_in_a_row = 0
         except Exception as error:  # whatever it is, the training thread decides what to do about it
             if self._ranks.leads and not published:
                 with contextlib.suppress(OSError):  # what cannot be removed now is removed at the next start
                     commit.discard()
             told = " is doubtful" if published else " was not written"
-            self._error = CheckpointError(
+            self._cause = (
                 f"the checkpoint of step {save.step}{told} ({error}); those before it are kept: "
                 f"see that {self._store.where} can be written and has free space"
             )
+            self._failed_in_a_row += 1
+            self._is_superseded = isinstance(error, SupersededError)
+            self._error = CheckpointError(self._cause)
 
     def _confirm(self, commit: Commit, step: int) -> None:
         """The new checkpoint reads as it was written: only now may an older one go."""
         try:
             commit.await_read_back()
         except CheckpointError as error:
+            commit.check_current()
             raise CheckpointError(f"{error}; put aside as {self._store.put_aside(step)}") from error
-        steps = self._store.steps()
+        commit.check_current()
+        # Later ones are a superseded attempt's: they neither go nor make others go.
+        steps = [found for found in self._store.steps() if found <= step]
         for old in superfluous(steps, self._validations(steps), self._settings):
             try:
                 self._store.remove(old)

@@ -17,6 +17,7 @@ from trainer.deepspeed_config import build_optimizer, deepspeed_config
 from trainer.engine import Admit, Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
 from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
 from trainer.optimizer_state import group_scalars, restore_groups, restore_state
+from trainer.own_time import OwnTime
 from trainer.randomness import enter_position
 from trainer.tasks.base import Task
 from trainer.weight_average import KIND, WeightAverage
@@ -61,6 +62,9 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.device = torch.device(self._engine.device)
+        self._own_time = OwnTime()
+        if self.device.type == "cpu":  # elsewhere collectives wait on the device, unseen by the host's clock
+            self._own_time.watch(deepspeed.comm.comm.cdb)
         self._optimizer = zero_state.self_test(self._layout()).base_optimizer
         self._optimizer.state.clear()  # what the phantom step of half precision left behind
         self._average = self._start_average()
@@ -73,6 +77,7 @@ class DeepSpeedEngine:
         lr: float,
         admit: Admit | None = None,
     ) -> StepResult:
+        self._own_time.start()
         engine, module = self._engine, self._task.module
         self.pass_over(lr)
         # DeepSpeed averages gradients over workers; the loss is a sum over them.
@@ -98,8 +103,7 @@ class DeepSpeedEngine:
         engine = self._engine
         self._pulse("optimizer step")
         norm = self._clip_unsharded()
-        # Sharded or in half precision, DeepSpeed drops an update with a gradient that is no number.
-        refused = admit is not None and (not admit(loss_sum) or (norm is not None and not bool(torch.isfinite(norm))))
+        refused = admit is not None and self._refuses(admit, loss_sum, norm)
         skipped_before = engine.skipped_steps
         with zero_state.no_update(engine.optimizer) if refused else nullcontext():
             engine.step()
@@ -113,7 +117,14 @@ class DeepSpeedEngine:
         if self._average is not None and not no_update:
             self._average.update()
         norm = engine.get_global_grad_norm() if norm is None else norm
-        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), no_update and not dropped, dropped)
+        own_s = self._own_time.stop() if self.device.type == "cpu" else 0.0
+        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), no_update and not dropped, dropped, own_s)
+
+    def _refuses(self, admit: Admit, loss_sum: torch.Tensor, norm: torch.Tensor | None) -> bool:
+        with self._own_time.waiting():
+            admitted = admit(loss_sum)
+        # Sharded or in half precision, DeepSpeed itself drops an update with a gradient that is no number.
+        return not admitted or (norm is not None and not bool(torch.isfinite(norm)))
 
     def _clip_unsharded(self) -> torch.Tensor | None:
         """At stage 0 in fp32 the gradients lie in the model, and DeepSpeed does not tell their norm."""
@@ -131,7 +142,9 @@ class DeepSpeedEngine:
             # What overflowed the gradients may be infinite in the statistics as well; zeros leave them as they are.
             commit_statistics(self._task.module, torch.zeros_like(pending))
         elif pending is not None:
-            commit_statistics(self._task.module, self._ranks.sum_tensor(pending))
+            with self._own_time.waiting():
+                total = self._ranks.sum_tensor(pending)
+            commit_statistics(self._task.module, total)
 
     def _loss_scale(self) -> float:
         return float(self._engine.optimizer.cur_scale) if self._recipe.precision == "fp16" else 1.0

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cluster.ledger import Event, Ledger
 from cluster.preflight import available_cpus, available_gpus, check_writable, workers_here
-from cluster.ray_train import is_consequence
 from cluster.run_lock import RunLock
 from cluster.stop_signals import StopSignals
 from cluster.worker_shell import ShellOrder
 from cluster.workplace import Workplace
-from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, RunFolderError
+from configs.errors import EXIT_DONE, CheckpointError, RunFolderError
 from configs.load import dump_recipe
 from configs.recipe import Recipe
 from trainer.checkpoint_place import checkpoint_store
@@ -26,6 +27,7 @@ from trainer.session import SessionPlan
 from trainer.sessions import Failure, run_sessions
 from trainer.summary import summarize
 from trainer.terminal import ProgressView, fail, say
+from trainer.verdict import verdict
 from trainer.worker import Job
 
 
@@ -94,7 +96,8 @@ def _is_finished(recipe: Recipe, folder: RunFolder) -> bool:
 
 def _run(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> int:
     ledger = Ledger(folder.ledger)
-    ledger.append("command", invocation=job.invocation, workers=recipe.workers.count)
+    began = psutil.Process().create_time()
+    ledger.append("command", started=began, invocation=job.invocation, workers=recipe.workers.count)
     with StopSignals() as signals, ProgressView() as view:
         watch = Watch(folder, ledger, signals, view, job.started, seen=len(ledger.events()))
         try:
@@ -102,7 +105,7 @@ def _run(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address:
         finally:
             folder.stop_request.unlink(missing_ok=True)
         watch.poll()
-    return _verdict(recipe, folder, [e for e in ledger.events() if e.get("invocation") == job.invocation], failure)
+    return _tell_end(recipe, folder, ledger, job.invocation, failure)
 
 
 def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> SessionPlan:
@@ -134,38 +137,17 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
     )
 
 
-def _verdict(recipe: Recipe, folder: RunFolder, events: list[Event], failure: Failure | None) -> int:
-    faults = [event for event in events if event["event"] == "fault"]
-    final = next((event for event in faults if event.get("final")), None)
-    if final:
-        fail(final["message"])
-        if final["exit_code"] == EXIT_FAILED:
-            fail(f"on rank {final['rank']}, attempt {final['attempt']}: see {folder.root / 'logs'}")
-        return int(final["exit_code"])
-    if failure is not None:
-        fail(failure.message)
-        fail(_first_cause(faults, folder))
-        return failure.exit_code
-    ended = next((event for event in reversed(events) if event["event"] in ("finished", "stopped")), None)
-    if ended is None:
-        fail(f"the workers left without telling how it ended: see {folder.root / 'logs'}")
-        return EXIT_FAILED
-    if ended["event"] == "stopped":
-        kept = f"after step {ended['step']} with a checkpoint" if ended["step"] else "before the first step"
-        say(f"stopped by {ended['reason']} {kept}; the same command goes on from there")
-        return EXIT_REQUEUE
-    for line in summarize(recipe, folder):
-        say(line)
-    return EXIT_DONE
-
-
-def _first_cause(faults: list[Event], folder: RunFolder) -> str:
-    last = [fault for fault in faults if fault["attempt"] == faults[-1]["attempt"]]
-    causes = [fault for fault in last if not is_consequence(f"{fault['kind']} {fault['message']}")]
-    if not causes:
-        return f"no worker told of a cause: killed from outside, or out of memory; see {folder.root / 'logs'}"
-    first = causes[0]
-    return f"first cause: {first['kind']} on rank {first['rank']}: {first['message']}; see {first['log']}"
+def _tell_end(recipe: Recipe, folder: RunFolder, ledger: Ledger, invocation: str, failure: Failure | None) -> int:
+    said: dict[str, Any] = {"failure": failure.message, "exit_code": failure.exit_code} if failure else {}
+    ended = verdict(ledger.events(), **said)
+    ledger.append("command_ended", invocation=invocation, **{**said, "exit_code": ended.exit_code})
+    if ended.what == "finished":
+        for line in summarize(recipe, folder):
+            say(line)
+    else:
+        tell = say if ended.what == "stopped" else fail
+        tell(ended.line())
+    return ended.exit_code
 
 
 def _news(event: Event) -> str | None:
@@ -177,7 +159,7 @@ def _news(event: Event) -> str | None:
             return f"attempt {event['attempt']}: resumed from the checkpoint of step {event['step']}"
         case "attempt_started" if event["attempt"] > 1:
             return f"attempt {event['attempt']} started with {event['workers']} workers"
-        case "fault" if not event.get("final"):
+        case "fault" if not event.get("final") and event["rank"] is not None:
             return f"fault on rank {event['rank']}: {event['kind']}: {event['message']}"
         case _:
             return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from data.atomic import sync_folder
 from trainer.blocks import BlockFile, write_file
 from trainer.checkpoint_format import MANIFEST
-from trainer.checkpoint_store import Save
+from trainer.checkpoint_store import Save, of_older_attempt
 
 _STEP = re.compile(r"^step-(\d{8,})$")
 
@@ -62,9 +62,11 @@ class LocalStaging:
         write_file(self._path / MANIFEST, memoryview(manifest))
         sync_folder(self._path)
         target = self._root / step_name(self._save.step)
-        if target.exists():  # published by a first try of which another rank knew only its own error
-            self.discard()
-            return False
+        if target.exists():
+            if not of_older_attempt(LocalCheckpoint(target), self._save):
+                self.discard()  # published by a first try of which another rank knew only its own error
+                return False
+            _put_in_trash(target)
         self._path.rename(target)
         sync_folder(self._root)
         return True
@@ -101,14 +103,17 @@ class FolderStore:
         return any(self._root.glob("damaged-*"))
 
     def remove(self, step: int) -> None:
-        path = self._root / step_name(step)
-        trash = path.with_name(f".trash-{path.name}")
-        if trash.exists():
-            shutil.rmtree(trash)
-        path.rename(trash)
-        shutil.rmtree(trash)
+        shutil.rmtree(_put_in_trash(self._root / step_name(step)))
 
     def clean(self) -> None:
-        for pattern in (".staging-*", ".trash-*"):
-            for path in self._root.glob(pattern):
-                shutil.rmtree(path)
+        for path in self._root.glob(".staging-*"):
+            _put_in_trash(path)  # at once, or what a stale writer publishes now would be half of it
+        for path in self._root.glob(".trash-*"):
+            shutil.rmtree(path)
+
+
+def _put_in_trash(path: Path) -> Path:
+    trash = path.with_name(f".trash-{path.name}")
+    if trash.exists():
+        shutil.rmtree(trash)
+    return path.rename(trash)

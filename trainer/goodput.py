@@ -1,43 +1,79 @@
-"""Goodput: seconds of committed optimizer steps per second of wall time of all `stoker train` commands of a run."""
+"""How much of a run's wall time, and of the time its workers held, was spent in committed optimizer steps."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Event = dict[str, Any]
+from cluster.ledger import read_json_lines
+from trainer.run_folder import RunFolder
+from trainer.timeline import CLASSES, Event, Span, SpanClass, fitted, timeline
 
 
-@dataclass
-class Goodput:
-    """The figure as it grows during an attempt. Time between two commands, when nothing ran, does not count."""
+@dataclass(frozen=True)
+class Account:
+    """Seconds by class; those of a worker count once for each worker in `worker_seconds`. Pure."""
 
-    productive_s: float
-    wall_s_before: float  # of earlier commands
-    command_started: float
+    seconds: dict[SpanClass, float]
+    worker_seconds: dict[SpanClass, float]
 
     @classmethod
-    def so_far(cls, events: list[Event], committed: list[Event]) -> "Goodput":
-        """From the ledger, whose last command is the present one, and the committed metrics."""
-        times = [event["time"] for event in events]
-        starts = [index for index, event in enumerate(events) if event["event"] == "command"]
-        ends = [times[index - 1] for index in starts[1:]]
-        before_s = sum(end - times[start] for start, end in zip(starts, ends, strict=False))
-        return cls(productive_seconds(committed), before_s, times[starts[-1]] if starts else time.time())
+    def of(cls, spans: list[Span]) -> "Account":
+        seconds, held = dict.fromkeys(CLASSES, 0.0), dict.fromkeys(CLASSES, 0.0)
+        for span in spans:
+            seconds[span.kind] += span.seconds
+            held[span.kind] += span.seconds * span.workers
+        return cls(seconds, held)
 
-    def after(self, seconds: float) -> float:
-        """The fraction once `seconds` more of optimizer steps are committed."""
-        self.productive_s += seconds
-        return self.fraction(time.time())
+    @property
+    def wall_s(self) -> float:
+        return sum(self.seconds.values())
 
-    def fraction(self, now: float) -> float:
-        wall_s = self.wall_s_before + now - self.command_started
-        return min(1.0, self.productive_s / wall_s) if wall_s > 0 else 0.0
+    @property
+    def fraction(self) -> float:
+        return _share_of_steps(self.seconds)
+
+    @property
+    def worker_fraction(self) -> float:
+        return _share_of_steps(self.worker_seconds)
 
 
-def productive_seconds(committed: list[Event]) -> float:
-    """Seconds of optimizer steps in the committed history: each line tells the mean since the line before."""
-    total_s, previous = 0.0, 0
-    for line in committed:
-        total_s += line["step_s"] * (line["step"] - previous)
-        previous = line["step"]
-    return total_s
+def _share_of_steps(seconds: Mapping[SpanClass, float]) -> float:
+    total_s = sum(seconds.values())
+    return seconds["step"] / total_s if total_s > 0 else 0.0
+
+
+class LiveAccount:
+    """The account as it grows during an attempt, from one logging interval to the next."""
+
+    def __init__(self, so_far: Account, now: float, workers: int) -> None:
+        """`so_far`: of the whole history up to `now`; `workers`: of this attempt."""
+        self.account = Account(dict(so_far.seconds), dict(so_far.worker_seconds))
+        self._counted_to, self._workers = now, workers
+
+    def add(self, parts: Mapping[SpanClass, float], now: float) -> None:
+        """Time went on until `now`; what the parts do not claim were steps."""
+        passed_s = max(0.0, now - self._counted_to)
+        fitting = fitted(parts, passed_s)
+        for kind, seconds in {**fitting, "step": passed_s - sum(fitting.values())}.items():
+            self.account.seconds[kind] += seconds
+            self.account.worker_seconds[kind] += seconds * self._workers
+        self._counted_to = max(now, self._counted_to)
+
+    def figures(self) -> dict[str, Any]:
+        """For a line of metrics."""
+        account = self.account
+        return {"goodput": account.fraction, "worker_goodput": account.worker_fraction, "wall_s": dict(account.seconds)}
+
+
+def live_account(folder: RunFolder, events: list[Event], workers: int) -> LiveAccount:
+    """For the attempt that begins now, whose `attempt_started` is in the ledger."""
+    now = time.time()
+    spans = timeline(events, read_json_lines(folder.metrics), superseded_lines(folder), now)
+    return LiveAccount(Account.of(spans), now, workers)
+
+
+def superseded_lines(folder: RunFolder) -> list[Event]:
+    """Metrics lines of steps that were trained again, of all attempts."""
+    found = folder.root.glob("logs/attempt-*/superseded.jsonl")
+    return [line for path in sorted(found) for line in read_json_lines(path)]

@@ -24,19 +24,21 @@ def train(run: Attempt) -> Outcome:
             run.context.pulse("reading data")
             batch, fault = _next(batches)
             run.context.pulse("agreement")
-            total_weight, skipped, stops, faults, failed, loss = run.ranks.sum(
+            total_weight, skipped, stops, faults, failed, hopeless, loss = run.ranks.sum(
                 [
                     _weight(batch),
                     len(batch.skipped) if batch else 0,
                     run.leave(step),
                     batch is None,
                     run.writer.failed,
+                    run.ranks.leads and run.writer.hopeless is not None,
                     run.numbers.share(),
                 ]
             )
             run.numbers.settle(loss)  # of the step before
             if failed:
                 run.tell_failed_save()
+            run.check_worth(bool(hopeless))
             refusal = None if faults else run.reporter.skipped.refusal(step + 1, int(skipped), total_weight)
             if faults or refusal:
                 outcome = _leave(run, step, fault, refusal, batch)
@@ -56,10 +58,9 @@ def train(run: Attempt) -> Outcome:
                 break
             if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
                 run.reporter.phase("saving", step)
-                with run.reporter.watch.phase("checkpoint"):
-                    saved = step if run.save(step) else saved
-    run.reporter.phase("saving", step)
-    run.save_last(step, saved)
+                saved = step if run.save(step) else saved
+    with run.reporter.leaving(step):
+        run.save_last(step, saved)
     return outcome
 
 

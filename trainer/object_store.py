@@ -17,7 +17,7 @@ from obstore.store import ObjectStore
 
 from configs.errors import CheckpointError
 from trainer.checkpoint_format import MANIFEST, decode_manifest
-from trainer.checkpoint_store import Save
+from trainer.checkpoint_store import Save, of_older_attempt
 from trainer.folder_store import step_name
 
 T = TypeVar("T")
@@ -151,10 +151,13 @@ class ObjectStaging:
         return ObjectFile(self._objects, path)
 
     def publish(self, manifest: bytes) -> bool:
-        made = self._objects.create(f"{self._step}/{MANIFEST}", manifest)
-        if not made:
-            self.discard()
-        return made
+        path = f"{self._step}/{MANIFEST}"
+        if self._objects.create(path, manifest):
+            return True
+        if not of_older_attempt(ObjectCheckpoint(self._objects, self._save.step), self._save):
+            return False  # what was staged is removed at the next cleaning: it is still to be read back
+        self._objects.delete([path])
+        return self._objects.create(path, manifest)
 
     def discard(self) -> None:
         self._objects.delete(self._objects.paths(f"{self._step}/{self._save.name}"))

@@ -1,8 +1,10 @@
 """Turns what the loop does into figures, on rank 0: metrics.jsonl, TensorBoard, progress, ledger, audit."""
 
 import json
+import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,14 +13,16 @@ from configs.errors import StokerError
 from data.loader import StepBatch
 from trainer.context import Context
 from trainer.engine import StepResult
-from trainer.goodput import Goodput
+from trainer.goodput import LiveAccount
 from trainer.hardware import memory_bytes, peak_flops
 from trainer.metrics import MetricSink, Progress
 from trainer.number_watch import NumberWatch
 from trainer.patient_file import PatientFile
 from trainer.skipped import SkippedSamples
 from trainer.stopwatch import Stopwatch
+from trainer.stragglers import RankTimes, StragglerWatch
 from trainer.tasks.base import Task
+from trainer.timeline import PHASES
 
 
 class Reporter:
@@ -31,24 +35,29 @@ class Reporter:
         device: torch.device,
         progress: Progress,
         sinks: Sequence[MetricSink],
-        goodput: Goodput,
+        account: LiveAccount | None,
         audit: PatientFile | None,
         skipped: SkippedSamples,
         numbers: NumberWatch,
         source_counts: Callable[[int], dict[str, int]],
     ) -> None:
-        self.watch = Stopwatch()
+        """`account` is rank 0's."""
         self.skipped = skipped
         self._numbers = numbers
         self._source_counts = source_counts
-        self._device, self._goodput = device, goodput
+        self._device, self._account = device, account
         self._context, self._recipe, self._ranks, self._task = context, context.recipe, context.ranks, task
         self._progress, self._sinks, self._audit = progress, sinks, audit
         self._validation: dict[str, float] = {}
         self._last_validation: tuple[int, dict[str, float]] = (0, {})
         self._line: dict[str, Any] = {}
         self._result: StepResult | None = None
-        self._steps, self._targets = 0, 0.0
+        self._steps, self._targets, self._own_s = 0, 0.0, 0.0
+        self._saves_begun: dict[int, dict[str, Any]] = {}
+        self._trained = False
+        self._hosts = context.ranks.gather(socket.gethostname())
+        self._stragglers = StragglerWatch(self._hosts, context.warn)
+        self.watch = Stopwatch()  # the training begins
 
     def phase(self, name: str, step: int) -> None:
         """What happens now, for whoever watches."""
@@ -62,7 +71,11 @@ class Reporter:
         """After each step, with None for one that was left out; cheap, without waiting for the device."""
         self.watch.add("data_wait", batch.wait_s)
         self.skipped.trained(step, batch.skipped, skipped)
+        if not self._trained:
+            self._trained = True
+            self._context.record_once("first_step", step=step, seconds=self.watch.elapsed_s())
         self._steps += 1
+        self._own_s += result.own_s if result else 0.0
         self._targets += total_weight
         self._result = result
         self._line = {"step": step, "lr": lr}
@@ -93,13 +106,17 @@ class Reporter:
         left_out = self._result is None
         if not (first_or_last or left_out or self._validation or step % self._recipe.monitor.every_steps == 0):
             return
-        line = {**self._line, **self._figures(), **self._rates(), **self._validation}
+        figures = self._figures()
+        times = RankTimes.gather(self._ranks, self._own_s, self.watch.seconds("data_wait"))
+        self._stragglers.add(step, times, self.watch.elapsed_s(), self._steps)
+        line = {**self._line, **figures}
+        line |= {**self._rates(max(times.data_wait_s)), **times.figures(), **self._validation}
         line |= self._data_figures(step)
-        line["goodput"] = self._goodput.after(line["step_s"] * self._steps)
-        self._validation, self._steps, self._targets = {}, 0, 0.0
+        self._validation, self._steps, self._targets, self._own_s = {}, 0, 0.0, 0.0
         self.watch.reset()  # writing the line belongs to the next interval
         if self._ranks.leads:
             line |= {**memory_bytes(self._device), "attempt": self._context.attempt, "time": time.time()}
+            line |= self._goodput(line)
             for sink in self._sinks:
                 sink.log(line)
             keys = ("loss", "lr", "step_s", "samples_per_s", "tokens_per_s", "val_loss")
@@ -112,10 +129,18 @@ class Reporter:
         loss, norm = self._numbers.check(), float(self._result.grad_norm)
         return {"loss_scale": self._result.loss_scale, "loss": loss, "grad_norm": norm}
 
-    def _rates(self) -> dict[str, float]:
-        """Of the logging interval that ends now. Seconds are sums over the interval, `step_s` is per step."""
-        wait_s, checkpoint_s = self.watch.seconds("data_wait"), self.watch.seconds("checkpoint")
-        train_s = max(self.watch.training_s(), 1e-9)
+    def _goodput(self, line: dict[str, Any]) -> dict[str, Any]:
+        assert self._account is not None, "rank 0 has it"
+        self._account.add({name: line[f"{name}_s"] for name in PHASES}, line["time"])
+        return self._account.figures()
+
+    def _rates(self, wait_s: float) -> dict[str, float]:
+        """Of the logging interval that ends now. Seconds are sums over the interval, `step_s` is per step.
+
+        `wait_s`: of the rank that waited longest for data; meanwhile the others waited for it.
+        """
+        checkpoint_s = self.watch.seconds("checkpoint")
+        train_s = max(self.watch.training_s() + self.watch.seconds("data_wait") - wait_s, 1e-9)
         loop_s = train_s + wait_s + checkpoint_s
         batch = self._recipe.batch.global_
         rates = {
@@ -150,10 +175,37 @@ class Reporter:
             kind=type(error).__name__,
             message=str(error),
             rank=self._ranks.rank,
+            host=self._hosts[self._ranks.rank],
             step=step,
+            phase=self._context.pulse.phase,
+            log=str(self._context.folder.log(self._context.attempt, self._ranks.rank)),
             exit_code=error.exit_code,
             final=True,
         )
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """While a save keeps the loop from training."""
+        begun = {"saved_at": time.time(), "background": self._recipe.checkpoint.background, **self._seconds()}
+        # The save before may still be on its way; the one before that is not.
+        self._saves_begun = {**dict(list(self._saves_begun.items())[-1:]), step: begun}
+        with self.watch.phase("checkpoint"):
+            yield
+
+    def save_begun(self, step: int) -> dict[str, Any]:
+        """When the save of `step` began, and where the time since the last logged line had gone by then."""
+        return self._saves_begun[step]
+
+    @contextmanager
+    def leaving(self, step: int) -> Iterator[None]:
+        """While the last checkpoint is waited for."""
+        self.phase("saving", step)
+        with self.watch.phase("checkpoint"):
+            yield
+        self._context.record_once("left", step=step, **self._seconds())
+
+    def _seconds(self) -> dict[str, float]:
+        return {f"{name}_s": self.watch.seconds(name) for name in PHASES}
 
     def flush(self) -> None:
         """Before a checkpoint: the history on disk is never behind the state on disk."""

@@ -128,14 +128,20 @@ class Attempt:
             self.context.record_once("checkpoint_skipped", step=step)
             return False
         self.numbers.check()
-        try:
-            self.reporter.flush()
-        except OSError as problem:  # the lines are kept and written when there is room
-            message = f"{self.context.folder.root} cannot be written: {problem.strerror}; free some space"
-            self.context.record("warning", message=message)
-        metrics = self.reporter.validation_of(step)
-        self._tell(self.writer.save(self.engine, replace(self.header(step), metrics=metrics)))
+        with self.reporter.saving(step):
+            try:
+                self.reporter.flush()
+            except OSError as problem:  # the lines are kept and written when there is room
+                message = f"{self.context.folder.root} cannot be written: {problem.strerror}; free some space"
+                self.context.record("warning", message=message)
+            metrics = self.reporter.validation_of(step)
+            self._tell(self.writer.save(self.engine, replace(self.header(step), metrics=metrics)))
         return True
+
+    def check_worth(self, hopeless: bool) -> None:
+        """Raises CheckpointError, on every rank, when rank 0 has found that training on is not worth it."""
+        if hopeless:
+            raise CheckpointError(self.ranks.from_leader(self.writer.hopeless))
 
     def tell_failed_save(self) -> None:
         """A save failed, here or on another rank: warn, and wait for nobody's part. Training goes on."""

@@ -33,6 +33,9 @@ class TensorBoard:
     def log(self, line: Mapping[str, Any]) -> None:
         figures = {tag: line[key] for key, tag in TAGS.items() if key in line}
         figures |= {f"data/source/{name}": count for name, count in line.get("sources", {}).items()}
+        figures |= {f"time/total_{name}_s": seconds for name, seconds in line.get("wall_s", {}).items()}
+        for key in ("own_s", "data_wait_s"):
+            figures |= {f"ranks/{key}/{rank}": seconds for rank, seconds in enumerate(line.get(f"rank_{key}", ()))}
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
         self._write(Event(step=line["step"], summary=Summary(value=values)))
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from cluster.ledger import Ledger, read_json_lines
+from cluster.ledger import Ledger
 from cluster.worker_link import WorkerLink
 from configs.errors import DataError, StokerError
 from configs.recipe import Recipe
@@ -27,7 +27,7 @@ from trainer.checkpoint_writer import CheckpointWriter, Stall
 from trainer.context import Context
 from trainer.deepspeed_engine import DeepSpeedEngine, select_accelerator, use_device
 from trainer.engine import Engine
-from trainer.goodput import Goodput
+from trainer.goodput import live_account
 from trainer.huggingface.initial import load_initial
 from trainer.loop import train
 from trainer.metrics import JsonLines, MetricSink, Progress
@@ -133,10 +133,10 @@ def _record_fault(context: Context, error: Exception) -> None:
 
 def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
     store = checkpoint_store(context.folder, context.recipe)
+    _record_start(job, context)  # first: from now on an older attempt publishes nothing more
     if context.ranks.leads:
         store.clean()
         clean_receipts(context.folder.checkpoints)
-    _record_start(job, context)
     with ExitStack() as cleanup:
         progress = Progress(context.folder, context.attempt, context.recipe.run.steps)
         context.pulse("building the model")
@@ -161,8 +161,9 @@ def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
 def _record_start(job: Job, context: Context) -> None:
     """The attempt begins; with the times that show where those seconds went."""
     places = context.ranks.gather((socket.gethostname(), os.getpid()))
-    context.record_once(
-        "attempt_started",
+    if not context.ranks.leads:
+        return
+    context.claim(
         workers=context.ranks.world,
         host=places[0][0],
         pid=places[0][1],
@@ -194,11 +195,12 @@ def _build_attempt(
             JsonLines(context.folder, context.attempt, resumed),
             TensorBoard(context.folder, context.attempt, resumed),
         ]
-    goodput = Goodput.so_far(context.ledger.events(), read_json_lines(context.folder.metrics))
+    ranks, events = context.ranks, context.ledger.events()
+    account = live_account(context.folder, events, ranks.world) if ranks.leads else None
     skipped = SkippedSamples(context, resumed, train_data.left_out())
     audit = _open_audit(context)
     reporter = Reporter(
-        context, task, engine.device, progress, sinks, goodput, audit, skipped, numbers, train_data.source_counts
+        context, task, engine.device, progress, sinks, account, audit, skipped, numbers, train_data.source_counts
     )
     cleanup.callback(reporter.close)
     writer = CheckpointWriter(
@@ -207,7 +209,7 @@ def _build_attempt(
         context.ranks,
         context.recipe.checkpoint,
         superseded=lambda: context.ledger.attempts() > context.attempt,
-        published=lambda manifest, stall, seconds: _published(context, manifest, stall, seconds),
+        published=lambda manifest, stall, seconds: _published(context, reporter, manifest, stall, seconds),
         warn=context.warn,
     )
     return Attempt(
@@ -225,9 +227,10 @@ def _build_attempt(
     )
 
 
-def _published(context: Context, manifest: Manifest, stall: Stall, seconds: float) -> None:
+def _published(context: Context, reporter: Reporter, manifest: Manifest, stall: Stall, seconds: float) -> None:
     context.pulse.tell(committed=manifest.step)
-    context.record("checkpoint", step=manifest.step, seconds=seconds, bytes=manifest.total_bytes, **asdict(stall))
+    figures = {"seconds": seconds, "bytes": manifest.total_bytes, **asdict(stall)}
+    context.record("checkpoint", step=manifest.step, **figures, **reporter.save_begun(manifest.step))
 
 
 def _open(context: Context, split: Literal["train", "val"], cleanup: ExitStack) -> Dataset:

@@ -10,7 +10,7 @@ from configs.errors import DataError
 from data.draw import uniforms
 from data.pack.files import file_inputs
 from data.pack.listing import Listing, list_files, told
-from data.pack.plan import Inputs, Job, LeftOut, LeftOuts, Sample, digest_of, unique_keys
+from data.pack.plan import Inputs, Job, LeftOut, Sample, digest_of, unique_keys
 from data.pack.table_fields import narrow
 from data.pack.text import TOKENS_PART, npy_bytes, token_dtype
 from data.shard_writer import tar_bytes
@@ -65,7 +65,10 @@ def _folder_inputs(listing: Listing, cuts: Cuts, vocab: int | None, say: Say) ->
     for name in told(listing.names, say, f"reading the arrays of {listing.folder}"):
         tokens = _opened(listing.folder / name)
         if tokens.ndim != 1:
-            raise DataError(f"{listing.folder / name}: {tokens.ndim} dimensions, expected the tokens of one document")
+            raise DataError(
+                f"{listing.folder / name}: {tokens.ndim} dimensions, expected the tokens of one document; "
+                "an array with a sample per row is packed alone, by its own name"
+            )
         lengths.append(len(tokens))
         highest = max(highest, _highest(tokens)) if vocab is None else highest
     ids = vocab or highest + 1
@@ -75,7 +78,7 @@ def _folder_inputs(listing: Listing, cuts: Cuts, vocab: int | None, say: Say) ->
         return ArrayJob(listing.folder, [(keys[n], listing.names[n], 0, lengths[n]) for n in numbers], ids)
 
     archived = [tar_bytes([_NPY_HEADER_BYTES + length * token_dtype(ids).itemsize]) for length in lengths]
-    return file_inputs("arrays", {"vocab": vocab}, listing, archived, job, {"vocab": ids}, LeftOuts())
+    return file_inputs("arrays", {"vocab": vocab}, listing, archived, job, {"vocab": ids})
 
 
 def _file_inputs(path: Path, cuts: Cuts, vocab: int | None, say: Say) -> Inputs:

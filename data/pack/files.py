@@ -1,6 +1,6 @@
 """Folders of files -> inputs of packing: texts, and images by class."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def text_inputs(listing: Listing, options: Json, encoding: Encoding | None) -> I
     factor = encoding.bytes_per_byte if encoding else 1
     archived = [tar_bytes([size * factor]) for size in listing.sizes.tolist()]
     kind, facts = ("tokens", encoding.facts) if encoding else ("text", {})
-    return file_inputs(kind, options, listing, archived, job, facts, LeftOuts())
+    return file_inputs(kind, options, listing, archived, job, facts)
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,11 @@ def image_inputs(listing: Listing, classes: list[str] | None, check: bool) -> In
     a subfolder is not among the classes given.
     """
     found = [image_part(name) is not None and "/" in name for name in listing.names]
-    images, left_out = listing.only(found), LeftOuts()
+    images = listing.only(found)
     if not images.names:
         raise DataError(f"{listing.folder}: no images in subfolders: expected CLASS/name.{{{','.join(IMAGE_PARTS)}}}")
-    for name, is_image in zip(listing.names, found, strict=True):
-        if not is_image:
-            left_out.add(LeftOut(name, "not an image" if "/" in name else "not in a class folder"))
+    others = [name for name, is_image in zip(listing.names, found, strict=True) if not is_image]
+    left_out = [LeftOut(name, "not an image" if "/" in name else "not in a class folder") for name in others]
     found_classes = sorted({name.split("/")[0] for name in images.names})
     number = number_classes(found_classes if classes is None else classes)
     for name in found_classes:
@@ -103,9 +102,12 @@ def file_inputs(
     archived_bytes: list[int],
     job: Callable[[Ints], Job],
     facts: Json,
-    left_out: LeftOuts,
+    left_out: Sequence[LeftOut] = (),
 ) -> Inputs:
     """Inputs that are the files of a listing, packed in the order of their hashes."""
+    all_left_out = LeftOuts()
+    for found in (*left_out, *listing.left_out):
+        all_left_out.add(found)
     return Inputs(
         kind=kind,
         options=options,
@@ -116,7 +118,7 @@ def file_inputs(
         modified=listing.modified(),
         job=job,
         facts=facts,
-        left_out=left_out,
+        left_out=all_left_out,
     )
 
 

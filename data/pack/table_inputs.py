@@ -114,6 +114,8 @@ def _fields(columns: Columns, path: Path) -> list[Field]:
     image = next((name for name in ("path", "image") if name in names), None)
     if image and "label" in names:
         return [Field(IMAGE, image, "image"), Field("cls", "label", "label")]
+    if names in ([], [""]):
+        raise DataError(f"{path}: the file is empty: name a table that has rows")
     raise DataError(f"{path} has columns {', '.join(names)}: choose with --text, --image, --tokens or --part")
 
 

@@ -90,6 +90,9 @@ def find_tables(source: Path, without: Sequence[Path], say: Say) -> tuple[Path, 
         return source.parent, [source.name]
     listing = list_files(source, "**/*", without, say)
     names = [name for name in listing.names if Path(name).suffix in SUFFIXES]
+    for link in listing.left_out:
+        if Path(link.name).suffix in SUFFIXES:
+            raise DataError(f"{source / link.name}: {link.reason}: remove it")
     kinds = sorted({Path(name).suffix for name in names})
     if len(kinds) != 1:
         found = f"tables of {len(kinds)} kinds ({', '.join(kinds)})" if kinds else "no table"

@@ -14,6 +14,7 @@ from data.types import Array
 TEXT_PART = "txt"
 TOKENS_PART = "npy"
 _NARROW_VOCAB = 1 << 16
+_MOST_VOCAB = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def _open(name: str, identity: str) -> Tokenizer:
 
 
 def token_dtype(vocab: int) -> np.dtype[np.unsignedinteger]:
-    """Little-endian uint16 where every id fits, else uint32."""
+    """Little-endian uint16 where every id fits, else uint32. DataError: some fit in neither."""
+    if vocab > _MOST_VOCAB:
+        raise DataError(f"token ids up to {vocab - 1}: expected ids below 2³²; correct the tokens or --vocab")
     return np.dtype("<u2" if vocab <= _NARROW_VOCAB else "<u4")
 
 

@@ -106,6 +106,9 @@ class RemoteShard:
             into[at : at + stop - start] = memoryview(self._arrived(piece, coming[piece]))[start:stop]
         return into.toreadonly()
 
+    def whole(self) -> memoryview | None:
+        return None
+
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """A hint: these (offset, size) are read soon. Neighbours come in one request; returns at once."""
         wanted = sorted({part.piece for offset, size in ranges for part in parts(offset, size)})

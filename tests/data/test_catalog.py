@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.catalog import Catalog
+from data.catalog import Catalog, Part
 from data.column import Column
 from data.open_catalog import open_catalog
 from data.order import GROUP_SAMPLES, cut_blocks
@@ -34,12 +34,19 @@ def _open(shards: list[Path]) -> Catalog:
     return open_catalog([str(shard) for shard in shards])
 
 
+def _views(catalog: Catalog, part: Part, samples: Ints) -> list[memoryview]:
+    return catalog.views(catalog.places([part], samples), 0, len(samples))[0]
+
+
 @pytest.mark.parametrize("count", [0, 1, 50, 600])
 def test_many_samples_are_viewed_in_the_order_asked(count: int, text_shards: list[Path]) -> None:
     catalog, texts = _open(text_shards), _texts(text_shards)
     part = catalog.required_part("txt")
     samples = np.random.default_rng(0).integers(0, len(texts), count)  # some of them more than once
-    found = catalog.view_many(part, samples)
+    found = _views(catalog, part, samples)  # which are not checked yet
+    for sample in range(catalog.count):
+        catalog.view(part, sample)
+    assert found == _views(catalog, part, samples)  # and now each shard is known to be good
     assert found == [texts[sample] for sample in samples] == [catalog.read(part, sample) for sample in samples.tolist()]
     assert found == [catalog.view(part, sample) for sample in samples.tolist()]
 
@@ -60,7 +67,7 @@ def test_a_sample_that_cannot_be_read_is_named(text_shards: list[Path]) -> None:
     for read in (
         lambda: catalog.read(part, 100),
         lambda: catalog.view(part, 100),
-        lambda: catalog.view_many(part, np.array([3, 100, 40])),
+        lambda: _views(catalog, part, np.array([3, 100, 40])),
     ):
         with pytest.raises(DataError) as caught:
             read()

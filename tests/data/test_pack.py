@@ -183,6 +183,25 @@ def test_images_are_numbered_by_the_classes_given_and_checked_on_request(
         pack_images(tmp_path / "in", tmp_path / "no", 0.0, classes=["ant"])
 
 
+def test_links_to_files_are_packed_and_those_to_folders_or_nowhere_are_left_out_and_told(
+    tmp_path: Path, png: Callable[[int], bytes]
+) -> None:
+    (tmp_path / "in" / "ant").mkdir(parents=True)
+    (tmp_path / "in" / "ant" / "a.png").write_bytes(png(1))
+    (tmp_path / "in" / "ant" / "b.png").symlink_to("a.png")
+    (tmp_path / "in" / "ant" / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "in" / "ant" / "loop.png").symlink_to("loop.png")
+    (tmp_path / "in" / "bee").symlink_to("ant")
+    packed = pack_images(tmp_path / "in", tmp_path / "out", 0.0)
+    assert (packed.train_samples, packed.skipped) == (2, 3)
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]["first"]
+    assert [(left_out["name"], left_out["reason"].partition(" (")[0]) for left_out in told] == [
+        ("ant/gone.png", "a link that leads nowhere"),
+        ("ant/loop.png", "a link that leads nowhere"),
+        ("bee", "a link to a folder, which is not entered"),
+    ]
+
+
 def test_the_digits_are_split_evenly_by_class(tmp_path: Path) -> None:
     packed = pack_digits(tmp_path / "digits")
     assert (packed.train_samples, packed.val_samples) == (1438, 359)

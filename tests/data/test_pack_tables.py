@@ -244,6 +244,9 @@ def test_one_long_array_is_cut_after_documents_or_into_rows(tmp_path: Path) -> N
     np.save(tmp_path / "c.npy", np.zeros(4))
     with pytest.raises(DataError, match="not an array of integers"):
         pack_arrays(tmp_path / "c.npy", Cuts(row_tokens=2), tmp_path / "no", 0.0)
+    np.save(tmp_path / "e.npy", np.array([1, 1 << 63], np.uint64))
+    with pytest.raises(DataError, match="token ids up to 9223372036854775808: expected ids below 2³²"):
+        pack_arrays(tmp_path / "e.npy", Cuts(row_tokens=2), tmp_path / "no", 0.0)
 
 
 MISTAKES: list[tuple[str, str, Columns, str]] = [
@@ -252,6 +255,8 @@ MISTAKES: list[tuple[str, str, Columns, str]] = [
     ("a.csv", 'a,b\n1,"2\n', Columns(text="a"), "not what its name says"),
     ("a.csv", "a,b\n1,2\n", Columns(text="c"), "no column c; it has a, b: correct the option"),
     ("a.csv", "a,b\n", Columns(text="a"), "no rows"),
+    ("a.csv", "", Columns(), "the file is empty"),
+    ("a.jsonl", "", Columns(), "the file is empty"),
     ("a.csv", "a,b\n1,2\n", Columns(), "has columns a, b: choose with --text"),
     ("a.csv", "path,label\nx.png,1\n", Columns(), r"row 1: .*x\.png, named in column path, does not exist"),
     ("a.csv", "a,b\n1,2\n", Columns(text="a", parts=["txt=b"]), "part txt would be made of two columns"),

@@ -267,6 +267,7 @@ def test_what_is_no_tar_is_refused_by_name(tmp_path: Path, make_shard: Callable[
         "empty.tar": (b"", "empty"),
         "text.tar": (b"hello " * 400, "not a tar"),
         "short.tar": (b"hello", "not a tar"),
+        "small.tar": (gzip.compress(b"q"), "compressed"),
         "zip.tar": (gzip.compress(os.urandom(3000)), "compressed"),
         "none.tar": (bytes(10240), "no samples"),
         "two.tar": (whole + whole, "data follows the end"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def steps_done(recipe: Recipe) -> int:
 
 def attempts(recipe: Recipe) -> list[dict[str, Any]]:
     return events(recipe, "attempt_started")
+
+
+def named(process: subprocess.Popen[str], name: str) -> psutil.Process:
+    """The living process below `stoker train` whose command line or title has `name`."""
+    for each in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # and zombies, which are no more either
+            if name in " ".join(each.cmdline()) or name in each.name():
+                return each
+    raise AssertionError(f"no process {name} below stoker train")
 
 
 def left_behind(folder: Path) -> list[psutil.Process]:

@@ -115,6 +115,12 @@ _CLOCK = {
     "mfu",
     "time",
     "goodput",
+    "worker_goodput",
+    "wall_s",
+    "slowest_rank",
+    "slowest_rank_ratio",
+    "rank_own_s",
+    "rank_data_wait_s",
 }
 
 

@@ -28,9 +28,9 @@ OLD, NEW = 5, 10
 KEPT = Checkpoint(keep_last=1)
 
 
-def header(step: int) -> Manifest:
+def header(step: int, attempt: int = 1) -> Manifest:
     shapes = {"weight": [ELEMENTS]}
-    return Manifest(step, 8 * step, 1, 1, "test", 1, {}, "", "", {}, shapes)
+    return Manifest(step, 8 * step, attempt, 1, "test", 1, {}, "", "", {}, shapes)
 
 
 def part_of(step: int, rank: int, ranks: int) -> Part:

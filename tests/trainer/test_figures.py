@@ -12,10 +12,10 @@ import pytest
 from configs.recipe import Recipe
 from tests.trainer.runs import GPT, recipe_of, run_folder_of, train_in_processes, write_text_shards
 from trainer import cli
-from trainer.goodput import Goodput, productive_seconds
 from trainer.ledger import Ledger, read_json_lines
 from trainer.metrics import TAGS, JsonLines
 from trainer.run_folder import RunFolder
+from trainer.timeline import CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +44,34 @@ def test_tensorboard_has_the_tags_of_the_design(finished: Recipe) -> None:
     events = EventAccumulator(str(run_folder_of(finished) / "tensorboard"))
     events.Reload()
     of_other_runs = {"val/accuracy", "memory/device_bytes", "data/skipped_samples", "data/val_skipped_samples"}
-    assert set(TAGS.values()) - of_other_runs == set(events.Tags()["scalars"])
+    of_other_runs |= {"speed/slowest_rank_ratio"}
+    totals = {f"time/total_{kind}_s" for kind in CLASSES}
+    assert (set(TAGS.values()) | totals) - of_other_runs == set(events.Tags()["scalars"])
     logged = read_json_lines(run_folder_of(finished) / "metrics.jsonl")
     assert [e.value for e in events.Scalars("train/loss")] == pytest.approx([line["loss"] for line in logged])
 
 
-def test_status_tells_state_step_and_goodput(
+def test_status_tells_state_step_and_where_the_time_went_to_people_and_programs(
     finished: Recipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["stoker", "status", str(run_folder_of(finished))])
-    with pytest.raises(SystemExit):
-        cli.main()
-    printed = capsys.readouterr().out
-    assert "finished, step 10 of 10, 1 attempts" in printed
-    assert "newest checkpoint: step 10" in printed
-    assert "goodput" in printed
+    printed = []
+    for option in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", ["stoker", "status", str(run_folder_of(finished)), *option])
+        with pytest.raises(SystemExit):
+            cli.main()
+        printed.append(capsys.readouterr().out)
+    assert "finished, step 10 of 10, 1 attempts" in printed[0]
+    assert "newest checkpoint: step 10" in printed[0]
+    assert printed[0].splitlines()[-1] == "finished: step 10"
+    told = json.loads(printed[1])
+    assert (told["state"], told["step"], told["checkpoints"], told["faults"]) == ("finished", 10, [5, 10], [])
+    assert sum(told["seconds"].values()) == pytest.approx(told["wall_s"])
+    assert f"goodput: {told['goodput']:.1%}" in printed[0]
+    row = next(line.split() for line in printed[0].splitlines() if line.startswith("validation"))
+    assert row[1:3] == [
+        f"{told['seconds']['validation']:,.1f}",
+        f"{told['seconds']['validation'] / told['wall_s']:.1%}",
+    ]
 
 
 def test_board_serves_the_run_on_localhost(finished: Recipe) -> None:
@@ -88,18 +101,6 @@ def test_lines_of_lost_steps_are_superseded_but_kept_aside(tmp_path: Path) -> No
     assert [line["step"] for line in kept] == [1, 2, 3, 4, 5, 6]
     assert (kept[4]["loss"], kept[5]["loss"]) == (1 / 3, 0.1)
     assert [line["step"] for line in read_json_lines(folder.superseded(2))] == [6, 7]
-
-
-def test_goodput_counts_committed_steps_over_the_wall_time_of_all_commands() -> None:
-    events = [
-        {"event": "command", "time": 100.0},
-        {"event": "stopped", "time": 160.0},
-        {"event": "command", "time": 1000.0},  # nothing ran for 840 s: not counted
-        {"event": "attempt_started", "time": 1010.0},
-    ]
-    committed = [{"step": 10, "step_s": 2.0}, {"step": 20, "step_s": 1.0}]
-    assert productive_seconds(committed) == 30.0
-    assert Goodput.so_far(events, committed).fraction(now=1040.0) == pytest.approx(30 / 100)
 
 
 def test_a_ledger_line_torn_by_a_crash_does_not_spoil_the_next(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints in an object store: the same rules, and what a network does to requests. A real S3 server on loopback."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
+from cluster.ledger import Ledger
 from configs.errors import CheckpointError
 from tests.fault_proxy import Fault, FaultProxy
 from tests.processes import run_in_processes
@@ -61,7 +63,7 @@ def commit(root: Path, step: int, attempt: int = 1) -> bool:
     store, save = open_store(), Save(attempt, 1, step)
     acts = Commit(store, Receipts(root, save), save, rank=0, ranks=1)
     stored, file = acts.store_part(part_of(step, 0, 1))
-    acts.publish(header(step))
+    acts.publish(header(step, attempt))
     acts.read_back(stored, file)
     acts.await_read_back()
     return True
@@ -103,16 +105,65 @@ def test_a_commit_goes_through_whatever_befalls_a_few_requests(proxy: FaultProxy
     assert values_of(NEW) == [NEW]
 
 
-def test_a_manifest_that_another_attempt_put_first_stands(proxy: FaultProxy, tmp_path: Path) -> None:
-    commit(tmp_path, NEW, attempt=1)
-    store, save = open_store(), Save(2, 1, NEW)
-    before = store.at(NEW).manifest()
+@pytest.mark.parametrize("attempt", [1, 2, 3])
+def test_a_manifest_gives_way_only_to_one_of_a_newer_attempt(proxy: FaultProxy, tmp_path: Path, attempt: int) -> None:
+    commit(tmp_path, NEW, attempt=2)
+    store, save = open_store(), Save(attempt, 2, NEW)
     acts = Commit(store, Receipts(tmp_path, save), save, rank=0, ranks=1)
-    acts.store_part(part_of(NEW, 0, 1))
-    acts.publish(header(NEW))
-    assert store.at(NEW).manifest() == before
+    acts.read_back(*acts.store_part(part_of(NEW, 0, 1)))
+    acts.publish(header(NEW, attempt))
+    store.clean()
+    standing = "3-2-" if attempt == 3 else "2-1-"
+    assert [path.split("/")[1][:4] for path in store._objects.paths()] == [standing, "mani"]
     assert values_of(NEW) == [NEW]
-    assert not [path for path in store._objects.paths() if "2-1-" in path]
+
+
+def _commit_of_an_attempt_that_is_stopped(root: Path) -> str:
+    (root / "pid").write_text(str(os.getpid()))
+    ledger = Ledger(root / "ledger.jsonl")
+    acts = acts_of(1, root, lambda: ledger.attempts() > 1)
+    acts.store_part(part_of(NEW, 0, 1))
+    acts.publish(header(NEW, 1))
+    return "published"
+
+
+def acts_of(attempt: int, root: Path, superseded: Callable[[], bool]) -> Commit:
+    save = Save(attempt, 1, NEW)
+    return Commit(open_store(), Receipts(root, save), save, rank=0, ranks=1, superseded=superseded)
+
+
+def test_a_manifest_that_a_stopped_rank_puts_after_its_attempt_is_superseded_does_no_harm(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """There is no rename: its last request, held back while the next attempt begins, cannot be prevented."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("attempt_started")
+    commit(tmp_path, OLD)
+    seen: list[list[int]] = []
+
+    def plan(method: str, path: str, n: int) -> None:
+        if method == "PUT" and "step-00000010/manifest" in path and not seen:
+            seen.append([])
+            old = int((tmp_path / "pid").read_text())
+            os.kill(old, signal.SIGSTOP)
+            ledger.append("attempt_started")
+            store = ObjectCheckpointStore(open_object_store("s3://bucket/run", direct), "")
+            store.clean()
+            seen.append(store.steps())
+            os.kill(old, signal.SIGCONT)
+
+    direct = {**os.environ, "AWS_ENDPOINT_URL": proxy.target}
+    proxy.plan = plan
+    run_in_processes(_commit_of_an_attempt_that_is_stopped, 1, tmp_path / "store", tmp_path)
+    proxy.plan = lambda *_: None
+    assert seen == [[], [OLD]]
+    assert open_store().steps() == [OLD, NEW]  # and NEW names files that are gone
+    told: list[str] = []
+    found: list[Manifest] = []
+    reader = open_newest(open_store(), ALONE, lambda: all_extents(found[-1]), found.append, told.append)
+    assert reader is not None
+    assert reader.manifest.step == OLD
+    assert "is missing" in told[0]
 
 
 def test_a_server_that_stays_down_is_an_error_and_leaves_the_old_checkpoint(proxy: FaultProxy, tmp_path: Path) -> None:

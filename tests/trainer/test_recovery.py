@@ -3,19 +3,19 @@
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from configs.recipe import Recipe
-from tests.trainer.commands import attempts, left_behind, start, steps_done, train, wait_for
+from tests.trainer.commands import attempts, left_behind, named, start, steps_done, train, wait_for
 from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_folder_of, write_text_shards
 
 pytestmark = pytest.mark.slow
+STEPS = 240
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(folder: Path, name: str, **sections: Any) -> Recipe:
     setting = {
-        "run": {"dir": str(folder / "runs"), "name": name, "steps": 60},
+        "run": {"dir": str(folder / "runs"), "name": name, "steps": STEPS},
         "checkpoint": {"every_steps": 5, "keep_last": 2},
-        "validation": {"every_steps": 20},
+        "validation": {"every_steps": 20, "max_samples": 4},
         "monitor": {"every_steps": 1, "audit_samples": True},
     }
     return recipe_of(folder, GPT, name, **{**setting, **sections})
@@ -47,12 +47,15 @@ def calm(folder: Path) -> Recipe:
 @pytest.fixture(autouse=True)
 def nothing_remains(folder: Path) -> Iterator[None]:
     yield
+    deadline = time.monotonic() + 20  # a killed driver's guard gives Ray a moment to leave by itself
+    while left_behind(folder) and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert left_behind(folder) == []
 
 
 def assert_as_if_nothing_had_happened(rough: Recipe, calm: Recipe) -> None:
     assert history(rough) == history(calm)
-    assert digests(rough, 60) == digests(calm, 60)
+    assert digests(rough, STEPS) == digests(calm, STEPS)
     assert samples(rough) == samples(calm)
 
 
@@ -85,7 +88,7 @@ def test_workers_that_are_killed_hang_or_raise_in_any_phase_leave_no_trace_in_th
         "stop:rank=1@step=44,phase=backward",
         "kill:rank=1@step=1,phase=restoring the checkpoint",
     ]
-    rough = recipe(folder, "workers")
+    rough = recipe(folder, "workers", workers={"count": 2, "max_failures": 9})
     code, output = train(rough, folder, *(option for fault in faults for option in ("--chaos", fault)))
     assert code == 0, output
     assert {event["fault"] for event in events(rough, "chaos")} == set(faults)
@@ -101,16 +104,6 @@ def test_workers_that_are_killed_hang_or_raise_in_any_phase_leave_no_trace_in_th
     assert hang["time"] - struck["time"] <= 10.0 + 2.0  # the limit, and a machine that is busy with this test
 
 
-def descendant(process: subprocess.Popen[str], name: str) -> psutil.Process:
-    """The process below `stoker train` whose command line or title has `name`."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    return next(p for p in family if name in " ".join(p.cmdline()) or name in p.name())
-
-
-def ends(name: str) -> Callable[[subprocess.Popen[str]], None]:
-    return lambda process: descendant(process, name).kill()
-
-
 def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(folder: Path, calm: Recipe) -> None:
     rough = recipe(folder, "ray", checkpoint={"every_steps": 5, "keep_last": 2})
     process = start(rough, folder)
@@ -123,16 +116,16 @@ def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(f
         "cluster.fork_server",
     ]
     for number, name in enumerate(faults):
-        wait_for(lambda number=number: steps_done(rough) >= 6 + 7 * number, process)  # type: ignore[misc]
+        wait_for(lambda number=number: steps_done(rough) >= 20 + 30 * number, process)  # type: ignore[misc]
         before = len(attempts(rough))
-        descendant(process, name).kill()
+        named(process, name).kill()
         wait_for(lambda before=before: len(attempts(rough)) > before, process)  # type: ignore[misc]
-    wait_for(lambda: steps_done(rough) >= 52, process)
+    wait_for(lambda: steps_done(rough) >= 212, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     code, output = train(rough, folder)
     assert code == 0, output
-    assert "resumed from the checkpoint of step 50" in output
+    assert "resumed from the checkpoint of step 2" in output
     assert_as_if_nothing_had_happened(rough, calm)
 
 
@@ -141,5 +134,5 @@ def test_a_crash_loop_ends_with_the_first_cause(folder: Path) -> None:
     code, output = train(doomed, folder, "--chaos", "raise:rank=1@step=8,phase=forward,always")
     assert code == 1, output
     assert len(attempts(doomed)) == 3
-    assert "ChaosError: asked for by --chaos raise:rank=1@step=8" in output.splitlines()[-1]
+    assert "failed: ChaosError: asked for by --chaos raise:rank=1@step=8" in output.splitlines()[-1]
     assert "Traceback" not in output

@@ -1,41 +1,94 @@
-"""`stoker status`: where a run stands, what happened to it and how much of its time was training."""
+"""`stoker status`: where a run stands, what happened to it and where its time went."""
 
+import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
+from cluster.ledger import read_json_lines
 from cluster.run_lock import is_held
 from configs.load import load_recipe
 from trainer.checkpoint_place import checkpoint_store
 from trainer.commands.checkpoint import open_run
-from trainer.history import read_history
-from trainer.ledger import read_json_lines
-from trainer.terminal import say
+from trainer.goodput import Account, superseded_lines
+from trainer.history import History, read_history
+from trainer.run_folder import RunFolder
+from trainer.terminal import console, say
 
 _FIGURES = (
     *("loss", "val_loss", "val_accuracy", "lr", "step_s", "samples_per_s", "tokens_per_s", "data_wait_s", "skipped"),
 )
+_SHOWN = 5  # of faults, warnings, restarts
+_MEANING = {
+    "queue": "waiting for nodes",
+    "start": "processes, model, data",
+    "restore": "reading a checkpoint",
+    "step": "committed optimizer steps",
+    "data_wait": "waiting for data",
+    "checkpoint": "saving kept training waiting",
+    "validation": "",
+    "lost": "steps that were trained again",
+    "down": "from a fault to the next attempt, and leaving",
+}
 
 
-def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
+def status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for programs")] = False,
+) -> None:
     """State, progress, faults and goodput of a run."""
     folder = open_run(run_dir)
     recipe = load_recipe(folder.recipe)
-    steps = recipe.run.steps
     metrics = read_json_lines(folder.metrics)
-    history = read_history(read_json_lines(folder.ledger), metrics, time.time(), busy=is_held(folder.root))
-    last = metrics[-1] if metrics else {"step": 0}
+    history = _read(folder, metrics)
     published = checkpoint_store(folder, recipe).steps()
+    last = metrics[-1] if metrics else {"step": 0}
     step = max(last["step"], *published[-1:], 0)
-    say(f"{folder.root}: {history.state}, step {step} of {steps}, {history.attempts} attempts")
+    if as_json:
+        place = {"run_dir": str(folder.root), "step": step, "steps": recipe.run.steps, "checkpoints": published}
+        typer.echo(json.dumps({**place, "last": last, **history.as_json()}))
+        return
+    say(f"{folder.root}: {history.verdict.what}, step {step} of {recipe.run.steps}, {history.attempts} attempts")
     if metrics:
         say("  ".join(f"{name} {last[name]:.6g}" for name in _FIGURES if name in last))
     say(f"newest checkpoint: step {published[-1]}" if published else "no checkpoint yet")
-    if history.goodput is not None:
-        say(f"goodput: {history.goodput:.1%} of the wall time was spent in committed training steps")
-    for event in history.faults[-5:]:
-        say(f"fault in attempt {event['attempt']}, rank {event['rank']}: {event['kind']}: {event['message']}")
-    for event in history.warnings[-5:]:
-        say(f"warning in attempt {event['attempt']}: {event['message']}")
+    _show(history)
+
+
+def _read(folder: RunFolder, metrics: list[dict[str, Any]]) -> History:
+    busy, events = is_held(folder.root), read_json_lines(folder.ledger)
+    return read_history(events, metrics, superseded_lines(folder), time.time(), busy=busy)
+
+
+def _show(history: History) -> None:
+    if history.account.wall_s > 0:
+        shares = f"{history.account.fraction:.1%} of the wall time and {history.account.worker_fraction:.1%} of"
+        say(f"goodput: {shares} worker-seconds were spent in committed training steps")
+        console.print(_table(history.account))
+    if history.slowest:
+        slowest = history.slowest
+        say(f"slowest rank: {slowest['rank']} on {slowest['host']}, {slowest['ratio']:.2f} times the others' own time")
+    for restart in history.restarts[-_SHOWN:]:
+        say(f"restart: {restart.line()}")
+    for event in history.faults[-_SHOWN:]:
+        place = f"attempt {event.get('attempt', '?')}, rank {event.get('rank', '?')}"
+        say(f"fault in {place}: {event.get('kind', 'fault')}: {event.get('message', '')}")
+    for event in history.warnings[-_SHOWN:]:
+        say(f"warning in attempt {event.get('attempt', '?')}: {event['message']}")
+    say(history.verdict.line())
+
+
+def _table(account: Account) -> Table:
+    table = Table("time", "seconds", "share", "worker-seconds", "", box=None, pad_edge=False)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    held_s = sum(account.worker_seconds.values())
+    for kind, seconds in account.seconds.items():
+        if seconds > 0:
+            held = f"{account.worker_seconds[kind]:,.1f}"
+            table.add_row(kind, f"{seconds:,.1f}", f"{seconds / account.wall_s:.1%}", held, _MEANING[kind])
+    table.add_row("all", f"{account.wall_s:,.1f}", "100.0%", f"{held_s:,.1f}", "")
+    return table

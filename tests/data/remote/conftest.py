@@ -43,8 +43,8 @@ def reads(tmp_path: Path) -> Callable[..., RemoteReads]:
 def serve() -> Iterator[Callable[..., HostileServer]]:
     servers: list[HostileServer] = []
 
-    def start(objects: dict[str, bytes], *faults: Any, share: float = 0.0, seed: int = 0) -> HostileServer:
-        servers.append(HostileServer(objects, faults, share, seed))
+    def start(objects: dict[str, bytes], *faults: Any, share: float = 0.0, **settings: Any) -> HostileServer:
+        servers.append(HostileServer(objects, faults, share, **settings))
         return servers[-1]
 
     yield start

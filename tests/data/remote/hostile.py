@@ -3,6 +3,7 @@
 import random
 import re
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -86,12 +87,13 @@ PASSING = (reset, short_body, stall, busy, busy_with_date, wrong_length, wrong_r
 
 @dataclass
 class HostileServer:
-    """Serves `objects` by path. A share of the range requests suffers one of `faults`."""
+    """Serves `objects` by path, over TLS where a context is given. A share of the ranges suffers one of `faults`."""
 
     objects: dict[str, bytes]
     faults: tuple[Fault, ...] = ()
     share: float = 0.0
     seed: int = 0
+    tls: ssl.SSLContext | None = None
     requests: Counter[str] = field(default_factory=Counter)
     suffered: Counter[str] = field(default_factory=Counter)
     ranges: list[tuple[int, int]] = field(default_factory=list)
@@ -105,7 +107,7 @@ class HostileServer:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self._port}/{path}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self._port}/{path}"
 
     def close(self) -> None:
         with suppress(OSError):
@@ -120,16 +122,17 @@ class HostileServer:
         with suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                with self._lock:
-                    self._open.add(connection)
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
-    def _serve(self, connection: socket.socket) -> None:
-        with suppress(OSError), connection:
-            while head := _head(connection):
-                self._answer(connection, head)
+    def _serve(self, accepted: socket.socket) -> None:
+        with suppress(OSError), accepted:
+            with self.tls.wrap_socket(accepted, server_side=True) if self.tls else accepted as connection:
+                with self._lock:
+                    self._open.add(connection)
+                while head := _head(connection):
+                    self._answer(connection, head)
         with self._lock:
-            self._open.discard(connection)
+            self._open = {one for one in self._open if one.fileno() >= 0}
 
     def _answer(self, connection: socket.socket, head: str) -> None:
         path = head.split(" ", 2)[1].lstrip("/").partition("?")[0]

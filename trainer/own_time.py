@@ -1,0 +1,72 @@
+"""A rank's own share of a step: the time it was not waiting for the others inside a collective.
+
+In a step all ranks take equally long, because they wait for the slowest; only their own shares tell which one that is.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_COLLECTIVES = (
+    *("all_reduce", "all_reduce_coalesced", "inference_all_reduce", "reduce", "reduce_scatter"),
+    *("reduce_scatter_tensor", "broadcast", "all_gather", "all_gather_into_tensor", "all_gather_coalesced"),
+    *("all_to_all", "all_to_all_single", "barrier"),
+)
+
+
+class OwnTime:
+    """Measures steps on the host's clock, which tells the truth where collectives block: on the CPU."""
+
+    def __init__(self) -> None:
+        self._began = self._waited_s = 0.0
+        self._waiting = False
+
+    def start(self) -> None:
+        self._began, self._waited_s = time.perf_counter(), 0.0
+
+    def stop(self) -> float:
+        """Seconds since the start, less those inside collectives."""
+        return time.perf_counter() - self._began - self._waited_s
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a collective; one inside another counts once."""
+        if self._waiting:
+            yield
+            return
+        self._waiting, began = True, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waiting = False
+            self._waited_s += time.perf_counter() - began
+
+    def watch(self, backend: Any) -> None:
+        """Time the collectives that go through a communication backend object; a later watcher replaces this one."""
+        for name in _COLLECTIVES:
+            method = getattr(type(backend), name, None)
+            if method is not None:
+                setattr(backend, name, self._timed(method.__get__(backend)))
+
+    def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            with self.waiting():
+                work = collective(*arguments, **options)
+            return _TimedWork(work, self) if hasattr(work, "wait") else work
+
+        return timed
+
+
+class _TimedWork:
+    """The handle of a collective under way."""
+
+    def __init__(self, work: Any, own_time: OwnTime) -> None:
+        self._work, self._own_time = work, own_time
+
+    def wait(self, *arguments: Any, **options: Any) -> Any:
+        with self._own_time.waiting():
+            return self._work.wait(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)

@@ -1,0 +1,227 @@
+"""Where every second of a run went: its history cut into spans, each of one class. Pure.
+
+The spans of a command lie end to end from its start to its end, so that the classes add up to the wall time whatever
+the history holds. Clocks of several hosts may disagree: a time that lies before the one reached counts as that one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Event = dict[str, Any]
+SpanClass = Literal["queue", "start", "restore", "step", "data_wait", "checkpoint", "validation", "lost", "down"]
+CLASSES: tuple[SpanClass, ...] = get_args(SpanClass)
+PHASES: tuple[SpanClass, ...] = ("data_wait", "checkpoint", "validation")  # as `NAME_s` in lines and marks
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of wall time."""
+
+    start: float
+    stop: float
+    kind: SpanClass
+    workers: int  # that held their cpus and devices meanwhile
+
+    @property
+    def seconds(self) -> float:
+        return self.stop - self.start
+
+
+def timeline(
+    events: list[Event], committed: list[Event], superseded: list[Event], now: float | None = None
+) -> list[Span]:
+    """All spans, oldest first. `committed`, `superseded`: lines of metrics. `now`: the last command still runs."""
+    spans: list[Span] = []
+    commands = _commands(events)
+    history = _History(events, committed, superseded)
+    for command in commands:
+        running = now if command is commands[-1] else None
+        spans += _command_spans(command, history, spans[-1].stop if spans else 0.0, running)
+    return spans
+
+
+@dataclass
+class _Command:
+    """One `stoker train`, and what it and its workers told; `queued`, `granted`: its place in a queue before."""
+
+    event: Event
+    queued: float | None = None
+    granted: float | None = None
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def start(self) -> float:
+        return float(self.event["started"] if "started" in self.event else self.event["time"])
+
+    @property
+    def workers(self) -> int:
+        """Before the first attempt."""
+        told = [event["workers"] for event in self.events if event["event"] == "attempt_started"]
+        wanted = str(self.event.get("workers", 1)).partition("..")[0]  # 4 or "2..4"
+        return int(told[0]) if told else int(wanted)
+
+
+def _commands(events: list[Event]) -> list[_Command]:
+    """Events of the world outside, such as Slurm's, belong to no command: they have no `invocation`."""
+    commands: list[_Command] = []
+    queued: float | None = None
+    granted: float | None = None
+    for event in events:
+        kind, ours = event["event"], "invocation" in event or "attempt" in event
+        if kind == "queued":
+            queued, granted = (event["time"] if queued is None else queued), None
+        elif kind == "job_started":
+            granted = event["time"]
+        elif kind == "command" or (ours and not commands):
+            commands.append(_Command(event, queued, granted))
+            queued = granted = None
+        if commands and ours and event.get("invocation") == commands[-1].event.get("invocation"):
+            commands[-1].events.append(event)
+    return commands
+
+
+@dataclass
+class _Mark:
+    """A point of an attempt whose seconds are known: a logged line, the start of a save, the end of the training."""
+
+    step: int
+    time: float
+    figures: Event  # seconds since the last logged line, by `NAME_s`
+    line: bool
+    kept: bool  # the steps up to here belong to the committed history
+    stall_until: float = 0.0  # of a save
+
+
+class _History:
+    """The marks of each attempt, and which of them are committed."""
+
+    def __init__(self, events: list[Event], committed: list[Event], superseded: list[Event]) -> None:
+        self.of_attempt: dict[int, list[Event]] = {}
+        for event in events:
+            self.of_attempt.setdefault(event.get("attempt", 0), []).append(event)
+        self._lines: dict[int, list[_Mark]] = {}
+        for lines, kept in ((committed, True), (superseded, False)):
+            for line in lines:
+                self._lines.setdefault(line["attempt"], []).append(_line_mark(line, kept))
+        self._resumed = {a: step for a, found in self.of_attempt.items() if (step := _resumed_step(found)) is not None}
+
+    def marks(self, attempt: int) -> list[_Mark]:
+        """In order of time."""
+        kept_to = min((step for later, step in self._resumed.items() if later > attempt), default=None)
+        marks = list(self._lines.get(attempt, []))
+        for event in self.of_attempt.get(attempt, []):
+            if event["event"] == "left" or (event["event"] == "checkpoint" and "saved_at" in event):
+                marks.append(_event_mark(event, kept_to is None or event["step"] <= kept_to))
+        return sorted(marks, key=lambda mark: (mark.time, mark.step))
+
+
+def _resumed_step(events: list[Event]) -> int | None:
+    """The step after which an attempt trained; None when it did not come so far."""
+    for event in events:
+        if event["event"] == "resumed":
+            return int(event["step"])
+        if event["event"] == "first_step":
+            return int(event["step"]) - 1
+    return None
+
+
+def _line_mark(line: Event, kept: bool) -> _Mark:
+    return _Mark(line["step"], line["time"], line, line=True, kept=kept)
+
+
+def _event_mark(event: Event, kept: bool) -> _Mark:
+    if event["event"] == "left":
+        return _Mark(event["step"], event["time"], event, line=False, kept=kept)
+    start = event["saved_at"]
+    until = start + event["wait_s"] + event["copy_s"] if event["background"] else event["time"]
+    return _Mark(event["step"], start, event, line=False, kept=kept, stall_until=until)
+
+
+class _Cursor:
+    """Lays spans end to end."""
+
+    def __init__(self, time: float, workers: int) -> None:
+        self.time, self.workers = time, workers
+        self.spans: list[Span] = []
+
+    def advance(self, until: float, kind: SpanClass) -> None:
+        """Up to `until`, unless that is past already."""
+        if until > self.time:
+            self.spans.append(Span(self.time, until, kind, self.workers))
+            self.time = until
+
+    def share(self, until: float, parts: dict[SpanClass, float], rest: SpanClass) -> None:
+        """Up to `until`: the parts and the rest."""
+        for kind, seconds in fitted(parts, until - self.time).items():
+            self.advance(min(until, self.time + seconds), kind)
+        self.advance(until, rest)
+
+
+def fitted(parts: Mapping[SpanClass, float], room_s: float) -> dict[SpanClass, float]:
+    """The parts, scaled down should they be longer than the room: several ranks may have waited at once."""
+    wanted = sum(parts.values())
+    scale = min(1.0, max(room_s, 0.0) / wanted) if wanted > 0 else 0.0
+    return {kind: seconds * scale for kind, seconds in parts.items()}
+
+
+def _command_spans(command: _Command, history: _History, before: float, now: float | None) -> list[Span]:
+    cursor = _Cursor(max(before, command.start), command.workers)
+    if command.queued is not None and command.queued < cursor.time:
+        cursor.time, cursor.workers = max(before, command.queued), 0  # nothing is held while waiting
+        cursor.advance(command.start if command.granted is None else command.granted, "queue")
+        cursor.workers = command.workers
+    starts = [event for event in command.events if event["event"] == "attempt_started"]
+    for start in starts:
+        cursor.advance(start["time"], "start" if start is starts[0] else "down")
+        cursor.workers = start["workers"]
+        _attempt_spans(cursor, history, start["attempt"], now if start is starts[-1] else None)
+    told = [event["time"] for event in command.events]
+    cursor.advance(now if now is not None else max(told, default=0.0), "down" if starts else "start")
+    return cursor.spans
+
+
+def _attempt_spans(cursor: _Cursor, history: _History, attempt: int, now: float | None) -> None:
+    events, marks = history.of_attempt[attempt], history.marks(attempt)
+    trained = False
+    for event in events:
+        if event["event"] == "resumed":
+            cursor.advance(event["time"] - event["seconds"], "start")
+            cursor.advance(event["time"], "restore")
+        elif event["event"] == "first_step":
+            cursor.advance(event["time"] - event["seconds"], "start")
+            trained = True
+    _pieces(cursor, marks)
+    told = {event["event"] for event in events}
+    if "left" in told:
+        return
+    if now is not None and "fault" not in told:
+        cursor.advance(now, "step" if trained else "start")  # until a line tells more
+    else:
+        cursor.advance(_end(events, marks), "lost" if trained else "start")
+
+
+def _pieces(cursor: _Cursor, marks: list[_Mark]) -> None:
+    """The spans up to the last mark."""
+    told: dict[str, float] = {}
+    for mark in marks:
+        parts = _since(mark.figures, told)
+        if mark.kept:
+            cursor.share(mark.time, parts, "step")
+        else:
+            cursor.advance(mark.time, "lost")
+        told = {} if mark.line else {f"{name}_s": mark.figures.get(f"{name}_s", 0.0) for name in PHASES}
+        if mark.kept and mark.stall_until > cursor.time:
+            told["checkpoint_s"] = told.get("checkpoint_s", 0.0) + mark.stall_until - cursor.time
+            cursor.advance(mark.stall_until, "checkpoint")
+
+
+def _since(figures: Event, told: dict[str, float]) -> dict[SpanClass, float]:
+    return {name: max(0.0, figures.get(f"{name}_s", 0.0) - told.get(f"{name}_s", 0.0)) for name in PHASES}
+
+
+def _end(events: list[Event], marks: Iterable[_Mark]) -> float:
+    """When an attempt that did not leave by itself ended: at its first fault, or its last sign of life."""
+    faults = [event["time"] for event in events if event["event"] == "fault"]
+    signs = [*(event["time"] for event in events), *(mark.time for mark in marks)]
+    return float(min(faults) if faults else max(signs, default=0.0))
