@@ -74,8 +74,8 @@ class CheckpointWriter:
         if self._failed_in_a_row < self._settings.max_failed_saves:
             return None
         return (
-            f"{self._failed_in_a_row} checkpoints in a row failed (checkpoint.max_failed_saves), and a crash would lose "
-            f"all since the newest whole one: {self._cause}"
+            f"{self._failed_in_a_row} checkpoints in a row failed (checkpoint.max_failed_saves), and a crash would "
+            f"lose all since the newest whole one: {self._cause}"
         )
 
     def save(self, engine: Engine, header: Manifest) -> CheckpointError | None:

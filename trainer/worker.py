@@ -101,7 +101,11 @@ def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, An
 
 def _cannot_be_mended(ledger: Ledger, invocation: str) -> bool:
     """True after a fault that no restart can mend: Ray restarts the workers all the same."""
-    return any(e.get("final") and e.get("invocation") == invocation for e in ledger.events())
+    newest = ledger.attempts()  # a superseded attempt that comes to itself again says nothing of this one
+    return any(
+        e.get("final") and e.get("invocation") == invocation and e.get("attempt", newest) >= newest
+        for e in ledger.events()
+    )
 
 
 def _log_to(path: Path) -> None:

@@ -48,6 +48,19 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_costs_no_training(tmp_path: 
     assert len(read_json_lines(folder.metrics)) == 10
 
 
+def test_saves_that_fail_too_often_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    often = {"every_steps": 2, "max_failed_saves": 2}
+    recipe = recipe_of(tmp_path, GPT, "hopeless", checkpoint=often, validation=None)
+    with pytest.raises(AssertionError, match="CheckpointError"):
+        run_in_processes(_train_with_small_files, 2, tmp_path / "store", recipe, 100_000)
+    fault = events(recipe, "fault")[0]
+    assert fault["final"]
+    assert fault["message"].startswith("2 checkpoints in a row failed (checkpoint.max_failed_saves)")
+    assert "step 4 was not written" in fault["message"]
+    assert "File too large" in fault["message"]
+
+
 def _train_on_a_full_disk(recipe: Recipe) -> str:
     """Train on a file system of which rank 0 takes all the room before step 4, and gives it back before step 8."""
     from trainer.run_state import Attempt

@@ -125,12 +125,12 @@ class HostileServer:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, accepted: socket.socket) -> None:
-        with suppress(OSError), accepted:
-            with self.tls.wrap_socket(accepted, server_side=True) if self.tls else accepted as connection:
-                with self._lock:
-                    self._open.add(connection)
-                while head := _head(connection):
-                    self._answer(connection, head)
+        wrap = self.tls.wrap_socket if self.tls else None
+        with suppress(OSError), accepted, wrap(accepted, server_side=True) if wrap else accepted as connection:
+            with self._lock:
+                self._open.add(connection)
+            while head := _head(connection):
+                self._answer(connection, head)
         with self._lock:
             self._open = {one for one in self._open if one.fileno() >= 0}
 

@@ -1,11 +1,16 @@
 """https:// against a server whose certificate the test makes: whom to believe, and what belief spares."""
 
 import ssl
-import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from configs.errors import DataError
 from configs.recipe_data import RemoteReads
@@ -14,14 +19,20 @@ from tests.data.remote import hostile
 from tests.data.remote.conftest import checksums_of, contents_of
 
 CONTENTS = contents_of(3 << 20)
+DAY = timedelta(days=1)
 
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """Of 127.0.0.1, signed by itself; its key lies beside it."""
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test".split()
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(tmp_path / "key.pem")]
-    subprocess.run([*command, *names, "-out", str(tmp_path / "cert.pem")], check=True, capture_output=True)
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    names = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + DAY)
+    signed = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(*plain))
+    (tmp_path / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     return tmp_path / "cert.pem"
 
 
