@@ -2,13 +2,14 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 from configs.recipe import Spike
 
+EVENT = "bad_number"  # in the ledger
 _SIGMA_PER_MAD = 1.4826  # of a normal distribution
 _LEAST_SIGMA = 1e-3  # of the median: losses that hardly differ would make any change a spike
 
@@ -65,3 +66,8 @@ class LossWindow:
         middle = median(self.losses)
         deviation = median(abs(loss - middle) for loss in self.losses)
         return middle + self.spike.z * max(_SIGMA_PER_MAD * deviation, _LEAST_SIGMA * abs(middle))
+
+
+def left_out_batches(events: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """The steps whose global batches a run leaves out, and why, by its ledger."""
+    return {event["step"]: event["message"] for event in events if event["event"] == EVENT and event["left_out"]}

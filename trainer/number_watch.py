@@ -11,20 +11,18 @@ from typing import Any
 
 import torch
 
-from configs.errors import LossSpikeError, NonFiniteError, StokerError
+from configs.errors import BadStepError, LossSpikeError, NonFiniteError
 from data.loader import StepBatch
-from trainer.bad_numbers import BadNumber, LossWindow
+from trainer.bad_numbers import EVENT, BadNumber, LossWindow, left_out_batches
 from trainer.context import Context
 from trainer.engine import Admit, StepResult
-
-_EVENT = "bad_number"
 
 
 class RollBack(Exception):  # noqa: N818
     """Raised on every rank: this attempt is to end, and another to begin from the newest checkpoint."""
 
     def __init__(self, step: int, bad: BadNumber) -> None:
-        super().__init__(f"{bad} at step {step}")
+        super().__init__(str(bad))
         self.step = step
 
 
@@ -50,8 +48,7 @@ class NumberWatch:
     def __init__(self, context: Context, stored: Mapping[str, Any]) -> None:
         """`stored`: `state()` at the checkpoint that was resumed; the ledger tells what was left out after it."""
         self._context, self._ranks, self._settings = context, context.ranks, context.recipe.bad_numbers
-        told = {e["step"]: e["message"] for e in context.ledger.events() if e["event"] == _EVENT and e["left_out"]}
-        self._causes = context.ranks.from_leader(told)
+        self._causes = context.ranks.from_leader(left_out_batches(context.ledger.events()))
         self.left_out = {*self._causes, *stored.get("left_out", ())}
         self._window = LossWindow.of(self._settings.spike, stored.get("losses", ()))
         # With neither, only what is logged or saved is looked at, and nothing waits for the device in between.
@@ -62,6 +59,10 @@ class NumberWatch:
     def state(self) -> dict[str, Any]:
         """For the manifest."""
         return {"left_out": sorted(self.left_out), "losses": list(self._window.losses)}
+
+    def left_out_to(self, step: int) -> int:
+        """How many of the steps up to `step` made no update."""
+        return sum(each <= step for each in self.left_out)
 
     def gate(self, weight: float) -> Admit | None:
         """With skip_batch: decides, before the update, on the loss over all workers."""
@@ -127,7 +128,8 @@ class NumberWatch:
         self.left_out.add(last.step)
         self._causes[last.step] = str(bad)
         count = f"{len(self.left_out)} of at most {self._settings.max_events}"
-        self._context.warn(f"{bad} at step {last.step}: its global batch is left out ({count})")
+        back = ", going back to the newest checkpoint" if policy == "rollback" else ""
+        self._context.warn(f"{bad} at step {last.step}: its global batch is left out ({count}){back}")
         if policy == "rollback":
             raise RollBack(last.step, bad)
 
@@ -137,7 +139,7 @@ class NumberWatch:
         if self._ranks.leads:
             # Straight to the ledger, an error and all: what is not on record would come again after going back.
             self._context.ledger.append(
-                _EVENT,
+                EVENT,
                 attempt=self._context.attempt,
                 invocation=self._context.invocation,
                 step=last.step,
@@ -150,17 +152,19 @@ class NumberWatch:
                 keys=keys,
             )
 
-    def _error(self, step: int, bad: BadNumber) -> StokerError:
+    def _error(self, step: int, bad: BadNumber) -> BadStepError:
         kind = LossSpikeError if bad.cause == "spike" else NonFiniteError
-        told = f"{bad} at step {step}"
+        told, most = f"{bad} at step {step}", self._settings.max_events
+        way_on = "to go on without such batches set bad_numbers.policy"
         if self._settings.policy != "stop" and self.left_out:
             first = min(self._causes, default=min(self.left_out))
             told = (
-                f"more global batches are bad than bad_numbers.max_events {self._settings.max_events}; the first: "
+                f"more global batches are bad than bad_numbers.max_events {most}; the first: "
                 f"{self._causes.get(first, 'a bad number')} at step {first}; now {told}"
             )
-        return kind(
-            f"{told}: see its samples in {_EVENT} of {self._context.folder.ledger}; lower optimizer.lr, lengthen "
-            "schedule.warmup_steps or set optimizer.grad_clip and start a new run, go on from an older checkpoint, or "
-            "go on without such batches (bad_numbers.policy)"
+            way_on = "to leave out more raise bad_numbers.max_events"
+        message = (
+            f"{told}: its samples are in {self._context.folder.ledger} ({EVENT}); {way_on}, or start a new run with a "
+            "lower optimizer.lr, a longer schedule.warmup_steps or a lower optimizer.grad_clip"
         )
+        return kind(message, step)

@@ -112,6 +112,8 @@ class Reporter:
         line = {**self._line, **figures}
         line |= {**self._rates(max(times.data_wait_s)), **times.figures(), **self._validation}
         line |= self._data_figures(step)
+        if left_out_steps := self._numbers.left_out_to(step):
+            line["left_out_steps"] = left_out_steps
         self._validation, self._steps, self._targets, self._own_s = {}, 0, 0.0, 0.0
         self.watch.reset()  # writing the line belongs to the next interval
         if self._ranks.leads:

@@ -16,7 +16,7 @@ import torch
 
 from cluster.ledger import Ledger
 from cluster.worker_link import WorkerLink
-from configs.errors import DataError, StokerError
+from configs.errors import BadStepError, DataError, StokerError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
 from trainer.chaos import Chaos, no_chaos
@@ -121,13 +121,14 @@ def _log_to(path: Path) -> None:
 
 
 def _record_fault(context: Context, error: Exception) -> None:
+    bad_step = error.step if isinstance(error, BadStepError) else None
     context.record(
         "fault",
         kind=type(error).__name__,
         message=str(error),
         rank=context.ranks.rank,
         host=socket.gethostname(),
-        step=context.pulse.step,
+        step=context.pulse.step if bad_step is None else bad_step,
         phase=context.pulse.phase,
         final=isinstance(error, StokerError),  # it would only come again
         exit_code=error.exit_code if isinstance(error, StokerError) else 1,
