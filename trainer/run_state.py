@@ -168,7 +168,8 @@ class Attempt:
         raise error or CheckpointError(f"the checkpoint of step {step} was not written by another rank")
 
     def roll_back(self, cause: RollBack) -> Outcome:
-        """Leave the newest checkpoint published: it is from before the bad step, and may still be being written."""
+        """Leave with the newest checkpoint published: it is from before the bad step, and may be under way still."""
+        self.reporter.phase("going back", cause.step - 1)
         self._tell(self.writer.wait())
         self.ranks.sum([0.0])
         return Outcome("rolled_back", cause.step, str(cause))
