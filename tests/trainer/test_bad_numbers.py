@@ -64,8 +64,9 @@ def _audited(recipe: Recipe) -> dict[bool, dict[int, list[str]]]:
 @pytest.mark.parametrize(
     ("precision", "zero"),
     [
-        *(("fp32", {"stage": stage}) for stage in (0, 3)),
-        *(pytest.param("bf16", {"stage": stage}, marks=slow) for stage in range(4)),
+        ("fp32", {"stage": 0}),
+        pytest.param("fp32", {"stage": 3}, marks=slow),
+        *(pytest.param("bf16", {"stage": stage}, marks=slow) for stage in (0, 1, 3)),
         *(pytest.param("fp32", {"stage": stage, "offload_optimizer": "cpu"}, marks=slow) for stage in (2, 3)),
     ],
 )
@@ -93,9 +94,7 @@ def test_a_run_that_skips_or_goes_back_ends_in_every_bit_as_if_it_had_known(
         assert [*audited[False]] == [1, 2, 3, 5, 7, 9, 10]
 
 
-@pytest.mark.parametrize(
-    ("precision", "stage"), [("fp32", 2), *(pytest.param("fp16", s, marks=slow) for s in (1, 2, 3))]
-)
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 2), *(pytest.param("fp16", s, marks=slow) for s in (2, 3))])
 def test_a_left_out_step_moves_no_statistic_no_average_and_no_loss_scale(
     tmp_path: Path, precision: str, stage: int
 ) -> None:
@@ -105,24 +104,20 @@ def test_a_left_out_step_moves_no_statistic_no_average_and_no_loss_scale(
     sections: dict[str, Any] = {"precision": precision, "zero": {"stage": stage}, "ema": {"decay": 0.9}}
     if precision == "fp16":
         sections["loss_scale"] = {"initial_power": 8, "window_steps": 2}
-    known, skipped, back = (
-        recipe_of(tmp_path, RESNET, name, checkpoint={"every_steps": 2}, **sections, **_policy(policy, **strict))
-        for name, policy in (("known", "stop"), ("skipped", "skip_batch"), ("back", "rollback"))
+    known, skipped = (
+        recipe_of(tmp_path, RESNET, name, checkpoint={"every_steps": 100}, **sections, **_policy(policy, **strict))
+        for name, policy in (("known", "stop"), ("skipped", "skip_batch"))
     )
-    train_in_processes(tmp_path / "a", 2, [(skipped, None), (back, None)])
+    train_in_processes(tmp_path / "a", 2, [(skipped, None)])
     leave_out_from_the_start(known, *_causes(skipped))
     train_in_processes(tmp_path / "b", 2, [(known, None)])
     assert 0 < len(_causes(skipped)) < 8
-    assert _causes(skipped) == _causes(back)
-    _assert_same([known, skipped, back])
+    _assert_same([known, skipped])
 
 
-@pytest.mark.parametrize("policy", ["skip_batch", pytest.param("rollback", marks=slow)])
-def test_a_resume_on_other_workers_has_the_left_out_steps_and_judges_by_the_same_losses(
-    tmp_path: Path, policy: str
-) -> None:
+def test_a_resume_on_other_workers_has_the_left_out_steps_and_judges_by_the_same_losses(tmp_path: Path) -> None:
     write_bad_batches(tmp_path)
-    whole, cut = (bad_recipe(tmp_path, name, **_policy(policy)) for name in ("whole", "cut"))
+    whole, cut = (bad_recipe(tmp_path, name, **_policy("skip_batch")) for name in ("whole", "cut"))
     train_in_processes(tmp_path / "two", 2, [(whole, None), (cut, 5)])
     train_in_processes(tmp_path / "three", 3, [(cut, 7)])
     before = checkpoint_of(cut, 7)[1].numbers
@@ -149,11 +144,9 @@ def test_what_is_left_out_stays_so_when_older_checkpoints_are_gone_back_to(
     assert len(events(cut, "bad_number")) == 3
     _assert_same([whole, cut])
     (tmp_path / "cut.yaml").write_text(dump_recipe(cut))
-    for step, first in (
-        (8, f"left out of {run_folder_of(cut)}, never trained on: the loss 85."),
-        (7, "micro-batch 0: "),
-    ):
-        monkeypatch.setattr("sys.argv", ["stoker", "data", "order", str(tmp_path / "cut.yaml"), "--step", str(step)])
+    told = f"left out of {run_folder_of(cut)}, never trained on: the loss 85."
+    for step, first in (("8", told), ("7", "micro-batch 0: ")):
+        monkeypatch.setattr("sys.argv", ["stoker", "data", "order", str(tmp_path / "cut.yaml"), "--step", step])
         with pytest.raises(SystemExit):
             cli.main()
         assert capsys.readouterr().out.startswith(first)
@@ -181,7 +174,7 @@ def test_with_stop_an_update_that_deepspeed_dropped_is_told_at_once(tmp_path: Pa
     leave_out_from_the_start(recipe, 4)
     with pytest.raises(AssertionError, match="NonFiniteError"):
         train_in_processes(tmp_path / "store", 2, [(recipe, None)])
-    ended = verdict(events(recipe))
+    ended = verdict(read_json_lines(run_folder_of(recipe) / "ledger.jsonl"))
     assert ended.cause.startswith("the gradient norm is inf at step 6: its samples are in ")
     assert "step 6, phase optimizer step" in ended.where
     (found,) = [event for event in events(recipe, "bad_number") if not event["left_out"]]
@@ -219,10 +212,8 @@ def test_going_back_costs_no_failure_under_ray_and_survives_a_worker_killed_mean
     assert [event["step"] for event in events(back, "rolled_back")] == [6]
     _assert_same([known, back])
     assert left_behind(tmp_path) == []
-    status = subprocess.run(
-        [STOKER, "status", run_folder_of(back), "--json"], capture_output=True, text=True, check=True
-    )
-    told, began, ended = json.loads(status.stdout), events(back, "command")[0], events(back, "command_ended")[0]
+    told = json.loads(subprocess.check_output([STOKER, "status", run_folder_of(back), "--json"]))
+    began, ended = events(back, "command")[0], events(back, "command_ended")[0]
     assert sum(told["seconds"].values()) == pytest.approx(ended["time"] - began["started"])
     assert told["seconds"]["lost"] > 0
     assert [restart["fault"] for restart in told["restarts"]] == [
