@@ -34,7 +34,7 @@ test: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 900
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 900 --durations 30
 
 # Half an hour of random faults, about one a minute, and then the same steps undisturbed: equal bit for bit.
 MINUTES ?= 30

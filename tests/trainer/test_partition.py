@@ -11,7 +11,7 @@ from tests.hosts import CAN_MAKE_HOSTS, Hosts
 from tests.trainer.commands import attempts, start, steps_done, train, wait_for
 from tests.trainer.runs import GPT, digests, history, recipe_of, run_folder_of, write_text_shards
 
-STEPS = 600
+STEPS = 200
 
 
 @pytest.mark.slow

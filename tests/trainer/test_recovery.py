@@ -131,9 +131,7 @@ def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(f
 
 
 @pytest.mark.skipif(not CAN_LIMIT_MEMORY, reason="the memory cgroup cannot be written here")
-def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_replaced_and_the_remedy_told(
-    folder: Path, calm: Recipe
-) -> None:
+def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_replaced(folder: Path, calm: Recipe) -> None:
     rough = recipe(folder, "memory")
     process = start(rough, folder)
     wait_for(lambda: steps_done(rough) >= 22, process)
@@ -141,10 +139,9 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_replaced_and_the_r
         wait_for(lambda: len(attempts(rough)) == 2, process)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    (fault,) = events(rough, "fault")
-    assert (fault["kind"], fault["rank"]) == ("WorkerDied", 1)
-    assert "SIGKILL" in fault["message"]
-    assert "memory" in output
+    (died,) = [event for event in events(rough, "fault") if event["kind"] == "WorkerDied"]
+    assert died["rank"] == 1
+    assert "was ended by SIGKILL (by somebody, or by the kernel for want of memory)" in died["message"]
     assert_as_if_nothing_had_happened(rough, calm)
 
 
