@@ -31,10 +31,10 @@ digits: $(INSTALLED) shards/digits
 	@$(BIN)/stoker train configs/resnet_digits.yaml
 
 test: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not slurm"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not slurm" -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 900
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 900 --durations 30
 
 # On a real Slurm of virtual hosts: needs root and Debian's slurm-wlm, munge, iproute2, procps; else skipped, and told.
 test-slurm: $(INSTALLED)

@@ -12,7 +12,7 @@ from typing import Any
 _SAFETY = 0.8
 _MEDIANS = 5.0
 # Phases that take as long as they take: data has time-outs of its own, a checkpoint may wait for a slow disk.
-_PATIENCE_S = {"reading data": 1800.0, "saving": 900.0, "validating": 300.0, "sampling": 300.0}
+_PATIENCE_S = {"reading data": 1800.0, "saving": 900.0, "going back": 900.0, "validating": 300.0, "sampling": 300.0}
 _START_S = 600.0
 _TRAINING = ("forward", "backward", "optimizer step", "agreement", "training")
 

@@ -81,7 +81,7 @@ def _worker_failure(error: Exception, restarts: int) -> WorkerFailure:
     rank, cause = min(errors.items(), key=lambda item: (_is_echo(item[1]), item[0]))
     exit_code = cause.exit_code if isinstance(cause, StokerError) else EXIT_FAILED
     message = f"worker {rank} failed: {_one_line(cause)}"
-    if restarts and exit_code == EXIT_FAILED:
+    if restarts and not isinstance(cause, StokerError):
         message += f" (after {restarts} restarts without a newer checkpoint, workers.max_failures)"
     return WorkerFailure(message, details=str(error), exit_code=exit_code)
 

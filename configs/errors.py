@@ -54,8 +54,20 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint's bytes are not what was written: a file is missing, cut, or changed."""
 
 
-class NonFiniteError(StokerError):
+class BadStepError(StokerError):
+    """A step that `bad_numbers` does not let pass; others may have begun since."""
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class NonFiniteError(BadStepError):
     """The loss or the gradient is no number any more: the weights of this step are worth nothing."""
+
+
+class LossSpikeError(BadStepError):
+    """The loss leapt above what `bad_numbers.spike` allows."""
 
 
 class EngineError(StokerError):
@@ -67,7 +79,7 @@ class WorkerError(Exception):
 
 
 class WorkersLeftError(Exception):
-    """The workers left at a step boundary, with a checkpoint, to be started again: resized, or before a preemption."""
+    """The workers left at a step boundary to be started again: resized, before a preemption, or to go back."""
 
 
 class ClusterError(UserError):

@@ -255,6 +255,25 @@ class Workers(Section):
         return self.least < self.most
 
 
+class Spike(Section):
+    """A loss far above the recent ones, by a robust z-score: (loss - median) / (1.4826 · median absolute deviation)."""
+
+    window_steps: int = Field(100, ge=2, description="recent good losses to compare with; none is judged before")
+    z: float = Field(10.0, gt=0.0, description="a larger z-score is a spike")
+
+
+class BadNumbers(Section):
+    """What to do with a step whose loss or gradient is no number, or whose loss leaps (trainer/bad_numbers.py)."""
+
+    policy: Literal["stop", "skip_batch", "rollback"] = Field(
+        "stop",
+        description="skip_batch: make no update with that global batch; rollback: go back to the checkpoint before it "
+        "and leave it out; the result is the same, skip_batch costs an agreement per step, rollback only when it acts",
+    )
+    max_events: Positive = Field(10, description="global batches left out in the whole run; one more stops it")
+    spike: Spike | None = Field(None, description="default: a finite loss is never bad")
+
+
 class Monitor(Section):
     every_steps: Positive = 10
     audit_samples: bool = Field(False, description="write the sample keys of every step to audit/")
@@ -276,6 +295,7 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation | None = None
     workers: Workers = Workers()
+    bad_numbers: BadNumbers = BadNumbers()
     monitor: Monitor = Monitor()
     slurm: Slurm | None = None
 

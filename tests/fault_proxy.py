@@ -47,10 +47,10 @@ class FaultProxy:
         with self._lock:
             number = self._seen.get((method, path), 0)
             self._seen[method, path] = number + 1
-            fault = self.plan(method, path, number)
-            if fault is not None:
-                self.done.append((method, path, fault))
-            return fault
+        fault = self.plan(method, path, number)  # outside the lock: it may send requests of its own
+        if fault is not None:
+            self.done.append((method, path, fault))
+        return fault
 
 
 class _Handler(BaseHTTPRequestHandler):

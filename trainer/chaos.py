@@ -2,8 +2,8 @@
 
 `kill:rank=1@step=40` ends rank 1's process by SIGKILL in step 40; `stop` stops it (SIGSTOP), `raise` raises in it,
 `term` sends SIGTERM. `phase=` says where in the step (forward, backward, "optimizer step", validating, saving,
-"restoring the checkpoint", …); without it, at the step's first phase. A fault strikes once in a run, unless it says
-`always`.
+"going back", "restoring the checkpoint", …); without it, at the step's first phase. A fault strikes once in a run,
+unless it says `always`.
 """
 
 import os

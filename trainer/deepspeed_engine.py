@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from configs.errors import EngineError
 from configs.recipe import Recipe
 from data.batch import MicroBatch
 from trainer import zero_state
 from trainer.context import Context
 from trainer.deepspeed_config import build_optimizer, deepspeed_config
-from trainer.engine import Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
+from trainer.engine import Admit, Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
 from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
 from trainer.optimizer_state import group_scalars, restore_groups, restore_state
 from trainer.own_time import OwnTime
@@ -68,11 +69,17 @@ class DeepSpeedEngine:
         self._optimizer.state.clear()  # what the phantom step of half precision left behind
         self._average = self._start_average()
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, total_weight: float, lr: float) -> StepResult:
+    def train_step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        step: int,
+        total_weight: float,
+        lr: float,
+        admit: Admit | None = None,
+    ) -> StepResult:
         self._own_time.start()
         engine, module = self._engine, self._task.module
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
+        self.pass_over(lr)
         # DeepSpeed averages gradients over workers; the loss is a sum over them.
         scale = self._ranks.world / total_weight
         loss_sum = torch.zeros((), device=self.device)
@@ -85,17 +92,39 @@ class DeepSpeedEngine:
             self._pulse("backward")
             engine.backward(loss * scale, scale_wrt_gas=False)
             loss_sum += loss.detach()
-        skipped_before = engine.skipped_steps
+        return self._update(loss_sum, admit)
+
+    def pass_over(self, lr: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _update(self, loss_sum: torch.Tensor, admit: Admit | None) -> StepResult:
+        """One optimizer step with the gradients that are there, or none."""
+        engine = self._engine
         self._pulse("optimizer step")
-        grad_norm = self._clip_unsharded()
-        engine.step()
-        skipped = engine.skipped_steps > skipped_before
-        self._commit_statistics(skipped)
-        if self._average is not None and not skipped:
+        norm = self._clip_unsharded()
+        refused = admit is not None and self._refuses(admit, loss_sum, norm)
+        skipped_before = engine.skipped_steps
+        with zero_state.no_update(engine.optimizer) if refused else nullcontext():
+            engine.step()
+        no_update = engine.skipped_steps > skipped_before
+        if refused and not no_update:
+            raise EngineError("DeepSpeed made an update that was refused: use the versions of constraints.txt")
+        dropped = no_update and (refused or self._recipe.precision != "fp16")
+        if dropped:
+            engine.skipped_steps = skipped_before  # counts what the loss scaler skips
+        self._commit_statistics(no_update)
+        if self._average is not None and not no_update:
             self._average.update()
-        norm = engine.get_global_grad_norm() if grad_norm is None else grad_norm
+        norm = engine.get_global_grad_norm() if norm is None else norm
         own_s = self._own_time.stop() if self.device.type == "cpu" else 0.0
-        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), skipped, own_s)
+        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), no_update and not dropped, dropped, own_s)
+
+    def _refuses(self, admit: Admit, loss_sum: torch.Tensor, norm: torch.Tensor | None) -> bool:
+        with self._own_time.waiting():
+            admitted = admit(loss_sum)
+        # Sharded or in half precision, DeepSpeed itself drops an update with a gradient that is no number.
+        return not admitted or (norm is not None and not bool(torch.isfinite(norm)))
 
     def _clip_unsharded(self) -> torch.Tensor | None:
         """At stage 0 in fp32 the gradients lie in the model, and DeepSpeed does not tell their norm."""

@@ -12,6 +12,7 @@ from data.batch import MicroBatch
 ReadSlice = Callable[[int, int], torch.Tensor]  # [start, stop) of a flattened parameter
 ReadState = Callable[[str, str], ReadSlice | None]  # kind, parameter; None when not stored
 Extent = tuple[str, int, int]  # [start, stop) of a flattened parameter
+Admit = Callable[[torch.Tensor], bool]  # this rank's sum of losses -> the same answer on every rank
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class StepResult:
     grad_norm: torch.Tensor | float
     loss_scale: float
     skipped: bool  # fp16 overflow: no update was made
+    dropped: bool = False  # no update was made either: it was not admitted, or a gradient was no number
     own_s: float = 0.0  # of this rank's own work, without waiting for others; 0 where that cannot be told
 
 
@@ -56,8 +58,22 @@ class Engine(Protocol):
     name: str
     device: torch.device
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int, total_weight: float, lr: float) -> StepResult:
-        """Forward and backward of each micro-batch, then one update with gradients of sum(loss) / total_weight."""
+    def train_step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        step: int,
+        total_weight: float,
+        lr: float,
+        admit: Admit | None = None,
+    ) -> StepResult:
+        """Forward and backward of each micro-batch, then one update with gradients of sum(loss) / total_weight.
+
+        `admit` is asked before the update; where it says no, and with it where a gradient is no number, the state
+        stays as it was, in every bit.
+        """
+
+    def pass_over(self, lr: float) -> None:
+        """A step without any update: as `train_step` leaves the state when it is not admitted."""
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
         """Sums of the task's outputs over this rank's micro-batches, in evaluation mode."""

@@ -12,7 +12,7 @@ from trainer.schedule import learning_rate
 
 
 def train(run: Attempt) -> Outcome:
-    """Train from the step after `run.resumed_step`. Every rank returns the same outcome at the same step."""
+    """Train from the step after `run.resumed_step`. Every rank returns the same outcome, or raises RollBack."""
     recipe, step, saved = run.recipe, run.resumed_step, run.resumed_step
     outcome = Outcome("finished", run.last_step)
     if run.last_step < recipe.run.steps:
@@ -24,7 +24,7 @@ def train(run: Attempt) -> Outcome:
             run.context.pulse("reading data")
             batch, fault = _next(batches)
             run.context.pulse("agreement")
-            total_weight, skipped, stops, faults, failed, hopeless = run.ranks.sum(
+            total_weight, skipped, stops, faults, failed, hopeless, loss = run.ranks.sum(
                 [
                     _weight(batch),
                     len(batch.skipped) if batch else 0,
@@ -32,8 +32,10 @@ def train(run: Attempt) -> Outcome:
                     batch is None,
                     run.writer.failed,
                     run.ranks.leads and run.writer.hopeless is not None,
+                    run.numbers.share(),
                 ]
             )
+            run.numbers.settle(loss)  # of the step before
             if failed:
                 run.tell_failed_save()
             run.check_worth(bool(hopeless))
@@ -47,7 +49,7 @@ def train(run: Attempt) -> Outcome:
             assert batch is not None  # or this rank would have told of a fault
             step += 1
             lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.run.steps)
-            result = run.engine.train_step(batch.micro_batches, step, total_weight, lr)
+            result = run.train_step(batch, total_weight, lr)
             run.reporter.stepped(step, batch, result, total_weight, int(skipped), lr)
             valid = run.val_data is None or not _validates(run, step) or validate(run, run.val_data, step)
             run.reporter.log_if_due(step)
@@ -66,6 +68,7 @@ def validate(run: Attempt, data: Dataset, step: int) -> bool:
     """One pass over the validation set, shared out over the workers. False, on every rank, after a data fault."""
     assert run.recipe.validation is not None
     micro, faults = run.recipe.batch.micro, list[DataError]()
+    run.numbers.check()  # weights that are no numbers cannot be sampled from
     run.reporter.phase("validating", step)
     with run.reporter.watch.phase("validation"):
         count = min(data.count, run.recipe.validation.max_samples or data.count)

@@ -20,6 +20,7 @@ TAGS = {
     "lr": "train/lr",
     "grad_norm": "train/grad_norm",
     "loss_scale": "train/loss_scale",
+    "left_out_steps": "train/left_out_steps",
     "val_loss": "val/loss",
     "val_accuracy": "val/accuracy",
     "val_perplexity": "val/perplexity",

@@ -1,7 +1,6 @@
 """Turns what the loop does into figures, on rank 0: metrics.jsonl, TensorBoard, progress, ledger, audit."""
 
 import json
-import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,13 +9,14 @@ from typing import Any
 
 import torch
 
-from configs.errors import NonFiniteError, StokerError
+from configs.errors import StokerError
 from data.loader import StepBatch
 from trainer.context import Context
 from trainer.engine import StepResult
 from trainer.goodput import LiveAccount
 from trainer.hardware import memory_bytes, peak_flops
 from trainer.metrics import MetricSink, Progress
+from trainer.number_watch import NumberWatch
 from trainer.patient_file import PatientFile
 from trainer.skipped import SkippedSamples
 from trainer.stopwatch import Stopwatch
@@ -38,10 +38,12 @@ class Reporter:
         account: LiveAccount | None,
         audit: PatientFile | None,
         skipped: SkippedSamples,
+        numbers: NumberWatch,
         source_counts: Callable[[int], dict[str, int]],
     ) -> None:
         """`account` is rank 0's."""
         self.skipped = skipped
+        self._numbers = numbers
         self._source_counts = source_counts
         self._device, self._account = device, account
         self._context, self._recipe, self._ranks, self._task = context, context.recipe, context.ranks, task
@@ -49,9 +51,7 @@ class Reporter:
         self._validation: dict[str, float] = {}
         self._last_validation: tuple[int, dict[str, float]] = (0, {})
         self._line: dict[str, Any] = {}
-        self._loss_sum: torch.Tensor | None = None
-        self._grad_norm: torch.Tensor | float = 0.0
-        self._skipped = False
+        self._result: StepResult | None = None
         self._steps, self._targets, self._own_s = 0, 0.0, 0.0
         self._saves_begun: dict[int, dict[str, Any]] = {}
         self._trained = False
@@ -66,27 +66,25 @@ class Reporter:
             self._progress.update(name, step=step)
 
     def stepped(
-        self, step: int, batch: StepBatch, result: StepResult, total_weight: float, skipped: int, lr: float
+        self, step: int, batch: StepBatch, result: StepResult | None, total_weight: float, skipped: int, lr: float
     ) -> None:
-        """After each optimizer step; cheap, without waiting for the device."""
+        """After each step, with None for one that was left out; cheap, without waiting for the device."""
         self.watch.add("data_wait", batch.wait_s)
         self.skipped.trained(step, batch.skipped, skipped)
         if not self._trained:
             self._trained = True
             self._context.record_once("first_step", step=step, seconds=self.watch.elapsed_s())
         self._steps += 1
-        self._own_s += result.own_s
+        self._own_s += result.own_s if result else 0.0
         self._targets += total_weight
-        self._loss_sum = result.loss_sum / total_weight
-        self._grad_norm = result.grad_norm
-        self._line = {"step": step, "lr": lr, "loss_scale": result.loss_scale}
-        # In other precisions DeepSpeed skips a step whose gradient is no number as well: there it is a fault.
-        self._skipped = result.skipped and self._recipe.precision == "fp16"
-        if result.skipped:
+        self._result = result
+        self._line = {"step": step, "lr": lr}
+        if result is not None and result.skipped:
             self._context.record_once("step_skipped", step=step, loss_scale=result.loss_scale)
         if self._audit is not None:
             keys = [key for micro_batch in batch.micro_batches for key in micro_batch.keys]
-            self._audit.append((json.dumps({"step": step, "keys": keys}) + "\n").encode())
+            left_out = {"left_out": True} if result is None else {}
+            self._audit.append((json.dumps({"step": step, "keys": keys, **left_out}) + "\n").encode())
 
     def validated(self, step: int, figures: Mapping[str, float], skipped: int, text: str | None) -> None:
         self._validation = {f"val_{name}": value for name, value in figures.items()}
@@ -103,16 +101,19 @@ class Reporter:
         return self._last_validation[1] if self._last_validation[0] == step else {}
 
     def log_if_due(self, step: int) -> None:
-        """The first and last step of the run, every `monitor.every_steps`, and every validated one."""
+        """The first and last step of the run, every `monitor.every_steps`, and every validated or left-out one."""
         first_or_last = step in (1, self._recipe.run.steps)
-        if not (first_or_last or self._validation or step % self._recipe.monitor.every_steps == 0):
+        left_out = self._result is None
+        if not (first_or_last or left_out or self._validation or step % self._recipe.monitor.every_steps == 0):
             return
-        loss = self.finite_loss(step)  # waits for the device: the interval's time is complete
+        figures = self._figures()
         times = RankTimes.gather(self._ranks, self._own_s, self.watch.seconds("data_wait"))
         self._stragglers.add(step, times, self.watch.elapsed_s(), self._steps)
-        line = {**self._line, "loss": loss, "grad_norm": float(self._grad_norm)}
+        line = {**self._line, **figures}
         line |= {**self._rates(max(times.data_wait_s)), **times.figures(), **self._validation}
         line |= self._data_figures(step)
+        if left_out_steps := self._numbers.left_out_to(step):
+            line["left_out_steps"] = left_out_steps
         self._validation, self._steps, self._targets, self._own_s = {}, 0, 0.0, 0.0
         self.watch.reset()  # writing the line belongs to the next interval
         if self._ranks.leads:
@@ -123,20 +124,12 @@ class Reporter:
             keys = ("loss", "lr", "step_s", "samples_per_s", "tokens_per_s", "val_loss")
             self._progress.update("training", step=step, **{k: line[k] for k in keys if k in line})
 
-    def finite_loss(self, step: int) -> float:
-        """The last step's loss over all workers.
-
-        Raises NonFiniteError, on every rank, when it is no number, unless fp16 overflowed and the step was skipped.
-        """
-        if self._loss_sum is None:
-            return 0.0  # no step was taken yet
-        loss = self._ranks.sum([float(self._loss_sum)])[0]
-        if not math.isfinite(loss) and not self._skipped:
-            raise NonFiniteError(
-                f"the loss is {loss} at step {step}: lower optimizer.lr, lengthen schedule.warmup_steps or set "
-                "optimizer.grad_clip, and start a new run, or go on from an older checkpoint"
-            )
-        return loss
+    def _figures(self) -> dict[str, Any]:
+        """Of the last step. Waits for the device: the interval's time is complete. Raises as NumberWatch.check."""
+        if self._result is None:
+            return {"left_out": True}  # how it was found differs, and is told in the ledger
+        loss, norm = self._numbers.check(), float(self._result.grad_norm)
+        return {"loss_scale": self._result.loss_scale, "loss": loss, "grad_norm": norm}
 
     def _goodput(self, line: dict[str, Any]) -> dict[str, Any]:
         assert self._account is not None, "rank 0 has it"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Event = dict[str, Any]
+_LEAVING = {"rolled_back": "going back", "resized": "resizing", "preempted": "a preemption"}  # by event
 
 
 @dataclass(frozen=True)
@@ -11,7 +12,7 @@ class Restart:
     """One attempt that followed a broken one within the same command. None: not known, or not come so far."""
 
     attempt: int
-    fault: str  # kind and rank
+    fault: str  # kind and rank, or why the workers left
     step: int | None  # the newest step that the broken attempt is known to have reached
     resumed_step: int | None
     down_s: float | None  # from the fault, as it was noticed, to the new process of rank 0
@@ -57,6 +58,7 @@ def _restart(before: int, started: Event, events: list[Event], lines: list[Event
     attempt = started["attempt"]
     broken = [event for event in events if event.get("attempt") == before]
     faults = sorted((event for event in broken if event["event"] == "fault"), key=lambda event: event["time"])
+    left = next((event for event in broken if event["event"] in _LEAVING), None)
     after = {event["event"]: event for event in reversed(events) if event.get("attempt") == attempt}
     resumed, first = after.get("resumed"), after.get("first_step")
     reached = _reached(before, broken, lines)
@@ -65,16 +67,22 @@ def _restart(before: int, started: Event, events: list[Event], lines: list[Event
     reading = resumed["time"] - resumed["seconds"] if resumed else ready
     return Restart(
         attempt,
-        f"{faults[0].get('kind', 'a fault')} on rank {faults[0].get('rank', '?')}" if faults else "an untold fault",
+        _cause(faults, left),
         reached,
         resumed["step"] if resumed else (first["step"] - 1 if first else None),
-        _between(faults[0]["time"] if faults else None, process),
+        _between((faults[0] if faults else left or {}).get("time"), process),
         _between(process, started["time"]),
         _between(started["time"], reading),
         resumed["seconds"] if resumed else (0.0 if first else None),
         _between(ready, first["time"] if first else None),
         _between(first["time"] if first else None, _time_of(reached, attempt, lines)),
     )
+
+
+def _cause(faults: list[Event], left: Event | None) -> str:
+    if faults:
+        return f"{faults[0].get('kind', 'a fault')} on rank {faults[0].get('rank', '?')}"
+    return f"{_LEAVING[left['event']]} ({left['reason']})" if left else "an untold fault"
 
 
 def _reached(attempt: int, events: list[Event], lines: list[Event]) -> int | None:

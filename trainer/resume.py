@@ -42,8 +42,8 @@ def header(context: Context, engine: Engine, data_sha256: str, step: int) -> Man
     )
 
 
-def resume(context: Context, engine: Engine, store: CheckpointStore, data_sha256: str) -> int:
-    """Load the newest valid checkpoint; the step it was taken after, 0 for a fresh start.
+def resume(context: Context, engine: Engine, store: CheckpointStore, data_sha256: str) -> Manifest | None:
+    """Load the newest valid checkpoint; what it says of itself, None for a fresh start.
 
     Raises DataError, RunFolderError or CheckpointError, on every rank and before any changed its state, when the
     checkpoint is of other data, another recipe or another model.
@@ -57,12 +57,12 @@ def resume(context: Context, engine: Engine, store: CheckpointStore, data_sha256
     started = time.monotonic()
     reader = open_newest(store, context.ranks, engine.extents, accept, context.warn)
     if reader is None:
-        return 0
+        return None
     with reader:
         restore(engine, reader)
-    step = reader.manifest.step
-    context.record_once("resumed", step=step, seconds=time.monotonic() - started, bytes=reader.manifest.total_bytes)
-    return step
+    found = reader.manifest
+    context.record_once("resumed", step=found.step, seconds=time.monotonic() - started, bytes=found.total_bytes)
+    return found
 
 
 def check_same_data(manifest: Manifest, data_sha256: str) -> None:

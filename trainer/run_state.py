@@ -9,10 +9,12 @@ from typing import Literal
 from configs.errors import CheckpointError
 from configs.recipe import Recipe
 from data.dataset import Dataset
+from data.loader import StepBatch
 from trainer.checkpoint_format import Manifest
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.context import Context
-from trainer.engine import Engine
+from trainer.engine import Engine, StepResult
+from trainer.number_watch import NumberWatch, RollBack
 from trainer.ranks import Ranks
 from trainer.reporter import Reporter
 from trainer.tasks.base import Task
@@ -22,14 +24,14 @@ from trainer.tasks.base import Task
 class Outcome:
     """How an attempt ended when no process broke."""
 
-    kind: Literal["finished", "stopped", "data_fault", "resized", "preempted"]
+    kind: Literal["finished", "stopped", "data_fault", "resized", "preempted", "rolled_back"]
     step: int
     reason: str = ""
 
     @property
     def again(self) -> bool:
         """Whether the workers left only to be started again."""
-        return self.kind in ("resized", "preempted")
+        return self.kind in ("resized", "preempted", "rolled_back")
 
 
 class Leave(IntEnum):
@@ -76,6 +78,7 @@ class Attempt:
     val_data: Dataset | None
     writer: CheckpointWriter
     reporter: Reporter
+    numbers: NumberWatch
     header: Callable[[int], Manifest]
     resize_wish: "ResizeWish" = field(default_factory=lambda: ResizeWish())
 
@@ -105,16 +108,26 @@ class Attempt:
             return Leave.RESIZE
         return Leave.STAY
 
+    def train_step(self, batch: StepBatch, total_weight: float, lr: float) -> StepResult | None:
+        """One optimizer step; None where the global batch is left out, as known before or found just now."""
+        if batch.step in self.numbers.left_out:
+            self.engine.pass_over(lr)
+            return None
+        gate = self.numbers.gate(total_weight)
+        result = self.engine.train_step(batch.micro_batches, batch.step, total_weight, lr, gate)
+        self.numbers.trained(batch.step, batch, result, total_weight)
+        return None if batch.step in self.numbers.left_out else result
+
     def save(self, step: int, *, may_skip: bool = True) -> bool:
         """Take a checkpoint of `step`; False when one is still being written and the recipe says to skip then.
 
-        Raises NonFiniteError rather than keep weights that are worth nothing.
+        Raises as NumberWatch.check rather than keep the state after a bad step.
         """
         skips = may_skip and self.recipe.checkpoint.when_busy == "skip"
         if skips and self.ranks.sum([self.writer.busy])[0]:
             self.context.record_once("checkpoint_skipped", step=step)
             return False
-        self.reporter.finite_loss(step)
+        self.numbers.check()
         with self.reporter.saving(step):
             try:
                 self.reporter.flush()
@@ -153,6 +166,13 @@ class Attempt:
             saved = -1
         self._clean()
         raise error or CheckpointError(f"the checkpoint of step {step} was not written by another rank")
+
+    def roll_back(self, cause: RollBack) -> Outcome:
+        """Leave with the newest checkpoint published: it is from before the bad step, and may be under way still."""
+        self.reporter.phase("going back", cause.step - 1)
+        self._tell(self.writer.wait())
+        self.ranks.sum([0.0])
+        return Outcome("rolled_back", cause.step, str(cause))
 
     def _clean(self) -> None:
         """Remove what failed checkpoints left, now that no rank is writing."""

@@ -10,8 +10,9 @@ from trainer.run_folder import RunFolder
 def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
     """Final figures, a generated sample if the task makes one, and where to look next."""
     lines = read_json_lines(folder.metrics)
-    last = lines[-1]
-    summary = [f"finished: step {last['step']}, train loss {last['loss']:.4f}"]
+    last = next((line for line in reversed(lines) if "loss" in line), None)  # a left-out step has none
+    loss = f", train loss {last['loss']:.4f}" if last else ""
+    summary = [f"finished: step {lines[-1]['step']}{loss}"]
     validated = [line for line in lines if "val_loss" in line]
     if validated:
         summary.append(_validation(recipe, validated[-1]))

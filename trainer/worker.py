@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 
 from cluster.ledger import Ledger
 from cluster.worker_link import WorkerLink
-from configs.errors import DataError, StokerError
+from configs.errors import BadStepError, DataError, StokerError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
 from trainer.chaos import Chaos, no_chaos
@@ -31,6 +31,7 @@ from trainer.goodput import live_account
 from trainer.huggingface.initial import load_initial
 from trainer.loop import train
 from trainer.metrics import JsonLines, MetricSink, Progress
+from trainer.number_watch import NumberWatch, RollBack
 from trainer.patient_file import PatientFile
 from trainer.process_group import join
 from trainer.pulse import Pulse
@@ -120,13 +121,14 @@ def _log_to(path: Path) -> None:
 
 
 def _record_fault(context: Context, error: Exception) -> None:
+    bad_step = error.step if isinstance(error, BadStepError) else None
     context.record(
         "fault",
         kind=type(error).__name__,
         message=str(error),
         rank=context.ranks.rank,
         host=socket.gethostname(),
-        step=context.pulse.step,
+        step=context.pulse.step if bad_step is None else bad_step,
         phase=context.pulse.phase,
         final=isinstance(error, StokerError),  # it would only come again
         exit_code=error.exit_code if isinstance(error, StokerError) else 1,
@@ -150,7 +152,11 @@ def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
             load_initial(context, task.module)
         engine = DeepSpeedEngine(task, context)
         cleanup.callback(engine.close)
-        outcome = train(_build_attempt(job, context, store, task, engine, progress, cleanup))
+        run = _build_attempt(job, context, store, task, engine, progress, cleanup)
+        try:
+            outcome = train(run)
+        except RollBack as cause:
+            outcome = run.roll_back(cause)
         if context.ranks.leads:
             progress.update("stopping the workers", step=outcome.step)
     context.record_once(outcome.kind, step=outcome.step, reason=outcome.reason)
@@ -185,7 +191,9 @@ def _build_attempt(
     train_data = _open(context, "train", cleanup)
     val_data = _open(context, "val", cleanup) if context.recipe.validation else None
     context.pulse("restoring the checkpoint")
-    resumed = resume(context, engine, store, train_data.fingerprint)
+    found = resume(context, engine, store, train_data.fingerprint)
+    resumed = found.step if found else 0
+    numbers = NumberWatch(context, found.numbers if found else {})
     sinks: list[MetricSink] = []
     if context.ranks.leads:
         sinks = [
@@ -197,7 +205,7 @@ def _build_attempt(
     skipped = SkippedSamples(context, resumed, train_data.left_out())
     audit = _open_audit(context)
     reporter = Reporter(
-        context, task, engine.device, progress, sinks, account, audit, skipped, train_data.source_counts
+        context, task, engine.device, progress, sinks, account, audit, skipped, numbers, train_data.source_counts
     )
     cleanup.callback(reporter.close)
     writer = CheckpointWriter(
@@ -219,7 +227,8 @@ def _build_attempt(
         val_data=val_data,
         writer=writer,
         reporter=reporter,
-        header=lambda step: header(context, engine, train_data.fingerprint, step),
+        numbers=numbers,
+        header=lambda step: replace(header(context, engine, train_data.fingerprint, step), numbers=numbers.state()),
     )
 
 

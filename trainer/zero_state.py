@@ -4,8 +4,11 @@ The only module that touches DeepSpeed's internals. Each layout is found by name
 fp32 piece with the live weights, so that another DeepSpeed is refused rather than misread.
 """
 
+import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -87,6 +90,35 @@ def self_test(layout: Layout) -> Layout:
                 f"{layout.kind}: use the versions of constraints.txt"
             )
     return layout
+
+
+@contextmanager
+def no_update(optimizer: Any) -> Iterator[None]:
+    """Inside, a step changes nothing and drops the gradients, by the way that DeepSpeed has for an infinite one.
+
+    The loss scale stays as well. The engine counts a skipped step: one that it does not count was made.
+    """
+    infinite = torch.tensor(math.inf)
+    ways: list[dict[str, Any]] = [
+        {"_get_norm_groups": lambda: [infinite], "_update_scale": _nothing},  # stage 3
+        {"scaled_global_norm": lambda: infinite, "_update_scale": _nothing},  # stages 1 and 2
+        {"get_grads_for_norm": lambda: ([infinite], {})},  # stage 1 in bf16
+        {"overflow_checker": SimpleNamespace(check=lambda: True), "_update_scale": _nothing},  # stage 0 in bf16
+    ]
+    # Without a wrapper the engine itself clears the gradients, and would take the flag from one.
+    way = next((way for way in ways if hasattr(optimizer, next(iter(way)))), {"step": _nothing, "overflow": True})
+    kept = {name: vars(optimizer)[name] for name in way if name in vars(optimizer)}
+    vars(optimizer).update(way)
+    try:
+        yield
+    finally:
+        for name in way:
+            del vars(optimizer)[name]
+        vars(optimizer).update(kept)
+
+
+def _nothing(*_: Any) -> None:
+    """In the place of a method that is to do nothing."""
 
 
 def _whole(parameter: torch.Tensor, start: int, count: int) -> Callable[[], torch.Tensor]:

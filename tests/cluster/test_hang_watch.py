@@ -58,7 +58,7 @@ def test_where_all_beat_the_one_that_has_come_least_far_is_to_blame() -> None:
 def test_five_median_steps_are_waited_for_and_slow_phases_are_no_hang() -> None:
     slow = [told(n, n, step_s=10.0) for n in range(30)]
     assert find_hang(watch({0: slow}), 29.0, hang_timeout_s=10.0) is None
-    for phase in ("reading data", "saving", "restoring the checkpoint"):
+    for phase in ("reading data", "saving", "going back", "restoring the checkpoint"):
         waits = [told(n, n, phase=phase) for n in range(60)]
         assert find_hang(watch({0: waits}), 59.0, hang_timeout_s=10.0) is None
 

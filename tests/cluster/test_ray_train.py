@@ -73,6 +73,7 @@ def in_fresh_process(act: Callable[[Path], None], folder: Path) -> None:
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_killed_workers_come_back_and_ray_leaves_no_trace(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     in_fresh_process(lose_workers, tmp_path)
     assert capfd.readouterr() == ("", "")

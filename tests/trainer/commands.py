@@ -19,12 +19,15 @@ from trainer.ledger import read_json_lines
 STOKER = Path(sys.executable).with_name("stoker")
 
 
-def start(recipe: Recipe, folder: Path, *options: str) -> subprocess.Popen[str]:
-    """`stoker train` in a process group of its own, as a terminal would start it."""
+def start(
+    recipe: Recipe, folder: Path, *options: str, place: Callable[..., list[str]] | None = None
+) -> subprocess.Popen[str]:
+    """`stoker train` in a process group of its own, as a terminal would start it; `place` puts it on another host."""
     path = folder / f"{recipe.run.name}.yaml"
     path.write_text(dump_recipe(recipe))
+    command = [str(STOKER), "train", str(path), *options]
     return subprocess.Popen(
-        [STOKER, "train", str(path), *options],
+        place(*command) if place else command,
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -89,7 +89,9 @@ def run_job(recipe: Recipe, stop_at: int | None = None) -> None:
     box = [uuid.uuid4().hex]
     torch.distributed.broadcast_object_list(box, src=0)
     data = recipe.model_dump(mode="json", by_alias=True)
-    main(Job(data, str(folder.root), str(Path.cwd()), box[0], time.time(), stop_at).encode())
+    job = Job(data, str(folder.root), str(Path.cwd()), box[0], time.time(), stop_at).encode()
+    while main(job):  # the workers left in order to be started again
+        torch.distributed.barrier()
     torch.distributed.barrier()
 
 

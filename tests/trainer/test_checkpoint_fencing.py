@@ -61,6 +61,7 @@ def _begin(run: Run, seen: list[int], _: int) -> None:
     seen += run.begin()
 
 
+@pytest.mark.slow
 def test_stopped_at_any_system_call_of_a_commit_it_leaves_the_next_attempts_checkpoints_alone(tmp_path: Path) -> None:
     undisturbed = Run(tmp_path / "undisturbed")
     undisturbed.begin()

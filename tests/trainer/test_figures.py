@@ -44,7 +44,7 @@ def test_tensorboard_has_the_tags_of_the_design(finished: Recipe) -> None:
     events = EventAccumulator(str(run_folder_of(finished) / "tensorboard"))
     events.Reload()
     of_other_runs = {"val/accuracy", "memory/device_bytes", "data/skipped_samples", "data/val_skipped_samples"}
-    of_other_runs |= {"speed/slowest_rank_ratio"}
+    of_other_runs |= {"speed/slowest_rank_ratio", "train/left_out_steps"}
     totals = {f"time/total_{kind}_s" for kind in CLASSES}
     assert (set(TAGS.values()) | totals) - of_other_runs == set(events.Tags()["scalars"])
     logged = read_json_lines(run_folder_of(finished) / "metrics.jsonl")

@@ -147,12 +147,11 @@ def test_a_manifest_that_a_stopped_rank_puts_after_its_attempt_is_superseded_doe
             old = int((tmp_path / "pid").read_text())
             os.kill(old, signal.SIGSTOP)
             ledger.append("attempt_started")
-            store = ObjectCheckpointStore(open_object_store("s3://bucket/run", direct), "")
+            store = open_store()
             store.clean()
             seen.append(store.steps())
             os.kill(old, signal.SIGCONT)
 
-    direct = {**os.environ, "AWS_ENDPOINT_URL": proxy.target}
     proxy.plan = plan
     run_in_processes(_commit_of_an_attempt_that_is_stopped, 1, tmp_path / "store", tmp_path)
     proxy.plan = lambda *_: None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from configs.recipe import Recipe
+from tests.memory_limit import CAN_LIMIT_MEMORY, no_more_memory
 from tests.trainer.commands import attempts, left_behind, named, start, steps_done, train, wait_for
 from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_folder_of, write_text_shards
 
@@ -126,6 +127,21 @@ def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(f
     code, output = train(rough, folder)
     assert code == 0, output
     assert "resumed from the checkpoint of step 2" in output
+    assert_as_if_nothing_had_happened(rough, calm)
+
+
+@pytest.mark.skipif(not CAN_LIMIT_MEMORY, reason="the memory cgroup cannot be written here")
+def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_replaced(folder: Path, calm: Recipe) -> None:
+    rough = recipe(folder, "memory")
+    process = start(rough, folder)
+    wait_for(lambda: steps_done(rough) >= 22, process)
+    with no_more_memory(attempts(rough)[0]["pids"][1]):
+        wait_for(lambda: len(attempts(rough)) == 2, process)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    (died,) = [event for event in events(rough, "fault") if event["kind"] == "WorkerDied"]
+    assert died["rank"] == 1
+    assert "was ended by SIGKILL (by somebody, or by the kernel for want of memory)" in died["message"]
     assert_as_if_nothing_had_happened(rough, calm)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -68,6 +69,29 @@ def test_a_killed_driver_ends_with_its_last_sign_and_a_queue_holds_no_worker() -
     assert sum(account.worker_seconds.values()) == 2 * 30.0
 
 
+def test_going_back_is_lost_work_and_a_restart() -> None:
+    def told(event: str, time: float, attempt: int, **fields: object) -> dict[str, Any]:
+        return {"event": event, "time": time, "attempt": attempt, "invocation": "a", **fields}
+
+    saved = {"saved_at": 115.0, "wait_s": 0.0, "copy_s": 1.0, "background": True}
+    events = [
+        {"event": "command", "time": 100.0, "started": 100.0, "workers": 1, "invocation": "a"},
+        told("attempt_started", 104.0, 1, workers=1),
+        told("first_step", 106.0, 1, seconds=1.0, step=1),
+        told("checkpoint", 117.0, 1, step=5, **saved),
+        told("bad_number", 120.0, 1, step=8, left_out=True),
+        told("rolled_back", 121.0, 1, step=8, reason="the loss is nan"),
+        told("attempt_started", 130.0, 2, workers=1),
+        told("resumed", 133.0, 2, step=5, seconds=1.0),
+        told("first_step", 134.0, 2, seconds=1.0, step=6),
+        told("left", 140.0, 2, step=10),
+    ]
+    seconds = Account.of(timeline(events, [], [])).seconds
+    expected = {"start": 7.0, "restore": 1.0, "step": 17.0, "checkpoint": 1.0, "lost": 5.0, "down": 9.0}
+    assert {kind: spent_s for kind, spent_s in seconds.items() if spent_s} == expected
+    assert sum(expected.values()) == 40.0
+
+
 def test_the_live_account_counts_each_second_once_though_two_ranks_waited_at_a_time() -> None:
     live = LiveAccount(Account.of([Span(0.0, 10.0, "start", 1)]), now=10.0, workers=2)
     live.add({"data_wait": 2.0, "checkpoint": 1.0}, now=20.0)
@@ -95,5 +119,8 @@ def test_a_restart_is_told_from_the_fault_to_the_step_where_it_was_again() -> No
     assert restart.line().startswith(
         "attempt 2 after WorkerDied on rank 1 at step 17, resumed from step 15: 5.5 s to the first step: down 2.0 s"
     )
+    going_back = {"event": "rolled_back", "time": 51.0, "attempt": 1, "step": 17, "reason": "the loss is nan"}
+    left = restarts([going_back if event["event"] == "fault" else event for event in events], lines)[0]
+    assert (left.fault, left.step, left.total_s) == ("going back (the loss is nan)", 17, 4.5)
     unfinished = restarts(events[:-2], [])[0]
     assert (unfinished.down_s, unfinished.total_s) == (2.0, None)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.ledger import Ledger
 from configs.errors import DataError, RecipeError
 from configs.load import load_recipe
 from configs.recipe import Recipe
@@ -12,7 +13,9 @@ from data.batch import step_slices
 from data.dataset import open_dataset
 from data.open_catalog import open_catalog
 from data.verify import verify
+from trainer.bad_numbers import left_out_batches
 from trainer.commands import pack
+from trainer.run_folder import RunFolder
 
 app = typer.Typer(no_args_is_help=True, help="Make, index and check shards.")
 app.add_typer(pack.app, name="pack")
@@ -52,6 +55,9 @@ def order_command(
     if step > resolved.run.steps:
         raise RecipeError(f"--step {step} is beyond run.steps {resolved.run.steps}: choose a step of the run")
     dataset = open_dataset(resolved, "train", typer.echo)
+    folder = RunFolder.of(resolved)
+    if cause := left_out_batches(Ledger(folder.ledger).events()).get(step):
+        typer.echo(f"left out of {folder.root}, never trained on: {cause}")
     for piece in step_slices(step, resolved.batch, rank=0, ranks=1):
         typer.echo(f"micro-batch {piece.micro}: {' '.join(dataset.keys(piece.start, piece.stop))}")
 

@@ -1,0 +1,121 @@
+"""Hosts of their own network and name on this machine, and a Ray cluster over them that Stoker did not start.
+
+Each is a network and a UTS namespace with an address on a bridge, which lies in a namespace too: nothing touches the
+machine's own network. They share the file system, as a cluster with NFS does. Needs root, `ip` and `unshare`.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Self
+
+from tests.ray_cluster import FAST
+
+CAN_MAKE_HOSTS = os.geteuid() == 0 and bool(shutil.which("ip")) and bool(shutil.which("unshare"))
+_NETWORK = "10.91.7"
+_PORT = 6379
+
+
+class Hosts:
+    """A head without worker slots and `count` hosts with one each, from 1; `environment` is what a user needs."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._prefix, self._stack, self._rays = f"stoker{os.getpid()}", ExitStack(), list[subprocess.Popen[bytes]]()
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(os.urandom(32).hex())
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        self.address, self._folder, self._count = f"{_NETWORK}.10:{_PORT}", folder, count
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.callback(self._remove)
+            self._make_namespace("switch")
+            _ip("-n", self._named("switch"), "link", "add", "bridge", "type", "bridge")
+            _ip("-n", self._named("switch"), "link", "set", "bridge", "up")
+            for number in range(self._count + 1):
+                self._make_host(number)
+            self._start_ray(0, "--head", f"--port={_PORT}", "--num-cpus=0", "--include-dashboard=false")
+            for number in range(1, self._count + 1):
+                self._start_ray(number, f"--address={self.address}", "--num-cpus=1")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def inside(self, number: int, *command: str) -> list[str]:
+        """The command line that runs `command` on a host; the head is 0."""
+        name = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', f"host{number}"]
+        return ["ip", "netns", "exec", self._named(str(number)), *name, *command]
+
+    def processes(self, number: int) -> list[int]:
+        """The ids of all processes on a host."""
+        return [int(pid) for pid in _ip("netns", "pids", self._named(str(number))).split()]
+
+    def cut(self, number: int) -> None:
+        """Take the host's cable out: nothing is refused, everything is lost."""
+        _ip("-n", self._named("switch"), "link", "set", f"port{number}", "down")
+
+    def heal(self, number: int) -> None:
+        _ip("-n", self._named("switch"), "link", "set", f"port{number}", "up")
+
+    def _named(self, name: str) -> str:
+        return f"{self._prefix}-{name}"
+
+    def _make_namespace(self, name: str) -> None:
+        _ip("netns", "add", self._named(name))
+
+    def _make_host(self, number: int) -> None:
+        name, switch, port = self._named(str(number)), self._named("switch"), f"port{number}"
+        self._make_namespace(str(number))
+        _ip("link", "add", "net", "netns", name, "type", "veth", "peer", "name", port, "netns", switch)
+        _ip("-n", name, "addr", "add", f"{_NETWORK}.{10 + number}/24", "dev", "net")
+        _ip("-n", name, "link", "set", "lo", "up")
+        _ip("-n", name, "link", "set", "net", "up")
+        _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
+
+    def _start_ray(self, number: int, *options: str) -> None:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        place = [f"--node-ip-address={_NETWORK}.{10 + number}", f"--temp-dir={self._folder / 'ray'}"]
+        environment = {**os.environ, **self.environment, **FAST, "DS_ACCELERATOR": "cpu"}
+        log = self._folder / f"host{number}.log"
+        self._rays.append(
+            subprocess.Popen(
+                self.inside(number, *command, *place, *options),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log.open("wb"),
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+        self._await_ray(log)
+
+    def _await_ray(self, log: Path) -> None:
+        """One at a time: Ray gives up on a node that takes half a minute to start."""
+        deadline = time.monotonic() + 90
+        while "will now block forever" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            assert self._rays[-1].poll() is None, log.read_text()
+            time.sleep(0.2)
+
+    def _remove(self) -> None:
+        names = [line.split()[0] for line in _ip("netns", "list").splitlines() if line.startswith(f"{self._prefix}-")]
+        for name in names:
+            for pid in _ip("netns", "pids", name).split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        for ray in self._rays:
+            ray.wait()
+        for name in names:
+            _ip("netns", "delete", name)
+
+
+def _ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
