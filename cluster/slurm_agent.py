@@ -15,16 +15,16 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.host_health import OBJECT_STORE_BYTES, measure, problems
 from cluster.host_network import address_towards, free_port, interface_address, interface_of, reaches
 from cluster.process_tree import adopt_orphans, die_with_parent, end_descendants
 from cluster.ray_hosts import RayHosts
 from cluster.session_folder import session_folder
 from cluster.slurm_orphan import OrphanWatch
 from cluster.slurm_queue import SlurmCommands
-from configs.errors import StokerError
+from configs.errors import StokerError, UnfitHostError
 
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-OBJECT_STORE_BYTES = 128 << 20  # Ray Train passes the worker function and its configuration only
 TICK_S = 0.5
 PROBE_TIMEOUT_S = 1.0
 # Ray gives a silent host up after about five seconds: this one must be quiet by then.
@@ -232,6 +232,16 @@ def check_shared(plan: AgentPlan, host: str) -> None:
             )
 
 
+def check_fit(plan: AgentPlan) -> None:
+    """Raises UnfitHostError."""
+    try:
+        found = problems(measure(Path(plan.folder)), plan.memory_bytes or 0)
+    except OSError as error:
+        raise UnfitHostError(f"{plan.folder} cannot be written from here: {error.strerror}") from error
+    if found:
+        raise UnfitHostError("; ".join(found))
+
+
 def main(plan: AgentPlan) -> int:
     # `scancel --signal` reaches every process of a step, which Ray would leave at. It is for the supervisor alone to
     # decide, so the signals are blocked, here and in all that starts from here. SIGKILL ends us all the same.
@@ -241,10 +251,12 @@ def main(plan: AgentPlan) -> int:
     with ExitStack() as stack:
         try:
             check_shared(plan, host)
+            check_fit(plan)
             agent = Agent(plan, host, stack.enter_context(session_folder()))
         except StokerError as error:
             say(f"{host}: {error}")
-            tell({"failed": {"host": host, "message": str(error), "code": error.exit_code}})
+            unfit = isinstance(error, UnfitHostError)
+            tell({"failed": {"host": host, "message": str(error), "code": error.exit_code, "unfit": unfit}})
             return error.exit_code
         code = agent.run()
         left = end_descendants(timeout_s=3.0)

@@ -37,9 +37,10 @@ def requeues_in_a_row(events: Sequence[Event]) -> int:
 
 
 def unreliable_hosts(events: Sequence[Event]) -> list[str]:
-    """Those that failed twice in this run."""
+    """Those that failed twice in this run, or did not pass their health check."""
     lost = Counter(str(event["host"]) for event in events if event["event"] == "host_lost")
-    return sorted(host for host, count in lost.items() if count >= TWICE)
+    unfit = {str(event["host"]) for event in events if event["event"] == "host_unfit"}
+    return sorted(unfit | {host for host, count in lost.items() if count >= TWICE})
 
 
 _USABLE = ("idle", "mixed", "allocated", "completing", "reserved")

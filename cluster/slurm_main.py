@@ -61,11 +61,11 @@ def note_start(job: SlurmJob, ledger: Ledger) -> None:
 
 
 def _unfit(job: SlurmJob, ledger: Ledger, scheduler: Scheduler, slurm: Slurm) -> Ending | None:
-    """An ending before anything started, when Slurm gave us a host that failed twice and there are others."""
+    """An ending before anything started, when Slurm gave us a host to leave out and there are others."""
     given = [host for host in _excluded(ledger, scheduler, slurm, len(job.hosts)) if host in job.hosts]
     if not given:
         return None
-    return Ending(EXIT_REQUEUE, f"host {', '.join(given)} failed twice in this run", requeue=True)
+    return Ending(EXIT_REQUEUE, f"host {', '.join(given)} failed in this run before", requeue=True)
 
 
 def _excluded(ledger: Ledger, scheduler: Scheduler, slurm: Slurm, needed: int) -> list[str]:
@@ -75,7 +75,7 @@ def _excluded(ledger: Ledger, scheduler: Scheduler, slurm: Slurm, needed: int) -
     try:
         return excludable(unreliable, scheduler.hosts(slurm.partition), needed)
     except ClusterError as error:
-        say(f"hosts {', '.join(unreliable)} failed twice, but are not excluded: {error}")
+        say(f"hosts {', '.join(unreliable)} are not fit, but are not excluded: {error}")
         return []
 
 

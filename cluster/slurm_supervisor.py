@@ -83,6 +83,8 @@ class Supervisor:
                 return Ending(EXIT_REQUEUE, f"{self._warned} before the run had started", requeue=again)
             if agents.failed:
                 host, message, code = (agents.failed[name] for name in ("host", "message", "code"))
+                if agents.failed.get("unfit"):
+                    self._ledger.append("host_unfit", host=host, job=self._job.job_id, cause=message)
                 return Ending(int(code), f"{host}: {message}", requeue=code == EXIT_FAILED)
             if agents.ended:
                 return Ending(

@@ -82,5 +82,9 @@ class WorkersLeftError(Exception):
     """The workers left at a step boundary to be started again: resized, before a preemption, or to go back."""
 
 
+class UnfitHostError(StokerError):
+    """A host did not pass its health check."""
+
+
 class ClusterError(UserError):
     """The Ray cluster cannot be reached, refuses us, or has not what the recipe asks for."""

@@ -39,6 +39,7 @@ def test_slurms_ways_to_write_numbers() -> None:
 def test_a_host_that_failed_twice_is_left_out_as_long_as_there_are_enough_others() -> None:
     events = [{"event": "host_lost", "host": host} for host in ("n1", "n2", "n1")]
     assert unreliable_hosts(events) == ["n1"]
+    assert unreliable_hosts([*events, {"event": "host_unfit", "host": "n3"}]) == ["n1", "n3"]
     states = {"n1": "idle", "n2": "allocated", "n3": "down*"}
     assert excludable(["n1"], states, needed=1) == ["n1"]
     assert excludable(["n1"], states, needed=2) == []

@@ -15,10 +15,10 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 
 class SubmittedRun:
-    """`steps` and the sections of its recipe; `submit` queues it."""
+    """`steps` and the sections of its recipe, `folder` where the user stands; `submit` queues it."""
 
-    def __init__(self, rig: Rig, name: str, steps: int, **sections: Any) -> None:
-        self.rig, self.home = rig, rig.folder / "jobs" / name
+    def __init__(self, rig: Rig, name: str, steps: int, folder: str | None = None, **sections: Any) -> None:
+        self.rig, self.home = rig, rig.folder / "jobs" / (folder or name)
         write_text_shards(self.home, documents=400)
         run = {"name": name, "dir": str(self.home / "runs"), "steps": steps}
         usual = {"checkpoint": {"every_steps": 20}, "validation": None}

@@ -30,6 +30,19 @@ def test_an_elastic_run_outlives_a_raylet_and_a_host_and_its_job_the_loss_of_the
     rig.power_on("n2")
 
 
+def test_a_host_that_fails_its_health_check_is_named_and_left_out(rig: Rig) -> None:
+    run = SubmittedRun(rig, "healthy", steps=100_000)
+    rig.inside("n2", "mount", "-o", "remount,size=50m", "/dev/shm")
+    run.submit("--nodes", "2")
+    run.wait_for(lambda: len(run.events("job_started")) == 2, "start 2")
+    assert "n2: /dev/shm has 50 MiB free, Ray needs 128" in run.output()
+    assert [event["excluded"] for event in run.events("requeued")] == [["n2"]]
+    assert run.events("job_started")[-1]["hosts"] == ["n1", "n3"]
+    rig.inside(CONTROLLER, "scancel", run.job)
+    run.wait_over()
+    rig.inside("n2", "mount", "-o", "remount,size=2g", "/dev/shm")
+
+
 def test_a_job_whose_first_host_loses_power_is_requeued_by_those_that_are_left(rig: Rig) -> None:
     run = SubmittedRun(rig, "orphan", steps=100_000)
     run.submit("--nodes", "2")

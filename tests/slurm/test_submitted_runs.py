@@ -4,6 +4,8 @@ from configs.load import load_recipe
 from tests.slurm.jobs import SubmittedRun
 from tests.slurm.rig import CONTROLLER, Rig
 
+HOSTILE = """a b'c"d$(touch pwned)`touch pwned`;#%j&!~"""
+
 
 def test_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(rig: Rig) -> None:
     long = SubmittedRun(rig, "long", steps=400)
@@ -61,8 +63,9 @@ def test_a_run_goes_on_at_the_next_step_after_a_preemption_and_after_its_time_li
 
 
 def test_warnings_before_the_first_step_requeue_a_job_only_so_often(rig: Rig) -> None:
-    run = SubmittedRun(rig, "early", steps=40, slurm={"max_requeues": 1})
-    run.submit("--nodes", "2")
+    run = SubmittedRun(rig, "early", steps=40, folder=HOSTILE, slurm={"max_requeues": 1})
+    run.submit("--nodes", "2", "--", f"--comment={HOSTILE}")
+    assert f"Comment={HOSTILE} " in rig.inside(CONTROLLER, "scontrol", "--oneliner", "show", "job", run.job).stdout
     for start in (1, 2):
         run.wait_for(lambda start=start: len(run.events("job_started")) == start, f"start {start}")
         for _ in range(2):  # the second means nothing new
@@ -71,3 +74,4 @@ def test_warnings_before_the_first_step_requeue_a_job_only_so_often(rig: Rig) ->
     assert "not requeued: 1 times in a row without a newer checkpoint (slurm.max_requeues)" in run.output()
     assert len(run.events("requeued")) == 1
     assert not run.events("finished")
+    assert not list(rig.folder.rglob("pwned*"))
