@@ -5,7 +5,7 @@ import sys
 import typer
 
 from configs.errors import EXIT_FAILED, StokerError
-from trainer.commands import board, cancel, checkpoint, data, logs, plan, status, submit, train
+from trainer.commands import board, cancel, checkpoint, data, doctor, logs, plan, status, submit, train
 from trainer.terminal import fail
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(status.status)
 app.command()(logs.logs)
 app.command()(cancel.cancel)
 app.command()(board.board)
+app.command()(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoint.app, name="checkpoint")
 

@@ -1,7 +1,9 @@
 """Hosts and Ray's own processes that die under a job on a real Slurm."""
 
+import sys
+
 from tests.slurm.jobs import SubmittedRun
-from tests.slurm.rig import CONTROLLER, Rig
+from tests.slurm.rig import CONTROLLER, REPOSITORY, Rig
 
 
 def test_an_elastic_run_outlives_a_raylet_and_a_host_and_its_job_the_loss_of_the_head(rig: Rig) -> None:
@@ -34,6 +36,10 @@ def test_a_host_that_fails_its_health_check_is_named_and_left_out(rig: Rig) -> N
     run = SubmittedRun(rig, "healthy", steps=100_000)
     rig.inside("n2", "mount", "-o", "remount,size=50m", "/dev/shm")
     run.submit("--nodes", "2")
+    doctor = rig.inside(
+        "n2", sys.executable, "-m", "trainer", "doctor", run.home, PYTHONPATH=str(REPOSITORY), check=False
+    )
+    assert (doctor.returncode, "unfit: /dev/shm has 50 MiB free" in doctor.stderr) == (1, True), doctor.stderr
     run.wait_for(lambda: len(run.events("job_started")) == 2, "start 2")
     assert "n2: /dev/shm has 50 MiB free, Ray needs 128" in run.output()
     assert [event["excluded"] for event in run.events("requeued")] == [["n2"]]

@@ -1,0 +1,38 @@
+"""`stoker doctor`: what it measures here, and what it says of a host that cannot be used."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UnfitHostError
+from trainer import cli
+from trainer.host_speed import write_bytes_per_s
+
+
+def doctor(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    monkeypatch.setattr("sys.argv", ["stoker", "doctor", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr()
+    return int(ended.value.code or 0), told.out + told.err
+
+
+def test_a_fit_host_gets_its_rates_and_keeps_no_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, text = doctor(tmp_path, capsys, monkeypatch)
+    assert code == 0, text
+    for line in ("free memory", "MB/s written and synced", "GFLOP/s in fp32", "all-reduce", "fit to train"):
+        assert line in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    code, text = doctor(tmp_path / "file", capsys, monkeypatch)
+    assert code == 2
+    assert f"{tmp_path / 'file'} cannot be written: a file is in its place" in text
+    with pytest.raises(UnfitHostError, match="cannot be written: No such file or directory"):
+        write_bytes_per_s(tmp_path / "gone")
