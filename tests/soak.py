@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.recipe import Recipe
-from tests.trainer.commands import attempts, left_behind, named, start, steps_done, train
-from tests.trainer.runs import GPT, digests, history, recipe_of, run_folder_of, write_text_shards
+from tests.trainer.commands import attempts, left_behind, named, start, steps_done
+from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_folder_of, write_text_shards
 
 Process = subprocess.Popen[str]
 
@@ -39,8 +39,9 @@ def main() -> int:
                 process.kill()
             raise
         print(f"undisturbed run to step {last_step}", flush=True)
-        code, output = train(recipe(folder, "calm"), folder, "--stop-at", str(last_step))
-        assert code == 75, output
+        calm = start(recipe(folder, "calm"), folder, "--stop-at", str(last_step))
+        output, _ = calm.communicate()
+        assert calm.returncode == 75, output
         _compare(recipe(folder, "rough"), recipe(folder, "calm"), last_step)
         assert left_behind(folder) == []
     faults = ", ".join(f"{count} × {name}" for name, count in sorted(struck.items()))
@@ -78,7 +79,7 @@ def _rough(rough: Recipe, folder: Path, arguments: argparse.Namespace) -> tuple[
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
-    return struck, steps_done(rough)
+    return struck, events(rough, "checkpoint")[-1]["step"]
 
 
 def _train_on(process: Process, rough: Recipe, folder: Path, seconds: float) -> Process:

@@ -1,5 +1,6 @@
 """A real private Ray: what it leaves behind, who may talk to it, and what signals do to it."""
 
+import http.client
 import os
 import signal
 import stat
@@ -7,7 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +20,12 @@ import pytest
 from cluster.session_folder import remove_abandoned, session_folder
 
 ROOT = Path(__file__).parents[2]
+GCS_CLIENT = (
+    "import sys, ray._raylet as r\n"
+    "g = r.GcsClient(address=sys.argv[1])\n"
+    "print('NODES', len(g.get_all_node_info(timeout=5)))"
+)
+RAY_DRIVER = "import sys, ray\nray.init(address=sys.argv[1])\nprint('NODES', len(ray.nodes()))"
 
 
 class Driver:
@@ -78,17 +89,12 @@ def test_only_the_token_opens_the_private_ray(drivers: tuple[Driver, Driver]) ->
     token = next(folder.glob("ray-*/token"))
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     port = next(folder.glob("ray-*/ray/session_*/gcs_server_port*")).read_text().strip()
-    client = (
-        "import sys, ray._raylet as r\n"
-        "g = r.GcsClient(address=sys.argv[1])\n"
-        "print('NODES', len(g.get_all_node_info(timeout=5)))"
-    )
 
-    def connect(**settings: str) -> str:
+    def connect(client: str, **settings: str) -> str:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         done = subprocess.run(
             [sys.executable, "-c", client, f"127.0.0.1:{port}"],
-            env=clean | settings,
+            env=clean | settings | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},  # or Ray looks on another address
             capture_output=True,
             text=True,
             timeout=60,
@@ -96,21 +102,48 @@ def test_only_the_token_opens_the_private_ray(drivers: tuple[Driver, Driver]) ->
         )
         return done.stdout + done.stderr
 
-    assert "NODES 1" in connect(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    for refused in (
-        connect(RAY_AUTH_MODE="disabled"),
-        connect(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64),
-    ):
-        assert "NODES" not in refused
-        assert "nauthenticated" in refused
+    right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    wrong = [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}]
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda c: connect(c[0], **c[1]), product((GCS_CLIENT, RAY_DRIVER), (right, *wrong))))
+    for accepted, *refused in (answers[:3], answers[3:]):
+        assert "NODES 1" in accepted
+        for answer in refused:
+            assert "NODES" not in answer
+            assert "nauthenticated" in answer
+
+
+@pytest.mark.parametrize("token", [None, "0" * 64], ids=["none", "wrong"])
+def test_no_port_takes_a_job_by_http(drivers: tuple[Driver, Driver], token: str | None) -> None:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    for connection in _listening(drivers[0]):
+        with suppress(OSError, http.client.HTTPException):  # gRPC answers no HTTP/1.1
+            request = http.client.HTTPConnection("127.0.0.1", connection.laddr.port, timeout=3)
+            request.request("POST", "/api/jobs/", '{"entrypoint": "touch /tmp/pwned"}', headers)
+            assert request.getresponse().status >= 400
+
+
+def test_the_token_stands_in_its_own_file_only(drivers: tuple[Driver, Driver]) -> None:
+    folder = drivers[0].session_folder()
+    file = next(folder.glob("ray-*/token"))
+    secret = file.read_bytes()
+    for process in (psutil.Process(drivers[0].process.pid), *drivers[0].descendants()):
+        for name in ("cmdline", "environ"):
+            assert secret not in Path(f"/proc/{process.pid}/{name}").read_bytes(), (process, name)
+    files = [path for path in (*folder.rglob("*"), *drivers[0].folder.rglob("*")) if path.is_file()]
+    assert len(files) > 5
+    assert [path for path in files if path != file and secret in path.read_bytes()] == []
 
 
 def test_ray_listens_on_loopback_only(drivers: tuple[Driver, Driver]) -> None:
-    family = {p.pid: p.name() for p in drivers[0].descendants()} | {drivers[0].process.pid: "driver"}
-    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in family]
+    listening = _listening(drivers[0])
     assert len(listening) > 3
-    addresses = {(family.get(c.pid or 0), getattr(c.laddr, "ip", None)) for c in listening}
-    assert {(name, ip) for name, ip in addresses if ip not in ("127.0.0.1", "::ffff:127.0.0.1")} == set()
+    assert {c.laddr.ip for c in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}, listening
+
+
+def _listening(driver: Driver) -> list[Any]:
+    family = {driver.process.pid, *(p.pid for p in driver.descendants())}
+    return [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in family]
 
 
 def test_ctrl_c_reaches_the_driver_alone_and_a_second_one_ends_everything(drivers: tuple[Driver, Driver]) -> None:

@@ -13,7 +13,8 @@ def test_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(rig: 
     sweep = SubmittedRun(rig, "sweep", steps=40, workers={"count": 1})
     sweep.submit("run.seed={task}", "--array", "1-2", "--nodes", "1", "--", "--nodelist=n1")
     tasks = [sweep.task(1), sweep.task(2)]
-    tasks[0].wait_for(lambda: bool(tasks[0].events("command")), "the driver")
+    for run in (long, *tasks):
+        run.wait_for(lambda run=run: bool(run.events("command")), "the driver")
     _no_secret_is_seen(rig, [long, *tasks])
     for run in (*tasks, long):
         ended = run.wait_over()
