@@ -56,7 +56,7 @@ class SubmittedRun:
         out = self.rig.inside(CONTROLLER, "scontrol", "--oneliner", "show", "job", self.job).stdout
         return dict(word.split("=", 1) for word in out.split() if "=" in word)
 
-    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 500.0) -> None:
         """Fails at once when the job is over, with what it said."""
 
         def happened() -> bool:
@@ -83,7 +83,7 @@ class SubmittedRun:
 
     def wait_over(self) -> dict[str, str]:
         """Of scontrol."""
-        wait_until(lambda: self.show()["JobState"] in OVER, f"the end of job {self.job}: {self.output()}", 300)
+        wait_until(lambda: self.show()["JobState"] in OVER, f"the end of job {self.job}: {self.output()}", 600)
         return self.show()
 
     def resumed_steps(self) -> list[int]:

@@ -197,7 +197,7 @@ class Rig:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_until(up.exists, f"host {host} is up", timeout_s=20)
+        wait_until(up.exists, f"host {host} is up")
         (self.folder / "run" / f"{host}.pid").write_text(run("pgrep", "-P", str(outer.pid)).stdout.strip())
 
     def _start_daemons(self) -> None:
@@ -213,7 +213,7 @@ class Rig:
         self.wait_idle()
 
     def wait_idle(self) -> None:
-        wait_until(lambda: set(self.states().values()) == {"idle"}, "all hosts are idle", timeout_s=60)
+        wait_until(lambda: set(self.states().values()) == {"idle"}, "all hosts are idle")
 
 
 def tear_down(folder: Path) -> None:
