@@ -162,16 +162,16 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             driver.kill()
             driver.wait()
-        return Ending(EXIT_REQUEUE, problem, requeue=True)
+        return Ending(EXIT_REQUEUE, problem, requeue=self._warned != CANCEL.name)
 
     def _verdict(self, status: int, *, head_answers: bool) -> Ending:
+        again = self._warned != CANCEL.name
         if status == EXIT_REQUEUE:
-            why = f"stopped by {self._warned or 'a signal'} with a checkpoint"
-            return Ending(status, why, requeue=self._warned != CANCEL.name)
+            return Ending(status, f"stopped by {self._warned or 'a signal'} with a checkpoint", requeue=again)
         if self._warned and status == -signal.SIGUSR1:
-            return Ending(EXIT_REQUEUE, f"{self._warned} before the driver was ready for it", requeue=True)
+            return Ending(EXIT_REQUEUE, f"{self._warned} before the driver was ready for it", requeue=again)
         if status and not head_answers:  # the driver has seen it before us
-            return Ending(EXIT_REQUEUE, self._head_gone(), requeue=True)
+            return Ending(EXIT_REQUEUE, self._head_gone(), requeue=again)
         code = 128 - status if status < 0 else status
         return Ending(code, f"the driver ended with {code}")
 
