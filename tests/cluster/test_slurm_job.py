@@ -1,14 +1,18 @@
 """What a job learns of itself, decides, and asks of Slurm: pure, or against answers that Slurm has given."""
 
+import signal
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
+from cluster.ledger import Ledger
 from cluster.slurm_decisions import excludable, may_requeue, patience_s, requeues_in_a_row, unreliable_hosts
 from cluster.slurm_job import SlurmJob, expand_hosts
 from cluster.slurm_orphan import heir
 from cluster.slurm_queue import Answer, SlurmCommands, fields_of, time_left_s
+from cluster.slurm_supervisor import Supervisor
 from configs.recipe import Workers
 from configs.slurm import Slurm, array_tasks, memory_bytes, time_s
 from trainer.slurm_jobs import known_state
@@ -56,6 +60,19 @@ def test_a_job_that_somebody_else_ended_does_not_requeue_itself() -> None:
     assert may_requeue("COMPLETING", "TimeLimit")
     assert not may_requeue("COMPLETING", "None")
     assert not may_requeue("CANCELLED", "None")
+
+
+@pytest.mark.parametrize(("signal_name", "again"), [("SIGUSR2", True), ("SIGINT", False)])
+@pytest.mark.parametrize("status", [75, -signal.SIGUSR1, 1])
+def test_a_cancelled_run_is_not_requeued_whatever_its_driver_was_doing(
+    signal_name: str, again: bool, status: int, tmp_path: Path
+) -> None:
+    environment = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+    job, ledger = SlurmJob.from_env(environment), Ledger(tmp_path / "ledger.jsonl")
+    scheduler = SlurmCommands(lambda command, text="": NOTHING)
+    supervisor = Supervisor(job, Slurm(), Workers(), scheduler, ledger, lambda line: None)
+    supervisor._on_signal(signal_name)
+    assert supervisor._verdict(status, head_answers=False).requeue is again
 
 
 def test_a_job_without_its_first_host_is_for_the_first_that_is_left() -> None:
