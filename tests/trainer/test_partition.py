@@ -1,5 +1,7 @@
 """A host whose cable is taken out and put back: the run goes on without it, and it never writes again."""
 
+import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +16,19 @@ from tests.trainer.runs import GPT, digests, history, recipe_of, run_folder_of, 
 STEPS = 200
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Ray's sockets lie below it, and their paths may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="stoker-test-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_MAKE_HOSTS, reason="hosts are network namespaces, which need root and iproute2")
 def test_a_host_that_is_cut_off_is_replaced_and_writes_nothing_after_it_is_back(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Path(tmp_path_factory.mktemp("p"))
+    folder = short_path
     write_text_shards(folder, documents=400)
     runs = {"dir": str(folder / "runs"), "steps": STEPS}
     setting = {"checkpoint": {"every_steps": 5, "keep_last": 2}, "validation": None}
