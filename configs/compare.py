@@ -9,7 +9,7 @@ from configs.recipe import Recipe
 
 # Where and how a run is executed; by promise 1 none of these changes what is computed (beyond float rounding).
 # bad_numbers may change so that a run that a bad number stopped can go on; what it left out stays left out.
-_FREE_SECTIONS = ("workers", "checkpoint", "validation", "monitor", "zero", "bad_numbers", "slurm")
+_FREE_SECTIONS = ("workers", "checkpoint", "validation", "monitor", "zero", "bad_numbers", "slurm", "cloud")
 # The shards may move: the fingerprint of their contents, which is compared as well, stays the same.
 _FREE_KEYS = (
     *("run.dir", "run.name", "data.train.shards", "data.val.shards", "data.val", "model.checkpoint_activations"),

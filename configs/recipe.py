@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from configs.cloud import Cloud
 from configs.recipe_data import Data
 from configs.section import Fraction, NonNegative, Positive, Rate, Section
 from configs.slurm import Slurm
@@ -298,6 +299,7 @@ class Recipe(Section):
     bad_numbers: BadNumbers = BadNumbers()
     monitor: Monitor = Monitor()
     slurm: Slurm | None = None
+    cloud: Cloud | None = None
 
     @model_validator(mode="before")
     @classmethod

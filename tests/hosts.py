@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
@@ -19,18 +20,35 @@ from tests.ray_cluster import FAST
 CAN_MAKE_HOSTS = os.geteuid() == 0 and bool(shutil.which("ip")) and bool(shutil.which("unshare"))
 _NETWORK = "10.91.7"
 _PORT = 6379
+_JOBS_PORT = 8265
 
 
 class Hosts:
-    """A head without worker slots and `count` hosts with one each, from 1; `environment` is what a user needs."""
+    """A head without worker slots and `count` hosts with one each, from 1; `environment` is what a user needs.
 
-    def __init__(self, folder: Path, count: int) -> None:
+    The hosts from `started` + 1 on have no Ray yet. `settings` go into the environment of all of Ray; with `jobs` the
+    head takes `ray job submit`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        *,
+        started: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        jobs: bool = False,
+    ) -> None:
         self._prefix, self._stack, self._rays = f"stoker{os.getpid()}", ExitStack(), list[subprocess.Popen[bytes]]()
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(os.urandom(32).hex())
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         self.address, self._folder, self._count = f"{_NETWORK}.10:{_PORT}", folder, count
+        self.jobs = f"http://{_NETWORK}.10:{_JOBS_PORT}"
+        self._started, self._settings = count if started is None else started, {**FAST, **(settings or {})}
+        board = f"true --dashboard-host={_NETWORK}.10 --dashboard-port={_JOBS_PORT}" if jobs else "false"
+        self._head = ["--head", f"--port={_PORT}", "--num-cpus=0", *f"--include-dashboard={board}".split()]
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -40,9 +58,9 @@ class Hosts:
             _ip("-n", self._named("switch"), "link", "set", "bridge", "up")
             for number in range(self._count + 1):
                 self._make_host(number)
-            self._start_ray(0, "--head", f"--port={_PORT}", "--num-cpus=0", "--include-dashboard=false")
-            for number in range(1, self._count + 1):
-                self._start_ray(number, f"--address={self.address}", "--num-cpus=1")
+            self._start_ray(0, *self._head)
+            for number in range(1, self._started + 1):
+                self.start_ray(number)
             self._stack = stack.pop_all()
         return self
 
@@ -65,6 +83,16 @@ class Hosts:
     def heal(self, number: int) -> None:
         _ip("-n", self._named("switch"), "link", "set", f"port{number}", "up")
 
+    def start_ray(self, number: int, hidden: Path | None = None) -> None:
+        """`hidden`: a folder that is another one on this host."""
+        self._start_ray(number, f"--address={self.address}", "--num-cpus=1", hidden=hidden)
+
+    def lose(self, number: int) -> None:
+        """Everything on the host ends at once, as when it loses power."""
+        for pid in self.processes(number):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def _named(self, name: str) -> str:
         return f"{self._prefix}-{name}"
 
@@ -80,10 +108,13 @@ class Hosts:
         _ip("-n", name, "link", "set", "net", "up")
         _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
 
-    def _start_ray(self, number: int, *options: str) -> None:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    def _start_ray(self, number: int, *options: str, hidden: Path | None = None) -> None:
+        hide = (
+            ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)] if hidden else []
+        )
+        command = [*hide, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         place = [f"--node-ip-address={_NETWORK}.{10 + number}", f"--temp-dir={self._folder / 'ray'}"]
-        environment = {**os.environ, **self.environment, **FAST, "DS_ACCELERATOR": "cpu"}
+        environment = {**os.environ, **self.environment, **self._settings, "DS_ACCELERATOR": "cpu"}
         log = self._folder / f"host{number}.log"
         self._rays.append(
             subprocess.Popen(

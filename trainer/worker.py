@@ -16,7 +16,7 @@ import torch
 
 from cluster.ledger import Ledger
 from cluster.worker_link import WorkerLink
-from configs.errors import BadStepError, DataError, StokerError
+from configs.errors import BadStepError, DataError, RunFolderError, StokerError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
 from trainer.chaos import Chaos, no_chaos
@@ -45,6 +45,8 @@ from trainer.skipped import SkippedSamples
 from trainer.tasks.base import Task
 from trainer.tasks.build import build_task
 from trainer.tensorboard_sink import TensorBoard
+
+_SHARED_S = 20.0  # network file systems may show a new file a little later
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, An
     recipe = Recipe.model_validate(job.recipe)
     folder = RunFolder(Path(job.run_folder))
     ledger = Ledger(folder.ledger)
+    if link is not None:
+        _check_shared(folder, ledger, job.invocation)
     if _cannot_be_mended(ledger, job.invocation):
         return None
     select_accelerator(recipe.workers.gpus)
@@ -97,6 +101,18 @@ def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, An
     except Exception as error:
         _record_fault(context, error)
         raise
+
+
+def _check_shared(folder: RunFolder, ledger: Ledger, invocation: str) -> None:
+    """Raises RunFolderError when this host's run folder is not the driver's."""
+    deadline = time.monotonic() + _SHARED_S
+    while not any(e["event"] == "command" and e.get("invocation") == invocation for e in ledger.events()):
+        if time.monotonic() > deadline:
+            raise RunFolderError(
+                f"run folder {folder.root} on host {socket.gethostname()} is another one than that of `stoker train`: "
+                "set run.dir to a folder that all hosts share"
+            )
+        time.sleep(0.5)
 
 
 def _cannot_be_mended(ledger: Ledger, invocation: str) -> bool:

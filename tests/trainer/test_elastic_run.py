@@ -1,4 +1,4 @@
-"""`stoker train --address` on a Ray cluster that somebody else runs, whose nodes come, die and are drained."""
+"""`stoker train --address` on a Ray cluster that somebody else runs, whose nodes come and die."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_workers_follow_the_nodes_and_every_batch_stays_the_same_samples(
         "validation": None,
         "monitor": {"every_steps": 1, "audit_samples": True},
     }
-    runs = {"dir": str(tmp_path / "runs"), "steps": 700}
+    runs = {"dir": str(tmp_path / "runs"), "steps": 400}
     count = {"count": "2..3", "max_failures": 1}
     elastic = recipe_of(tmp_path, GPT, "elastic", run={**runs, "name": "elastic"}, workers=count, **setting)
     fixed = recipe_of(tmp_path, GPT, "fixed", run={**runs, "name": "fixed"}, **setting)
@@ -51,16 +51,9 @@ def test_workers_follow_the_nodes_and_every_batch_stays_the_same_samples(
         wait_for(lambda: steps_done(elastic) >= grown + 30, process)
         cluster.order(f"kill {third}")
         wait_for(lambda: [a["workers"] for a in attempts(elastic)] == [2, 3, 2], process)
-        shrunk = steps_done(elastic)
-        fourth = cluster.order("add")
-        wait_for(lambda: [a["workers"] for a in attempts(elastic)] == [2, 3, 2, 3], process)
-        wait_for(lambda: steps_done(elastic) >= shrunk + 60, process)
-        cluster.order(f"drain {fourth}")
-        wait_for(lambda: [a["workers"] for a in attempts(elastic)] == [2, 3, 2, 3, 2], process)
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert grown % 20 == 0  # at a checkpoint, so that no step was done twice
-    assert len(events(elastic, "preempted")) == 1
     for name in cluster.environment:
         monkeypatch.delenv(name)
     code, output = train(fixed, tmp_path)
