@@ -30,7 +30,9 @@ class AttachedRay:
 
     def __enter__(self) -> Self:
         os.environ.update(_SETTINGS)
-        os.environ.pop("RAY_ADDRESS", None)
+        own = os.environ.pop("RAY_ADDRESS", None)
+        if self._address == "auto" and own:  # a job of a cluster is told which: there may be others on this host
+            self._address = own
         # Imported here because Ray reads its settings from the environment when it is imported.
         import ray
         from ray._private import worker

@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.stop_signals import HANDLED
+
 _PR_SET_PDEATHSIG = 1
 _REQUEST_TIMEOUT_S = 30.0
 # What the modules below import only when they are first used, seconds later and in every process.
@@ -147,7 +149,9 @@ def listen(path: Path) -> socket.socket | None:
 
 
 def main(path: Path, owner: int, modules: list[str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal's Ctrl-C and the end of a `ray job` reach every process of a run: the driver alone acts on them.
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)
     listener = listen(path)
     if listener is None:
         return

@@ -1,5 +1,6 @@
 """Have this node of a Ray cluster drained: the run on it saves a checkpoint and leaves, then Ray ends the node."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,8 @@ def drain_this_node(address: str, grace_s: int, say: Callable[[str], None]) -> b
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     try:
-        gcs = services.canonicalize_bootstrap_address_or_die(address)
+        own = os.environ.get("RAY_ADDRESS") if address == "auto" else None
+        gcs = services.canonicalize_bootstrap_address_or_die(own or address)
         client = GcsClient(address=gcs)
         node = _this_node(client, services.get_node_ip_address(gcs))
         deadline_ms = int((time.time() + grace_s) * 1000)

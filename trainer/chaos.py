@@ -72,6 +72,8 @@ class Chaos:
         self._ledger.append("chaos", fault=fault.text, phase=phase, rank=self._rank, invocation=self._invocation)
         if fault.kind == "raise":
             raise ChaosError(f"asked for by --chaos {fault.text}")
+        if fault.kind == "term":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # workers leave signals to the driver
         os.kill(os.getpid(), _SIGNALS[fault.kind])
 
 

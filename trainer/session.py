@@ -6,6 +6,7 @@ torch nor DeepSpeed.
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from cluster.hang_watch import Hang
 from cluster.ledger import Ledger
 from cluster.local_ray import LocalRay
 from cluster.ray_train import WorkerFailure, run_workers
+from cluster.stop_signals import HANDLED
 from cluster.worker_shell import ShellOrder
 from configs.errors import ClusterError, StokerError
 from configs.recipe import Workers
@@ -41,6 +43,7 @@ class SessionPlan:
 
 
 def main() -> None:
+    _leave_signals_to_driver()
     plan = SessionPlan(**json.loads(sys.stdin.readline()))
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print goes to the log
@@ -62,6 +65,15 @@ def main() -> None:
     os._exit(0)  # Ray's threads may hang when the interpreter ends
 
 
+def _leave_signals_to_driver() -> None:
+    """The end of a `ray job` signals every process below the driver, which alone decides.
+
+    A handler rather than SIG_IGN, which Ray's own processes would inherit.
+    """
+    for number in HANDLED:
+        signal.signal(number, lambda *_: None)
+
+
 def _leave_with_driver() -> None:
     sys.stdin.read()
     os._exit(1)
@@ -79,6 +91,7 @@ def _run(plan: SessionPlan, tell: Any) -> None:
     folder = Path(plan.folder)
     ray = AttachedRay(plan.address, say) if plan.address else LocalRay(folder, plan.cpus, plan.gpus, say)
     with ray:
+        _leave_signals_to_driver()  # once more: Ray may have set its own
         # These import Ray, which reads its settings from the environment that `ray` has made.
         from cluster.group_store import RunStore
         from cluster.watch import RayBrokenError, Watch

@@ -123,6 +123,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_a_new_one_goes_on(folder: Path) -
         process = submit(hosts, job, folder)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
+    assert events(job, "fault") == []
     assert [event["step"] for event in events(job, "resumed")] == [left[0]["step"]]
 
 
