@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from cluster.host_report import HostReport
+
 END_TIMEOUT_S = 3.5
 
 
@@ -21,7 +23,8 @@ class HostAgents:
         os.set_blocking(self._process.stdout.fileno(), False)
         self._received = b""
         self.alive: frozenset[str] = frozenset()  # hosts whose Ray is up, as Ray's GCS has it
-        self.failed: dict[str, Any] | None = None  # the first agent that gave up: host, message, code
+        self.failed: dict[str, dict[str, Any]] = {}  # by host, those that gave up: host, message, code, unfit
+        self.reports: dict[str, HostReport] = {}  # by host
 
     def poll(self) -> None:
         """Take in what the agents have told since the last call."""
@@ -34,10 +37,20 @@ class HostAgents:
                 self._take(json.loads(line))
 
     def _take(self, message: Any) -> None:
-        if isinstance(message, dict) and "alive" in message:
-            self.alive = frozenset(message["alive"])
-        elif isinstance(message, dict) and "failed" in message:
-            self.failed = self.failed or message["failed"]
+        match message:
+            case {"alive": hosts}:
+                self.alive = frozenset(hosts)
+            case {"failed": failure}:
+                self.failed.setdefault(failure["host"], failure)
+            case {"checked": report}:
+                self.reports[report["host"]] = HostReport.from_dict(report)
+
+    def leave_out(self, host: str) -> None:
+        """The agent there ends, and all that it started."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(f"{host}\n".encode())
+            self._process.stdin.flush()
 
     @property
     def ended(self) -> bool:

@@ -15,8 +15,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.host_check import HostCheck, check_command
 from cluster.host_health import OBJECT_STORE_BYTES, measure, problems
 from cluster.host_network import address_towards, free_port, interface_address, interface_of, reaches
+from cluster.host_report import CheckPlan
 from cluster.process_tree import adopt_orphans, die_with_parent, end_descendants
 from cluster.ray_hosts import RayHosts
 from cluster.session_folder import session_folder
@@ -52,8 +54,9 @@ class AgentPlan:
     memory_bytes: int | None
     interface: str | None
     job_id: str
-    hosts: int
+    hosts: list[str]
     max_requeues: int
+    check_address: str | None  # HOST:PORT for the full health check; None: without
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -112,6 +115,7 @@ class Agent:
         head = plan.address.rpartition(":")[0]
         own = interface_address(plan.interface) if plan.interface else None
         self._own = own or (head if host == plan.head else address_towards(head))
+        self._interface = plan.interface or interface_of(self._own)
         self._ray: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._heard = time.monotonic()  # from the first host
@@ -119,14 +123,16 @@ class Agent:
         self._restarts = 0
         self._hosts: RayHosts | None = None
         self._told: set[str] | None = None
+        self._health: HostCheck | None = None
+        self._checked = False
         self._orphan = OrphanWatch(
-            plan.job_id, (plan.head, host), plan.hosts, plan.max_requeues, Path(plan.folder), SlurmCommands(), say
+            plan.job_id, (plan.head, host), len(plan.hosts), plan.max_requeues, Path(plan.folder), SlurmCommands(), say
         )
 
     def run(self) -> int:
-        """Until the supervisor ends it (0), or it cannot go on (1)."""
+        """Until the supervisor ends it or leaves this host out (0), or it cannot go on (1)."""
         self._start()
-        while not _input_ended(TICK_S):
+        while not _told_to_leave(self._host, TICK_S):
             problem = self._check()
             if problem is not None:
                 say(f"{self._host}: {problem}\n{self.last_words()}")
@@ -136,6 +142,7 @@ class Agent:
 
     def _check(self) -> str | None:
         """One look at Ray and at the first host; what makes it pointless to go on."""
+        self._tell_health()
         if self._host == self._plan.head:
             self._tell_hosts()
             return f"Ray's head ended ({_how(self._ray)})" if self._ended() else None
@@ -161,6 +168,20 @@ class Agent:
             tell({"alive": sorted(alive)})
             self._told = alive
 
+    def _start_health_check(self) -> None:
+        """Beside Ray, which takes as long to start; once."""
+        if self._plan.check_address is None or self._checked:
+            return
+        hosts, address = tuple(self._plan.hosts), self._plan.check_address
+        plan = CheckPlan(self._plan.folder, hosts, hosts.index(self._host), address)
+        environment = ray_environment(self._plan, self._interface)
+        self._health = HostCheck(plan, check_command(plan), environment, self._folder / "check.log")
+
+    def _tell_health(self) -> None:
+        if self._health is not None and (report := self._health.report()):
+            tell({"checked": report.as_dict()})
+            self._health, self._checked = None, True
+
     def _ended(self) -> bool:
         return self._ray is None or self._ray.poll() is not None
 
@@ -180,7 +201,7 @@ class Agent:
         command = ray_command(self._plan, self._host, self._own, self._folder, free_port(self._own))
         self._ray = subprocess.Popen(
             command,
-            env=ray_environment(self._plan, self._plan.interface or interface_of(self._own)),
+            env=ray_environment(self._plan, self._interface),
             stdin=subprocess.DEVNULL,
             stdout=(self._folder / "start.log").open("ab"),
             stderr=subprocess.STDOUT,
@@ -188,9 +209,10 @@ class Agent:
             preexec_fn=die_with_parent,
         )
         self._started = time.monotonic()
+        self._start_health_check()
 
     def _kill(self) -> None:
-        self._ray = None
+        self._ray = self._health = None
         end_descendants(timeout_s=3.0)
 
     def last_words(self) -> str:
@@ -205,12 +227,15 @@ def _how(process: subprocess.Popen[bytes] | None) -> str:
     return f"signal {-status}" if status is not None and status < 0 else f"exit {status}"
 
 
-def _input_ended(timeout_s: float) -> bool:
-    """Wait that long for the end of standard input; what comes there before has no meaning."""
+def _told_to_leave(host: str, timeout_s: float) -> bool:
+    """Wait that long for the end of standard input, or a line there with the name of this host."""
     import select
 
     readable, _, _ = select.select([0], [], [], timeout_s)
-    return bool(readable) and not os.read(0, 1 << 12)
+    if not readable:
+        return False
+    told = os.read(0, 1 << 12)
+    return not told or host in told.decode().splitlines()
 
 
 def tell(message: dict[str, object]) -> None:

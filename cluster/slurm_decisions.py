@@ -21,11 +21,13 @@ def workers_that_fit(workers: Workers, hosts: int, cpus: int, gpus: int) -> int:
     return hosts * per_host
 
 
-def patience_s(slurm: Slurm, *, enough: bool) -> float | None:
-    """How long the run goes on without a lost host; None: for good. `enough`: what is left has room for it."""
+def patience_s(slurm: Slurm, workers: Workers, room: int) -> float | None:
+    """How long the run goes on without a lost host; None: for good. `room`: the workers that fit on what is left."""
+    if room >= workers.most:  # it was a spare one
+        return None
     if slurm.on_node_loss == "wait":
         return float(slurm.wait_s)
-    return None if slurm.on_node_loss == "continue" and enough else REJOIN_S
+    return None if slurm.on_node_loss == "continue" and room >= workers.least else REJOIN_S
 
 
 def requeues_in_a_row(events: Sequence[Event]) -> int:

@@ -2,12 +2,12 @@
 
 import os
 import secrets
-import socket
 import sys
 from pathlib import Path
 
-from cluster.host_network import address_towards, free_port, interface_address
+from cluster.host_network import free_port
 from cluster.ledger import Ledger
+from cluster.slurm_address import first_address
 from cluster.slurm_agent import AgentPlan, say
 from cluster.slurm_decisions import Ending, excludable, unreliable_hosts
 from cluster.slurm_job import SlurmJob
@@ -84,7 +84,7 @@ def _start(
 ) -> Start:
     slurm = recipe.slurm or Slurm()
     write_token(token)
-    head = _own_address(job, slurm, scheduler)
+    head = first_address(job.hosts, slurm.interface, scheduler)
     plan = AgentPlan(
         head=job.hosts[0],
         address=f"{head}:{free_port(head)}",
@@ -95,8 +95,9 @@ def _start(
         memory_bytes=job.memory_bytes,
         interface=slurm.interface,
         job_id=job.job_id,
-        hosts=len(job.hosts),
+        hosts=list(job.hosts),
         max_requeues=slurm.max_requeues,
+        check_address=f"{head}:{free_port(head)}" if slurm.health_check == "full" else None,
     )
     environment = {**job_environment(token), "PYTHONPATH": str(CHECKOUT)}
     driver = driver_command(sys.executable, recipe_path, plan.address)
@@ -111,17 +112,6 @@ def write_token(path: Path) -> None:
         file.write(secrets.token_hex(32))
         file.flush()
         os.fsync(descriptor)
-
-
-def _own_address(job: SlurmJob, slurm: Slurm, scheduler: Scheduler) -> str:
-    """Of this, the first host: that of the chosen interface, else where Slurm reaches it."""
-    if slurm.interface:
-        return interface_address(slurm.interface)
-    own = socket.gethostbyname(scheduler.node_address(job.hosts[0]))
-    if not own.startswith("127.") or len(job.hosts) == 1:
-        return own
-    # Debian's /etc/hosts has the host's own name as 127.0.1.1.
-    return address_towards(socket.gethostbyname(scheduler.node_address(job.hosts[1])))
 
 
 if __name__ == "__main__":

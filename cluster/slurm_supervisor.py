@@ -17,7 +17,8 @@ from cluster.host_agents import HostAgents
 from cluster.host_network import reaches
 from cluster.ledger import Ledger
 from cluster.process_tree import adopt_orphans, end_descendants
-from cluster.slurm_decisions import Ending, patience_s, workers_that_fit
+from cluster.slurm_decisions import Ending
+from cluster.slurm_hosts import JobHosts
 from cluster.slurm_job import SlurmJob
 from cluster.slurm_queue import Scheduler, time_left_s
 from configs.errors import EXIT_FAILED, EXIT_REQUEUE, ClusterError
@@ -54,11 +55,11 @@ class Supervisor:
         ledger: Ledger,
         say: Callable[[str], None],
     ) -> None:
-        self._job, self._slurm, self._workers = job, slurm, workers
+        self._job, self._slurm = job, slurm
         self._scheduler, self._ledger, self._say = scheduler, ledger, say
         self._warned: str | None = None
         self._deadline: float | None = None  # by which the driver must be gone
-        self._lost: dict[str, float] = {}  # host: when it was missed first
+        self._hosts = JobHosts(job, slurm, workers, scheduler, ledger, say)
         self._head_heard = time.monotonic()
 
     def run(self, start: Start) -> Ending:
@@ -76,34 +77,25 @@ class Supervisor:
     def _wait_for_hosts(self, agents: HostAgents) -> Ending | None:
         """None when they are there."""
         deadline = time.monotonic() + self._slurm.start_timeout_s
-        while missing := [host for host in self._job.hosts if host not in agents.alive]:
+        ready = False
+        while not ready:
             self._tick(agents)
             if self._warned:
                 again = self._warned != CANCEL.name
                 return Ending(EXIT_REQUEUE, f"{self._warned} before the run had started", requeue=again)
-            if agents.failed:
-                host, message, code = (agents.failed[name] for name in ("host", "message", "code"))
-                if agents.failed.get("unfit"):
-                    self._ledger.append("host_unfit", host=host, job=self._job.job_id, cause=message)
-                return Ending(int(code), f"{host}: {message}", requeue=code == EXIT_FAILED)
+            ready, ending = self._hosts.begin(agents)
+            if ending is not None:
+                return ending
             if agents.ended:
-                return Ending(
-                    EXIT_FAILED, f"the step of agents ended (exit {agents.status}) at its start", requeue=True
-                )
+                why = f"the step of agents ended (exit {agents.status}) at its start"
+                return Ending(EXIT_FAILED, why, requeue=True)
             if time.monotonic() > deadline:
-                return self._without(missing)
+                missing = self._hosts.not_ready(agents)
+                limit = f"within {self._slurm.start_timeout_s} s (slurm.start_timeout_s)"
+                return self._hosts.without(missing, f"{', '.join(missing)} did not join {limit}")
         self._head_heard = time.monotonic()
-        self._say(f"Ray is up on {len(self._job.hosts)} hosts: {', '.join(self._job.hosts)}")
+        self._say(f"Ray is up on {len(self._hosts.names)} hosts: {', '.join(self._hosts.names)}")
         return None
-
-    def _without(self, missing: list[str]) -> Ending | None:
-        for host in missing:
-            self._record_loss(host, "it did not join")
-        names = f"{', '.join(missing)} did not join within {self._slurm.start_timeout_s} s (slurm.start_timeout_s)"
-        if self._job.hosts[0] not in missing and self._slurm.on_node_loss == "continue" and self._enough():
-            self._say(f"{names}: going on without")
-            return None
-        return Ending(EXIT_FAILED, names, requeue=True)
 
     def _train(self, agents: HostAgents, start: Start) -> Ending:
         driver = subprocess.Popen(start.driver, env=start.environment, stdin=subprocess.DEVNULL)
@@ -121,38 +113,14 @@ class Supervisor:
         now = time.monotonic()
         if reaches(address, timeout_s=1.0):
             self._head_heard = now
-        failed = agents.failed and agents.failed["host"] == self._job.hosts[0]
-        if failed or agents.ended or now - self._head_heard > HEAD_SILENCE_S:
+        if self._job.hosts[0] in agents.failed or agents.ended or now - self._head_heard > HEAD_SILENCE_S:
             return self._head_gone()
         if self._deadline is not None and now > self._deadline:
             return f"the driver did not leave in the time left after {self._warned}"
-        return self._look_for_hosts(agents, now)
+        return self._hosts.look(agents, now)
 
     def _head_gone(self) -> str:
         return f"Ray's head on {self._job.hosts[0]} is gone: this attempt is over"
-
-    def _look_for_hosts(self, agents: HostAgents, now: float) -> str | None:
-        for host in self._job.hosts:
-            if host not in agents.alive and host not in self._lost:
-                self._lost[host] = now
-                self._record_loss(host, "Ray there does not answer")
-            if host in agents.alive and self._lost.pop(host, 0.0):
-                self._ledger.append("host_back", host=host, job=self._job.job_id)
-                self._say(f"host {host} is back")
-        patience = patience_s(self._slurm, enough=self._enough())
-        for host, since in self._lost.items():
-            if patience is not None and now - since > patience:
-                return f"host {host} did not come back within {patience:.0f} s"
-        return None
-
-    def _enough(self) -> bool:
-        hosts = len(self._job.hosts) - len(self._lost)
-        return workers_that_fit(self._workers, hosts, self._job.cpus, self._job.gpus) >= self._workers.least
-
-    def _record_loss(self, host: str, cause: str) -> None:
-        self._lost.setdefault(host, time.monotonic())
-        self._ledger.append("host_lost", host=host, job=self._job.job_id, cause=cause)
-        self._say(f"host {host} is lost: {cause}; slurm.on_node_loss is {self._slurm.on_node_loss}")
 
     def _give_up(self, driver: subprocess.Popen[bytes], problem: str) -> Ending:
         if not self._warned:

@@ -41,6 +41,9 @@ class Slurm(Section):
     )
     warning_s: Positive = Field(120, description="Slurm's warning before the end: a step and a checkpoint must fit in")
     start_timeout_s: Positive = Field(300, description="for all hosts to join")
+    health_check: Literal["full", "quick"] = Field(
+        "full", description="of each host, before training; quick: memory, space and clock, without measured rates"
+    )
     on_node_loss: Literal["continue", "wait", "requeue"] = Field(
         "requeue", description="continue: with the hosts that are left; wait: for the lost one to come back"
     )

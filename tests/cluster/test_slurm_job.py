@@ -83,9 +83,12 @@ def test_a_job_without_its_first_host_is_for_the_first_that_is_left() -> None:
 
 
 def test_how_long_a_run_goes_on_without_a_host() -> None:
-    assert patience_s(Slurm(on_node_loss="continue"), enough=True) is None
-    assert patience_s(Slurm(on_node_loss="continue"), enough=False) == 15.0
-    assert patience_s(Slurm(on_node_loss="wait", wait_s=70), enough=True) == 70.0
+    workers = Workers(count="2..3")
+    assert patience_s(Slurm(on_node_loss="continue"), workers, room=2) is None
+    assert patience_s(Slurm(on_node_loss="continue"), workers, room=1) == 15.0
+    assert patience_s(Slurm(on_node_loss="wait", wait_s=70), workers, room=2) == 70.0
+    assert patience_s(Slurm(), workers, room=2) == 15.0
+    assert patience_s(Slurm(), workers, room=3) is None  # the lost one was a spare one
     assert Workers(count="1..2").least == 1
 
 

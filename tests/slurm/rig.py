@@ -29,7 +29,7 @@ CONTROLLER = "ctl"
 def missing_tools() -> list[str]:
     """What the rig needs and this machine has not."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    tools = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv", "pgrep")
+    tools = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "tc", "unshare", "nsenter", "setpriv", "pgrep")
     return [*(["root"] if os.getuid() else []), *(tool for tool in tools if shutil.which(tool, path=path) is None)]
 
 
@@ -136,6 +136,14 @@ class Rig:
 
     def heal(self, host: str) -> None:
         run("ip", "-n", self._namespace("switch"), "link", "set", f"to-{host}", "up")
+
+    def slow_down(self, host: str, rate: str) -> None:
+        """What the host sends, as by a bad cable; `rate` as tc has it."""
+        limit = ["tbf", "rate", rate, "burst", "64kbit", "latency", "400ms"]
+        self.inside(host, "tc", "qdisc", "add", "dev", "net0", "root", *limit)
+
+    def speed_up(self, host: str) -> None:
+        self.inside(host, "tc", "qdisc", "del", "dev", "net0", "root")
 
     def _namespace(self, host: str) -> str:
         return f"{self._names}-{host}"

@@ -1,43 +1,77 @@
-"""`stoker doctor`: is this machine fit to train, and how fast is it."""
+"""`stoker doctor`: is this machine or cluster fit to train, and how fast is it."""
 
+import os
+import socket
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cluster.host_health import measure, problems
+from cluster.host_report import SLOW_PART, UNFIT_PART, CheckPlan, HostReport, cut_hosts, lines, slow_hosts
 from cluster.preflight import available_cpus, available_gpus, check_writable
-from configs.errors import EXIT_FAILED, UnfitHostError
+from configs.errors import EXIT_FAILED, RecipeError
 from trainer.terminal import fail, say
-
-GIB = 1 << 30
 
 
 def doctor(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="where runs are to lie")] = Path("runs"),
+    flags: Annotated[list[str] | None, typer.Argument(metavar="[-- srun flags]", show_default=False)] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="check so many hosts of the Slurm cluster")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="check the nodes of this Ray cluster, or auto")
+    ] = None,
 ) -> None:
-    """Memory, space, clock, and the measured rates of disk, arithmetic and all-reduce of this host; exit 1 if unfit."""
+    """Memory, space, clock, gpus, and the measured rates of disk, arithmetic and all-reduce; exit 1 if unfit."""
+    if nodes is not None and address is not None:
+        raise RecipeError("--nodes is for a Slurm cluster and --address for a Ray cluster: give one of them")
     check_writable(folder)
-    health = measure(folder)
-    say(f"cpus {available_cpus()}, gpus {available_gpus()}, free memory {health.memory_bytes / GIB:.1f} GiB")
-    say(f"/dev/shm {health.shared_memory_bytes / GIB:.1f} GiB, temporary {health.temporary_bytes / GIB:.1f} GiB free")
-    say(f"clock {health.clock_ahead_s:+.1f} s from that of {folder}")
-    found = problems(health, 0)
-    try:
-        _measure_speed(folder)
-    except UnfitHostError as error:
-        found.append(str(error))
-    for problem in found:
-        fail(f"unfit: {problem}")
-    if found:
+    if address is not None:
+        from cluster.ray_check import check_nodes
+
+        reports = check_nodes(address, folder, say)
+    elif nodes is not None:
+        from cluster.slurm_check import check_hosts
+
+        say(f"checking {nodes} hosts of the Slurm cluster")
+        reports = check_hosts(folder, nodes, flags or [], os.environ)
+    else:
+        reports = [_check_here(folder)]
+    if not _tell(reports):
         raise typer.Exit(EXIT_FAILED)
     say("fit to train")
 
 
-def _measure_speed(folder: Path) -> None:
-    from trainer.host_speed import all_reduce_bytes_per_s, matmul_flops, write_bytes_per_s  # imports torch
+def _check_here(folder: Path) -> HostReport:
+    from trainer.host_check import check  # imports torch
+    from trainer.host_links import between_processes
 
-    say(f"disk {write_bytes_per_s(folder) / 1e6:,.0f} MB/s written and synced in {folder}")
-    for device, flops in matmul_flops().items():
-        say(f"matrix product on {device} {flops / 1e9:,.0f} GFLOP/s in fp32")
-    say(f"all-reduce {all_reduce_bytes_per_s() / 1e6:,.0f} MB/s between two processes here")
+    say(f"cpus {available_cpus()}, gpus {available_gpus()}")
+    report = check(CheckPlan(str(folder), (socket.gethostname(),), 0, ""))
+    say(f"all-reduce {between_processes() / 1e6:,.0f} MB/s between two processes here")
+    return report
+
+
+def _tell(reports: list[HostReport]) -> bool:
+    """Everything that was found; whether all are fit."""
+    for report in reports:
+        for line in lines(report):
+            say(f"{report.host}: {line}" if len(reports) > 1 else line)
+    unfit = {report.host: "; ".join(report.problems) for report in reports if report.problems}
+    unfit = {**cut_hosts(reports), **slow_hosts(reports, UNFIT_PART), **unfit}
+    for host, cause in slow_hosts(reports, SLOW_PART).items():
+        if host not in unfit:
+            say(f"warning: {host} holds the others up: {cause}")
+    for host, cause in unfit.items():
+        fail(f"unfit: {host}: {cause}" if len(reports) > 1 else f"unfit: {cause}")
+    return not unfit and not _tell_broken(reports, unfit)
+
+
+def _tell_broken(reports: list[HostReport], unfit: dict[str, str]) -> bool:
+    """Links between two hosts neither of which could be told to be the bad one."""
+    found = False
+    for report in reports:
+        for other, why in report.broken.items():
+            if report.host not in unfit and other not in unfit:
+                fail(f"no all-reduce between {report.host} and {other}: {why}")
+                found = True
+    return found

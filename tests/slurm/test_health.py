@@ -1,0 +1,36 @@
+"""Hosts that Slurm takes for good and that are not: slow ones, cut ones."""
+
+import re
+
+from tests.slurm.jobs import SubmittedRun
+from tests.slurm.rig import Rig, wait_until
+
+
+def writers(rig: Rig, host: str) -> list[str]:
+    return [line for line in rig.processes(host) if re.search("raylet|ray::|trainer", line)]
+
+
+def test_a_slow_spare_host_is_left_out_and_a_run_that_may_not_shrink_waits_for_its_cut_host(rig: Rig) -> None:
+    run = SubmittedRun(rig, "spare", steps=100_000)
+    rig.slow_down("n2", "40mbit")
+    doctor = rig.stoker("doctor", run.home, "--nodes", "3", folder=run.home, check=False)
+    assert "stoker: unfit: n2: an all-reduce sends" in doctor.stderr, doctor.stdout + doctor.stderr
+    assert (doctor.returncode, doctor.stderr.count("unfit")) == (1, 1), doctor.stderr
+    assert "n3: matrix product on one cpu core" in doctor.stdout
+    run.submit("--nodes", "3")
+    run.wait_training()
+    assert "host n2 is left out: an all-reduce sends" in run.output(), run.output()
+    assert rig.processes("n2") == []
+    assert [event["host"] for event in run.events("host_unfit")] == ["n2"]
+    assert sorted(run.events("hosts_checked")[0]["hosts"]) == ["n1", "n2", "n3"]
+    run.wait_for(lambda: bool(run.events("checkpoint")), "a checkpoint")
+    rig.cut("n3")
+    wait_until(lambda: not writers(rig, "n3"), "the cut host writes nothing any more", 20)
+    run.wait_for(lambda: bool(run.events("requeued")), "the requeue")
+    assert [event["host"] for event in run.events("host_lost")] == ["n3"]
+    rig.heal("n3")
+    rig.speed_up("n2")
+    run.wait_training(starts=2)
+    assert run.resumed_steps()[-1] == run.events("checkpoint")[-1]["step"] >= 20
+    run.stoker("cancel")
+    assert run.wait_over()["ExitCode"] == "75:0", run.output()

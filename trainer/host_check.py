@@ -1,0 +1,75 @@
+"""The health check of one host: `python -m trainer.host_check PLAN | --slurm FOLDER`; its last line of output is a HostReport."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from cluster import gpu_health
+from cluster.host_health import measure
+from cluster.host_health import problems as host_problems
+from cluster.host_report import CheckPlan, HostReport
+from configs.errors import UnfitHostError
+from trainer.host_links import Links, measure_links
+from trainer.host_speed import devices, matmul_flops, write_bytes_per_s
+
+
+def check(plan: CheckPlan) -> HostReport:
+    """Everything that can be measured here; what cannot be is a problem of the report."""
+    gpus = gpu_health.read_gpus()  # before this process itself uses memory of them
+    found = [problem for gpu in gpus for problem in gpu_health.problems(gpu)]
+    folder = Path(plan.folder)
+    health = disk = None
+    try:
+        health = measure(folder)
+        found += host_problems(health, 0)
+        disk = write_bytes_per_s(folder)
+    except (OSError, UnfitHostError) as error:
+        found.append(f"{folder} cannot be written from here: {error}")
+    flops, wrong = _flops()
+    links, unreachable = _links(plan)
+    return HostReport(
+        plan.host,
+        health,
+        [gpu.name for gpu in gpus],
+        disk,
+        flops,
+        links.rates,
+        links.broken,
+        links.all_reduce_bytes_per_s,
+        [*found, *wrong, *unreachable],
+        [*(remark for gpu in gpus for remark in gpu_health.remarks(gpu)), *links.remarks],
+    )
+
+
+def _flops() -> tuple[dict[str, float], list[str]]:
+    rates: dict[str, float] = {}
+    problems: list[str] = []
+    for device in devices():
+        try:
+            rates[str(device)] = matmul_flops(device)
+        except (RuntimeError, UnfitHostError) as error:  # torch's own errors are RuntimeErrors
+            problems.append(f"no matrix product on {device}: {str(error).splitlines()[0]}")
+    return rates, problems
+
+
+def _links(plan: CheckPlan) -> tuple[Links, list[str]]:
+    """Of the first accelerator, where there is one."""
+    try:
+        return measure_links(plan, devices()[min(1, len(devices()) - 1)]), []
+    except UnfitHostError as error:
+        return Links(), [str(error)]
+
+
+def _plan(arguments: list[str]) -> CheckPlan:
+    """PLAN, or `--slurm FOLDER` as a task of a step."""
+    if arguments[0] == "--slurm":
+        from cluster.slurm_check import plan_of_task
+        from cluster.slurm_queue import SlurmCommands
+
+        return plan_of_task(os.environ, Path(arguments[1]), SlurmCommands())
+    return CheckPlan.decode(arguments[0])
+
+
+if __name__ == "__main__":
+    print(json.dumps(check(_plan(sys.argv[1:])).as_dict()))  # noqa: T201
