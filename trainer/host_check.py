@@ -1,4 +1,4 @@
-"""The health check of one host: `python -m trainer.host_check PLAN | --slurm FOLDER`; its last line of output is a HostReport."""
+"""The health check of one host: `python -m trainer.host_check PLAN | --slurm FOLDER`; the last line is a HostReport."""
 
 import json
 import os

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.rig import Rig, missing_tools
+from tests.slurm.rig import CONTROLLER, Rig, missing_tools
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,5 +27,6 @@ def rig(whole_rig: Rig) -> Iterator[Rig]:
     """All hosts idle before the test; afterwards nothing of a job runs on them, and none is drained."""
     whole_rig.wait_idle()
     yield whole_rig
+    whole_rig.inside(CONTROLLER, "scancel", "--me")  # of a test that failed
     whole_rig.wait_idle()
     assert {host: whole_rig.processes(host) for host in whole_rig.hosts} == {host: [] for host in whole_rig.hosts}

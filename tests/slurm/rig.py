@@ -103,8 +103,8 @@ class Rig:
 
     def processes(self, host: str) -> list[str]:
         """Command lines on a host, without those of the rig and of Slurm's own daemon."""
-        lines = self.inside(host, "ps", "-eo", "args", "--no-headers").stdout.splitlines()
-        return [line for line in lines if not re.search(r"host_init.sh|^sleep 3600|slurmd -N|^ps -eo|<defunct>$", line)]
+        lines = self.inside(host, "ps", "-ww", "-eo", "args", "--no-headers").stdout.splitlines()
+        return [line for line in lines if not re.search(r"host_init.sh|^sleep 3600|slurmd -N|^ps -ww|<defunct>$", line)]
 
     def states(self) -> dict[str, str]:
         """Of the hosts, as sinfo has them."""
