@@ -23,16 +23,21 @@ def check_nodes(address: str, folder: Path, say: Callable[[str], None]) -> list[
 
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         if not nodes:
-            raise ClusterError(
-                f"no node of the Ray cluster at {address} has cpus to train on: add nodes, or raise them"
-            )
+            raise ClusterError(f"no node of the Ray cluster at {address} has cpus to train on: add nodes to it")
         nodes.sort(key=lambda node: str(node["NodeName"]))
         own = str(nodes[0]["NodeManagerAddress"])
         port = ray.get(_on(nodes[0], free_port).remote(own), timeout=_SCHEDULED_S)
-        names = tuple(f"{node['NodeName']}" for node in nodes)
+        names = _names(nodes)
         plans = [CheckPlan(str(folder.resolve()), names, rank, f"{own}:{port}") for rank in range(len(nodes))]
         waits = [_on(node, _check_here).remote(plan.encode()) for node, plan in zip(nodes, plans, strict=True)]
         return [_result(wait, plan.host) for wait, plan in zip(waits, plans, strict=True)]
+
+
+def _names(nodes: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Ray's, told apart where several nodes are on one host."""
+    names = [str(node["NodeName"]) for node in nodes]
+    repeated = len(set(names)) < len(names)
+    return tuple(f"{node['NodeName']}/{node['NodeID'][:6]}" if repeated else str(node["NodeName"]) for node in nodes)
 
 
 def _on(node: dict[str, Any], function: Callable[..., Any]) -> Any:

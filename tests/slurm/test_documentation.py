@@ -15,7 +15,7 @@ def documented_commands() -> list[list[str]]:
 
 def test_the_commands_of_the_documentation_work(rig: Rig) -> None:
     run = SubmittedRun(rig, "tiny", steps=100_000)
-    submit, dry, other, status, logs, cancel, *campaigns = documented_commands()
+    submit, dry, other, status, logs, doctor, cancel, *campaigns = documented_commands()
 
     def stoker(command: list[str]) -> str:
         done = rig.stoker(*command, folder=run.home)
@@ -33,6 +33,7 @@ def test_the_commands_of_the_documentation_work(rig: Rig) -> None:
     assert "submitted job" in stoker(other)
     run.wait_for(lambda: bool(run.events("job_started")), "the start")
     assert f"slurm: job {run.job} RUNNING" in stoker(status)
+    assert "all-reduce of all hosts" in stoker(doctor)  # beside the job
     stoker(cancel)
     assert f"job {run.job}, start 1, on n" in stoker(logs)  # ends with the job
     assert len(run.events("job_ended")) == 1

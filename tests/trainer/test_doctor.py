@@ -1,10 +1,14 @@
 """`stoker doctor`: what it measures here, and what it says of a host that cannot be used."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from configs.errors import UnfitHostError
+from tests.ray_cluster import RayCluster
+from tests.trainer.commands import STOKER
 from trainer import cli
 from trainer.host_speed import write_bytes_per_s
 
@@ -36,3 +40,18 @@ def test_a_folder_that_cannot_be_written_is_named(
     assert f"{tmp_path / 'file'} cannot be written: a file is in its place" in text
     with pytest.raises(UnfitHostError, match="cannot be written: No such file or directory"):
         write_bytes_per_s(tmp_path / "gone")
+
+
+@pytest.mark.slow
+def test_the_nodes_of_a_ray_cluster_are_checked_together(tmp_path: Path) -> None:
+    with RayCluster(tmp_path) as cluster:
+        for _ in range(2):
+            cluster.order("add")
+        command = [str(STOKER), "doctor", str(tmp_path / "runs"), "--address", cluster.address]
+        environment = os.environ | cluster.environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "joined the Ray cluster" in done.stdout
+    for line in ("matrix product on one cpu core", "all-reduce of all hosts", "all-reduce with", "free memory"):
+        assert done.stdout.count(line) >= 3, done.stdout
+    assert done.stdout.endswith("fit to train\n")
