@@ -33,12 +33,13 @@ digits: $(INSTALLED) shards/digits
 test: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not slurm" -n 2 --dist worksteal
 
+# They wait more than they compute: three at a time keep two cores busy.
 test-slow: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 900 --durations 30
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 3 --dist worksteal --timeout 900 --durations 30
 
 # On a real Slurm of virtual hosts: needs root and Debian's slurm-wlm, munge, iproute2, procps; else skipped, and told.
 test-slurm: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm -rs --timeout 900 tests/slurm
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm -rs -n 2 --dist worksteal --timeout 900 --durations 10 tests/slurm
 
 # Half an hour of random faults, about one a minute, and then the same steps undisturbed: equal bit for bit.
 MINUTES ?= 30

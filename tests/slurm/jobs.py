@@ -22,6 +22,8 @@ class SubmittedRun:
         write_text_shards(self.home, documents=400)
         run = {"name": name, "dir": str(self.home / "runs"), "steps": steps}
         usual = {"checkpoint": {"every_steps": 20}, "validation": None}
+        # The full check has a test of its own, and takes the processors that all hosts here share.
+        sections["slurm"] = {"health_check": "quick", **sections.get("slurm", {})}
         self.recipe = recipe_of(self.home, GPT, name, **{"run": run, **usual, **sections})
         (self.home / "recipe.yaml").write_text(dump_recipe(self.recipe))
         self.folder = Path(run["dir"]) / name

@@ -11,7 +11,7 @@ def writers(rig: Rig, host: str) -> list[str]:
 
 
 def test_a_slow_spare_host_is_left_out_and_a_run_that_may_not_shrink_waits_for_its_cut_host(rig: Rig) -> None:
-    run = SubmittedRun(rig, "spare", steps=100_000)
+    run = SubmittedRun(rig, "spare", steps=100_000, slurm={"health_check": "full"})
     rig.slow_down("n2", "40mbit")
     doctor = rig.stoker("doctor", run.home, "--nodes", "3", folder=run.home, check=False)
     assert "stoker: unfit: n2: an all-reduce sends" in doctor.stderr, doctor.stdout + doctor.stderr

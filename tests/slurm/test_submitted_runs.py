@@ -10,23 +10,27 @@ HOSTILE = """a b'c"d$(touch pwned)`touch pwned`;#%j&!~"""
 def test_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(rig: Rig) -> None:
     long = SubmittedRun(rig, "long", steps=400)
     long.submit("--nodes", "2", "--", "--nodelist=n1,n2")
-    sweep = SubmittedRun(rig, "sweep", steps=40, workers={"count": 1})
+    sweep = SubmittedRun(rig, "sweep", steps=120, workers={"count": 1})
     sweep.submit("run.seed={task}", "--array", "1-2", "--nodes", "1", "--", "--nodelist=n1")
     tasks = [sweep.task(1), sweep.task(2)]
     for run in (long, *tasks):
         run.wait_for(lambda run=run: bool(run.events("command")), "the driver")
     _no_secret_is_seen(rig, [long, *tasks])
+    rig.inside(CONTROLLER, "scancel", "--batch", "--signal=USR2", tasks[0].job)  # it alone goes back into the queue
     for run in (*tasks, long):
         ended = run.wait_over()
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.output()
         assert run.events("finished")
-        assert len(run.events("attempt_started")) == 1  # the end of the others did not disturb it
+        starts = 2 if run is tasks[0] else 1
+        assert [event["job"] for event in run.events("job_started")] == [run.job] * starts
+        assert len(run.events("requeued")) == starts - 1
+        assert len(run.events("attempt_started")) <= starts  # the end of the others did not disturb it
         assert not run.events("fault")
         assert f"slurm: job {run.job} COMPLETED" in run.stoker("status")
         assert not list((run.folder / "slurm").glob("token-*"))
     assert [run.events("attempt_started")[0]["workers"] for run in (long, *tasks)] == [2, 1, 1]
     assert [load_recipe(run.folder / "recipe.yaml").run.seed for run in tasks] == [1, 2]
-    assert "finished: step 40" in tasks[0].stoker("logs")
+    assert "finished: step 120" in tasks[0].stoker("logs")
 
 
 def _no_secret_is_seen(rig: Rig, runs: list[SubmittedRun]) -> None:

@@ -13,7 +13,7 @@ from tests.hosts import CAN_MAKE_HOSTS, Hosts
 from tests.trainer.commands import attempts, start, steps_done, train, wait_for
 from tests.trainer.runs import GPT, digests, history, recipe_of, run_folder_of, write_text_shards
 
-STEPS = 200
+STEPS = 110
 
 
 @pytest.fixture
