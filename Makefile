@@ -31,7 +31,7 @@ digits: $(INSTALLED) shards/digits
 	@$(BIN)/stoker train configs/resnet_digits.yaml
 
 test: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not slurm" -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not slurm" -rs -n 2 --dist worksteal
 
 # They wait more than they compute: three at a time keep two cores busy.
 test-slow: $(INSTALLED)

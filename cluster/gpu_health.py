@@ -6,7 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import pynvml
+
 MIB = 1 << 20
+_SLOWED_DOWN = pynvml.nvmlClocksThrottleReasonHwThermalSlowdown | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
 _FOREIGN_BYTES = 1 << 30  # a driver keeps some hundred MiB for itself
 
 
@@ -45,8 +48,6 @@ def remarks(gpu: GpuReading) -> Iterator[str]:
 
 def read_gpus() -> list[GpuReading]:
     """Those that this process may use; empty where there is no NVIDIA driver."""
-    import pynvml
-
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
@@ -55,50 +56,48 @@ def read_gpus() -> list[GpuReading]:
         return [GpuReading("the NVIDIA driver", lost=str(error))]
     try:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(n) for n in range(pynvml.nvmlDeviceGetCount())]
-        return [_read(pynvml, name.strip()) for name in names if name.strip()]
+        everything = [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        names = everything if visible is None else visible.split(",")  # an empty value means none
+        return [_read(name.strip()) for name in names if name.strip()]
     finally:
         pynvml.nvmlShutdown()
 
 
-def _read(nvml: Any, name: str) -> GpuReading:
+def _read(name: str) -> GpuReading:
     """`name`: as in CUDA_VISIBLE_DEVICES, a number or a uuid."""
     try:
         by_number = name.isdecimal()
-        handle = nvml.nvmlDeviceGetHandleByIndex(int(name)) if by_number else nvml.nvmlDeviceGetHandleByUUID(name)
-        title = f"gpu {name} ({nvml.nvmlDeviceGetName(handle)})"
-        failed, pending = _remapping(nvml, handle)
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_number else pynvml.nvmlDeviceGetHandleByUUID(name)
+        title = f"gpu {name} ({pynvml.nvmlDeviceGetName(handle)})"
+        failed, pending = _remapping(handle)
         return GpuReading(
             title,
-            uncorrected_errors=_uncorrected_errors(nvml, handle),
+            uncorrected_errors=_uncorrected_errors(handle),
             remapping_failed=failed,
             remapping_pending=pending,
-            used_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).used),
-            too_hot=_slowed_down(nvml, handle),
+            used_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).used),
+            too_hot=_slowed_down(handle),
         )
-    except nvml.NVMLError as error:
+    except pynvml.NVMLError as error:
         return GpuReading(f"gpu {name}", lost=str(error))
 
 
-def _uncorrected_errors(nvml: Any, handle: Any) -> int | None:
-    with suppress(nvml.NVMLError_NotSupported):  # a GPU without ECC, or with it switched off
-        kind, counter = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-        return int(nvml.nvmlDeviceGetTotalEccErrors(handle, kind, counter))
+def _uncorrected_errors(handle: Any) -> int | None:
+    with suppress(pynvml.NVMLError_NotSupported):  # a GPU without ECC, or with it switched off
+        kind, counter = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+        return int(pynvml.nvmlDeviceGetTotalEccErrors(handle, kind, counter))
     return None
 
 
-def _remapping(nvml: Any, handle: Any) -> tuple[bool, bool]:
-    with suppress(nvml.NVMLError_NotSupported):  # before Ampere
-        _corrected, _uncorrected, pending, failed = nvml.nvmlDeviceGetRemappedRows(handle)
+def _remapping(handle: Any) -> tuple[bool, bool]:
+    with suppress(pynvml.NVMLError_NotSupported):  # before Ampere
+        _corrected, _uncorrected, pending, failed = pynvml.nvmlDeviceGetRemappedRows(handle)
         return bool(failed), bool(pending)
     return False, False
 
 
-def _slowed_down(nvml: Any, handle: Any) -> bool:
-    with suppress(nvml.NVMLError_NotSupported):
-        reasons = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-        return bool(reasons & (nvml.nvmlClocksThrottleReasonHwThermalSlowdown | _POWER_BRAKE))
+def _slowed_down(handle: Any) -> bool:
+    with suppress(pynvml.NVMLError_NotSupported):
+        reasons = int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+        return bool(reasons & _SLOWED_DOWN)
     return False
-
-
-_POWER_BRAKE = 0x80  # nvmlClocksThrottleReasonHwPowerBrakeSlowdown, which not all versions of the module name

@@ -5,25 +5,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.host_report import CheckPlan, HostReport
 
 TIMEOUT_S = 120.0
-_PROGRAM = "trainer.host_check"
-
-
-def check_command(plan: CheckPlan, python: str = sys.executable) -> list[str]:
-    return [python, "-m", _PROGRAM, plan.encode()]
 
 
 class HostCheck:
     """A check that runs; `report` is None until it has ended, one way or the other."""
 
-    def __init__(self, plan: CheckPlan, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, plan: CheckPlan, environment: Mapping[str, str], log: Path) -> None:
         self._host, self._log = plan.host, log
         self._deadline = time.monotonic() + TIMEOUT_S
+        command = [sys.executable, "-m", "trainer.host_check", plan.encode()]
         self._process = subprocess.Popen(
             command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log.open("wb")
         )
@@ -48,10 +44,6 @@ class HostCheck:
         while (report := self.report()) is None:
             time.sleep(0.1)
         return report
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
 
     def _failed(self, problem: str) -> HostReport:
         return HostReport(self._host, problems=[problem])

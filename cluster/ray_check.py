@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.attached_ray import AttachedRay
-from cluster.host_check import TIMEOUT_S, HostCheck, check_command
+from cluster.host_check import TIMEOUT_S, HostCheck
 from cluster.host_network import free_port
 from cluster.host_report import CheckPlan, HostReport
 from configs.errors import ClusterError
@@ -26,11 +26,25 @@ def check_nodes(address: str, folder: Path, say: Callable[[str], None]) -> list[
             raise ClusterError(f"no node of the Ray cluster at {address} has cpus to train on: add nodes to it")
         nodes.sort(key=lambda node: str(node["NodeName"]))
         own = str(nodes[0]["NodeManagerAddress"])
-        port = ray.get(_on(nodes[0], free_port).remote(own), timeout=_SCHEDULED_S)
+        port = _free_port(nodes[0], own)
         names = _names(nodes)
         plans = [CheckPlan(str(folder.resolve()), names, rank, f"{own}:{port}") for rank in range(len(nodes))]
         waits = [_on(node, _check_here).remote(plan.encode()) for node, plan in zip(nodes, plans, strict=True)]
         return [_result(wait, plan.host) for wait, plan in zip(waits, plans, strict=True)]
+
+
+def _free_port(node: dict[str, Any], address: str) -> int:
+    import ray
+
+    try:
+        port: int = ray.get(_on(node, free_port).remote(address), timeout=_SCHEDULED_S)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ClusterError(
+            f"node {node['NodeName']} of the Ray cluster ran no task within {_SCHEDULED_S:.0f} s ({first}): see that "
+            "its raylet is up, and that Stoker's code is installed there"
+        ) from error
+    return port
 
 
 def _names(nodes: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -55,7 +69,7 @@ def _check_here(plan: str) -> dict[str, Any]:
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # with the code that Ray has shipped
     own = CheckPlan.decode(plan)
     with tempfile.TemporaryDirectory() as folder:
-        return HostCheck(own, check_command(own), environment, Path(folder) / "log").wait().as_dict()
+        return HostCheck(own, environment, Path(folder) / "log").wait().as_dict()
 
 
 def _result(wait: Any, host: str) -> HostReport:

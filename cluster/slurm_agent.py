@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.host_check import HostCheck, check_command
+from cluster.host_check import HostCheck
 from cluster.host_health import OBJECT_STORE_BYTES, measure, problems
 from cluster.host_network import address_towards, free_port, interface_address, interface_of, reaches
 from cluster.host_report import CheckPlan
@@ -174,8 +174,9 @@ class Agent:
             return
         hosts, address = tuple(self._plan.hosts), self._plan.check_address
         plan = CheckPlan(self._plan.folder, hosts, hosts.index(self._host), address)
-        environment = ray_environment(self._plan, self._interface)
-        self._health = HostCheck(plan, check_command(plan), environment, self._folder / "check.log")
+        others = {} if self._plan.gpus else {"CUDA_VISIBLE_DEVICES": ""}  # another job's gpus are not ours to judge
+        environment = {**ray_environment(self._plan, self._interface), **others}
+        self._health = HostCheck(plan, environment, self._folder / "check.log")
 
     def _tell_health(self) -> None:
         if self._health is not None and (report := self._health.report()):

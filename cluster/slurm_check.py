@@ -26,7 +26,7 @@ def plan_of_task(environment: Mapping[str, str], folder: Path, scheduler: Schedu
     return CheckPlan(str(folder), hosts, int(environment["SLURM_NODEID"]), address)
 
 
-def check_command(folder: Path, nodes: int, flags: Sequence[str]) -> list[str]:
+def step_command(folder: Path, nodes: int, flags: Sequence[str]) -> list[str]:
     return [
         *("srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--job-name=stoker-doctor"),
         *("--overlap", "--export=ALL", "--kill-on-bad-exit=0", *flags),
@@ -36,7 +36,7 @@ def check_command(folder: Path, nodes: int, flags: Sequence[str]) -> list[str]:
 
 def check_hosts(folder: Path, nodes: int, flags: Sequence[str], environment: Mapping[str, str]) -> list[HostReport]:
     """Raises ClusterError when Slurm does not start the check, or none of it comes back."""
-    command = check_command(folder.resolve(), nodes, flags)
+    command = step_command(folder.resolve(), nodes, flags)
     try:
         done = subprocess.run(
             command,

@@ -45,9 +45,13 @@ class JobHosts:
 
     def begin(self, agents: HostAgents) -> tuple[bool, Ending | None]:
         """Whether the run can begin, or the ending instead of it; to be asked again and again."""
-        for host, cause, code in _failures(agents):
-            if host in self._names and (ending := self._drop_failed(agents, host, cause, code)):
-                return False, ending
+        for host, message, code in _gave_up(agents):
+            if host in self._names:
+                return False, Ending(code, f"{host}: {message}", requeue=code == EXIT_FAILED)
+        for host, cause in _unfit(agents).items():
+            if host in self._names and not self._leave_out(agents, host, cause):
+                self._record_unfit(host, cause)
+                return False, Ending(EXIT_FAILED, f"{host}: {cause}", requeue=True)
         if self.not_ready(agents):
             return False, None
         if not self._compared:
@@ -81,13 +85,6 @@ class JobHosts:
     def _room(self, without: int = 0) -> int:
         """Workers that fit on the hosts that are there."""
         return workers_that_fit(self._workers, len(self.names) - without, self._job.cpus, self._job.gpus)
-
-    def _drop_failed(self, agents: HostAgents, host: str, cause: str, code: int) -> Ending | None:
-        if code == EXIT_FAILED and self._leave_out(agents, host, cause):
-            return None
-        if code == EXIT_FAILED:
-            self._record_unfit(host, cause)
-        return Ending(code, f"{host}: {cause}", requeue=code == EXIT_FAILED)
 
     def _leave_out(self, agents: HostAgents, host: str, cause: str) -> bool:
         """False when the run needs the host."""
@@ -147,8 +144,13 @@ class JobHosts:
         self._say(f"host {host} is lost: {cause}; slurm.on_node_loss is {self._slurm.on_node_loss}")
 
 
-def _failures(agents: HostAgents) -> list[tuple[str, str, int]]:
-    """Hosts, what is wrong with each, and the exit code that it means."""
-    told = [(str(each["host"]), str(each["message"]), int(each["code"])) for each in agents.failed.values()]
-    found = [(r.host, "; ".join(r.problems), EXIT_FAILED) for r in agents.reports.values() if r.problems]
-    return told + found
+def _gave_up(agents: HostAgents) -> list[tuple[str, str, int]]:
+    """Agents that ended for another reason than their host's health: host, message, exit code."""
+    failures = agents.failed.values()
+    return [(str(f["host"]), str(f["message"]), int(f["code"])) for f in failures if not f.get("unfit")]
+
+
+def _unfit(agents: HostAgents) -> dict[str, str]:
+    """Hosts that did not pass their check, and why."""
+    told = {host: str(failure["message"]) for host, failure in agents.failed.items() if failure.get("unfit")}
+    return told | {host: "; ".join(report.problems) for host, report in agents.reports.items() if report.problems}

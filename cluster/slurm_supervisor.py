@@ -91,6 +91,8 @@ class Supervisor:
                 return Ending(EXIT_FAILED, why, requeue=True)
             if time.monotonic() > deadline:
                 missing = self._hosts.not_ready(agents)
+                if not missing:  # a host that was left out lingers: Ray treats it as a lost one
+                    break
                 limit = f"within {self._slurm.start_timeout_s} s (slurm.start_timeout_s)"
                 return self._hosts.without(missing, f"{', '.join(missing)} did not join {limit}")
         self._head_heard = time.monotonic()

@@ -10,7 +10,7 @@ from cluster.host_health import measure
 from cluster.host_health import problems as host_problems
 from cluster.host_report import CheckPlan, HostReport
 from configs.errors import UnfitHostError
-from trainer.host_links import Links, measure_links
+from trainer.host_links import measure_links
 from trainer.host_speed import devices, matmul_flops, write_bytes_per_s
 
 
@@ -27,7 +27,7 @@ def check(plan: CheckPlan) -> HostReport:
     except (OSError, UnfitHostError) as error:
         found.append(f"{folder} cannot be written from here: {error}")
     flops, wrong = _flops()
-    links, unreachable = _links(plan)
+    links = measure_links(plan, devices()[:2][-1])  # of the first accelerator, where there is one
     return HostReport(
         plan.host,
         health,
@@ -37,7 +37,7 @@ def check(plan: CheckPlan) -> HostReport:
         links.rates,
         links.broken,
         links.all_reduce_bytes_per_s,
-        [*found, *wrong, *unreachable],
+        [*found, *wrong],
         [*(remark for gpu in gpus for remark in gpu_health.remarks(gpu)), *links.remarks],
     )
 
@@ -51,14 +51,6 @@ def _flops() -> tuple[dict[str, float], list[str]]:
         except (RuntimeError, UnfitHostError) as error:  # torch's own errors are RuntimeErrors
             problems.append(f"no matrix product on {device}: {str(error).splitlines()[0]}")
     return rates, problems
-
-
-def _links(plan: CheckPlan) -> tuple[Links, list[str]]:
-    """Of the first accelerator, where there is one."""
-    try:
-        return measure_links(plan, devices()[min(1, len(devices()) - 1)]), []
-    except UnfitHostError as error:
-        return Links(), [str(error)]
 
 
 def _plan(arguments: list[str]) -> CheckPlan:

@@ -39,27 +39,37 @@ class Links:
 
 
 def measure_links(plan: CheckPlan, device: torch.device) -> Links:
-    """Of this host with its neighbours and with all. Raises UnfitHostError when rank 0 is out of reach."""
+    """Of this host with its neighbours and with all.
+
+    When the others cannot be met, that is a remark: from here nobody can tell whose fault it is.
+    """
     if len(plan.hosts) < 2:
         return Links()
     _choose_interface(plan.address)
-    store = _meet(plan)
     try:
-        _tell(store, "here", plan.rank, "")
-        missing = _missing(store, "here", plan)
-        if missing:
-            return Links(remarks=[f"{', '.join(missing)} did not come to the check of the links within {MEET_S:.0f} s"])
-        rates, broken = _pairs(plan, store, device)
-        _tell(store, "pairs", plan.rank, json.dumps(broken))
-        if missing := _missing(store, "pairs", plan):
-            return Links(rates, broken, remarks=[f"{', '.join(missing)} left the check of the links"])
-        if any(json.loads(store.get(f"pairs/{rank}")) for rank in range(len(plan.hosts))):
-            return Links(rates, broken)
-        return Links(rates, broken, *_together(plan, store, device))
-    finally:
-        _tell(store, "done", plan.rank, "")
-        if plan.rank == 0:  # it has the store
-            _missing(store, "done", plan)
+        store = _meet(plan)
+        try:
+            return _measure(plan, store, device)
+        finally:
+            store.set(f"done/{plan.rank}", "")
+            if plan.rank == 0:  # it has the store
+                _missing(store, "done", plan)
+    except (OSError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+        where = f"{plan.hosts[0]} at {plan.address}"
+        return Links(remarks=[f"the links were not measured, without an answer of {where}: {_first_line(error)}"])
+
+
+def _measure(plan: CheckPlan, store: TCPStore, device: torch.device) -> Links:
+    store.set(f"here/{plan.rank}", "")
+    if missing := _missing(store, "here", plan):
+        return Links(remarks=[f"the links were not measured: {missing} did not come within {MEET_S:.0f} s"])
+    rates, broken = _pairs(plan, store, device)
+    store.set(f"pairs/{plan.rank}", json.dumps(broken))
+    if missing := _missing(store, "pairs", plan):
+        return Links(rates, broken, remarks=[f"not all links were measured: {missing} left"])
+    if any(json.loads(store.get(f"pairs/{rank}")) for rank in range(len(plan.hosts))):
+        return Links(rates, broken)
+    return Links(rates, broken, *_together(plan, store, device))
 
 
 def between_processes() -> float:
@@ -89,26 +99,19 @@ def _meet(plan: CheckPlan) -> TCPStore:
     host, _, port = plan.address.rpartition(":")
     own = socket.create_server((host, int(port))).detach() if plan.rank == 0 else None
     timeout = timedelta(seconds=MEET_S)
-    try:
-        return TCPStore(
-            host, int(port), is_master=plan.rank == 0, wait_for_workers=False, timeout=timeout, master_listen_fd=own
-        )
-    except (dist.DistError, RuntimeError) as error:
-        raise UnfitHostError(f"{plan.hosts[0]} ({plan.address}) does not answer within {MEET_S:.0f} s") from error
+    return TCPStore(
+        host, int(port), is_master=plan.rank == 0, wait_for_workers=False, timeout=timeout, master_listen_fd=own
+    )
 
 
-def _tell(store: TCPStore, what: str, rank: int, value: str) -> None:
-    store.set(f"{what}/{rank}", value)
-
-
-def _missing(store: TCPStore, what: str, plan: CheckPlan) -> list[str]:
-    """Hosts that have not told `what` in time."""
+def _missing(store: TCPStore, what: str, plan: CheckPlan) -> str:
+    """Names of hosts that have not told `what` in time."""
     keys = [f"{what}/{rank}" for rank in range(len(plan.hosts))]
     try:
         store.wait(keys, timedelta(seconds=MEET_S))
-    except (dist.DistError, RuntimeError):
-        return [host for host, key in zip(plan.hosts, keys, strict=True) if not store.check([key])]
-    return []
+    except RuntimeError:
+        return ", ".join(host for host, key in zip(plan.hosts, keys, strict=True) if not store.check([key]))
+    return ""
 
 
 def _pairs(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
@@ -122,7 +125,7 @@ def _pairs(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[dict
                 try:
                     rates[other] = _all_reduce(part, pair.index(plan.rank), 2, device)
                 except (RuntimeError, UnfitHostError) as error:  # torch's own errors are RuntimeErrors
-                    broken[other] = str(error).splitlines()[0]
+                    broken[other] = _first_line(error)
     return rates, broken
 
 
@@ -130,7 +133,7 @@ def _together(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[f
     try:
         return _all_reduce(PrefixStore("all", store), plan.rank, len(plan.hosts), device), []
     except (RuntimeError, UnfitHostError) as error:
-        return None, [f"no all-reduce of all hosts together: {str(error).splitlines()[0]}"]
+        return None, [f"no all-reduce of all hosts together: {_first_line(error)}"]
 
 
 def _all_reduce(store: PrefixStore, rank: int, world: int, device: torch.device) -> float:
@@ -139,9 +142,9 @@ def _all_reduce(store: PrefixStore, rank: int, world: int, device: torch.device)
     with _group(store, rank, world, device):
         _sum_s(size, world, device)  # connects
         first_s = _sum_s(size, world, device)
-        rounds = torch.tensor(max(1, int(MEASURED_S / first_s)), device=device)
-        dist.all_reduce(rounds, dist.ReduceOp.MIN)
-        best_s = min(first_s, *(_sum_s(size, world, device) for _ in range(int(rounds))))
+        more = torch.tensor(max(1, int(MEASURED_S / first_s)), device=device)
+        dist.all_reduce(more, dist.ReduceOp.MIN)  # clocks differ
+        best_s = min(first_s, *(_sum_s(size, world, device) for _ in range(int(more))))
     return 2 * (world - 1) / world * size / best_s
 
 
@@ -166,6 +169,10 @@ def _group(store: PrefixStore, rank: int, world: int, device: torch.device) -> I
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _choose_interface(address: str) -> None:

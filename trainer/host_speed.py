@@ -39,8 +39,10 @@ def devices() -> list[torch.device]:
 
 
 def matmul_flops(device: torch.device) -> float:
-    """FLOP/s of the fastest of many products in fp32; of one core of a CPU, as its threads wait for each other when
-    others use some of the cores. Raises UnfitHostError when a product is wrong."""
+    """FLOP/s of the fastest of many products in fp32. Raises UnfitHostError when one is wrong.
+
+    Of one core of a CPU: its threads wait for each other when others use some of the cores.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

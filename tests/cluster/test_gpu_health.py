@@ -48,6 +48,7 @@ def test_broken_gpus_are_named_with_what_to_do(driver: Path) -> None:
 def test_only_gpus_that_the_job_was_given_are_looked_at(driver: Path) -> None:
     assert [gpu[0] for gpu in read_with(driver, CUDA_VISIBLE_DEVICES="0")] == ["gpu 0 (Test 80GB)"]
     assert [gpu[0] for gpu in read_with(driver, CUDA_VISIBLE_DEVICES="GPU-5a1b")] == ["gpu GPU-5a1b (Test 80GB)"]
+    assert read_with(driver, CUDA_VISIBLE_DEVICES="") == []
 
 
 def test_a_host_without_a_driver_has_no_gpus() -> None:

@@ -27,6 +27,8 @@ def rig(whole_rig: Rig) -> Iterator[Rig]:
     """All hosts idle before the test; afterwards nothing of a job runs on them, and none is drained."""
     whole_rig.wait_idle()
     yield whole_rig
-    whole_rig.inside(CONTROLLER, "scancel", "--me")  # of a test that failed
-    whole_rig.wait_idle()
+    try:
+        whole_rig.wait_idle()
+    finally:
+        whole_rig.inside(CONTROLLER, "scancel", "--me")  # a test that failed must not fail the next one
     assert {host: whole_rig.processes(host) for host in whole_rig.hosts} == {host: [] for host in whole_rig.hosts}

@@ -10,6 +10,7 @@ def test_an_elastic_run_outlives_a_raylet_and_a_host_and_its_job_the_loss_of_the
     slurm = {"on_node_loss": "continue"}
     run = SubmittedRun(rig, "tough", steps=100_000, workers={"count": "1..2"}, slurm=slurm)
     run.submit("--nodes", "2", "--time", "60")
+    run.wait_training()
     run.wait_for(lambda: bool(run.events("checkpoint")), "a checkpoint")
     rig.kill("n2", "raylet/raylet")
     run.wait_training(attempts=2)

@@ -10,10 +10,10 @@ def writers(rig: Rig, host: str) -> list[str]:
     return [line for line in rig.processes(host) if re.search("raylet|ray::|trainer", line)]
 
 
-def test_a_slow_spare_host_is_left_out_and_a_run_that_may_not_shrink_waits_for_its_cut_host(rig: Rig) -> None:
+def test_a_slow_spare_host_is_left_out_and_a_run_that_may_not_shrink_is_requeued_when_a_host_is_cut(rig: Rig) -> None:
     run = SubmittedRun(rig, "spare", steps=100_000, slurm={"health_check": "full"})
     rig.slow_down("n2", "40mbit")
-    doctor = rig.stoker("doctor", run.home, "--nodes", "3", folder=run.home, check=False)
+    doctor = rig.stoker(*("doctor", run.home, "--nodes", "3", "--", "--partition=low"), folder=run.home, check=False)
     assert "stoker: unfit: n2: an all-reduce sends" in doctor.stderr, doctor.stdout + doctor.stderr
     assert (doctor.returncode, doctor.stderr.count("unfit")) == (1, 1), doctor.stderr
     assert "n3: matrix product on one cpu core" in doctor.stdout

@@ -24,7 +24,8 @@ def test_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(rig: 
         starts = 2 if run is tasks[0] else 1
         assert [event["job"] for event in run.events("job_started")] == [run.job] * starts
         assert len(run.events("requeued")) == starts - 1
-        assert len(run.events("attempt_started")) <= starts  # the end of the others did not disturb it
+        if run is not tasks[0]:
+            assert len(run.events("attempt_started")) == 1  # the end of the others did not disturb it
         assert not run.events("fault")
         assert f"slurm: job {run.job} COMPLETED" in run.stoker("status")
         assert not list((run.folder / "slurm").glob("token-*"))

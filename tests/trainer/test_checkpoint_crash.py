@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -160,9 +159,8 @@ def test_killed_at_random_instants_a_whole_checkpoint_remains(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_killed_at_a_thousand_random_instants_a_whole_checkpoint_remains() -> None:
-    with TemporaryDirectory(dir="/dev/shm") as folder:  # ten times as fast as a disk
-        assert _kill_at_random_instants(Path(folder), 1000) == {OLD, NEW}
+def test_killed_at_a_thousand_random_instants_a_whole_checkpoint_remains(tmp_path: Path) -> None:
+    assert _kill_at_random_instants(tmp_path, 1000) == {OLD, NEW}
 
 
 def test_a_rank_of_an_older_attempt_cannot_hand_its_part_to_a_newer_one(tmp_path: Path) -> None:

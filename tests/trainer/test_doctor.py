@@ -2,14 +2,18 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from cluster.host_network import free_port
+from cluster.host_report import CheckPlan
 from configs.errors import UnfitHostError
 from tests.ray_cluster import RayCluster
 from tests.trainer.commands import STOKER
-from trainer import cli
+from trainer import cli, host_links
 from trainer.host_speed import write_bytes_per_s
 
 
@@ -55,3 +59,27 @@ def test_the_nodes_of_a_ray_cluster_are_checked_together(tmp_path: Path) -> None
     for line in ("matrix product on one cpu core", "all-reduce of all hosts", "all-reduce with", "free memory"):
         assert done.stdout.count(line) >= 3, done.stdout
     assert done.stdout.endswith("fit to train\n")
+
+
+def test_a_host_whose_neighbours_do_not_answer_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_links, "MEET_S", 1.0)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "lo")
+    alone = CheckPlan(str(tmp_path), ("a", "b"), 1, f"127.0.0.1:{free_port('127.0.0.1')}")
+    links = host_links.measure_links(alone, torch.device("cpu"))
+    assert (links.rates, links.broken, links.all_reduce_bytes_per_s) == ({}, {}, None)
+    assert f"the links were not measured, without an answer of a at {alone.address}" in links.remarks[0]
+    first = replace(alone, rank=0)
+    assert host_links.measure_links(first, torch.device("cpu")).remarks == [
+        "the links were not measured: b did not come within 1 s"
+    ]
+
+
+def test_flags_of_srun_without_a_slurm_cluster_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["stoker", "doctor", "runs", "--", "--partition=main"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "--partition=main: flags of srun need --nodes" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from tests.trainer.commands import attempts, left_behind, named, start, steps_do
 from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_folder_of, write_text_shards
 
 pytestmark = pytest.mark.slow
-STEPS = 120
+STEPS = 130
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +122,12 @@ def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(f
         before = len(attempts(rough))
         named(process, name).kill()
         wait_for(lambda before=before: len(attempts(rough)) > before, process)  # type: ignore[misc]
-    wait_for(lambda: steps_done(rough) >= 100, process)
+    wait_for(lambda: steps_done(rough) >= 112, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     code, output = train(rough, folder)
     assert code == 0, output
-    assert re.search(r"resumed from the checkpoint of step 1[01]\d", output), output
+    assert re.search(r"resumed from the checkpoint of step 1\d\d", output), output
     assert_as_if_nothing_had_happened(rough, calm)
 
 
@@ -147,9 +147,9 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_replaced(folder: P
 
 
 def test_a_crash_loop_ends_with_the_first_cause(folder: Path) -> None:
-    doomed = recipe(folder, "doomed", workers={"count": 2, "max_failures": 1})
+    doomed = recipe(folder, "doomed", workers={"count": 2, "max_failures": 2})
     code, output = train(doomed, folder, "--chaos", "raise:rank=1@step=8,phase=forward,always")
     assert code == 1, output
-    assert len(attempts(doomed)) == 2
+    assert len(attempts(doomed)) == 3
     assert "failed: ChaosError: asked for by --chaos raise:rank=1@step=8" in output.splitlines()[-1]
     assert "Traceback" not in output

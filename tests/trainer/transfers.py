@@ -10,7 +10,6 @@ from tests.processes import run_in_processes
 
 SAVED_AFTER = 4  # steps
 GOES_ON = 20  # steps more
-SHORT = 5  # ditto, into another layout
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Leg:
     recipe: Recipe
     source: Path | None
     target: Path
-    goes_on: int = GOES_ON
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def _run_leg(leg: Leg) -> Trained:
         warn=problems.append,
     )
     writer.save(engine, header(context, engine, "", SAVED_AFTER))
-    losses, scales, keys = _train(engine, leg.recipe, ranks, SAVED_AFTER, leg.goes_on)  # while it is written
+    losses, scales, keys = _train(engine, leg.recipe, ranks, SAVED_AFTER, GOES_ON)  # while it is written
     problem = writer.wait()
     assert problem is None, problem
     ranks.sum([0.0])

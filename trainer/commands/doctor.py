@@ -24,6 +24,8 @@ def doctor(
     """Memory, space, clock, gpus, and the measured rates of disk, arithmetic and all-reduce; exit 1 if unfit."""
     if nodes is not None and address is not None:
         raise RecipeError("--nodes is for a Slurm cluster and --address for a Ray cluster: give one of them")
+    if flags and nodes is None:
+        raise RecipeError(f"{' '.join(flags)}: flags of srun need --nodes")
     check_writable(folder)
     if address is not None:
         from cluster.ray_check import check_nodes
@@ -63,7 +65,11 @@ def _tell(reports: list[HostReport]) -> bool:
             say(f"warning: {host} holds the others up: {cause}")
     for host, cause in unfit.items():
         fail(f"unfit: {host}: {cause}" if len(reports) > 1 else f"unfit: {cause}")
-    return not unfit and not _tell_broken(reports, unfit)
+    broken = _tell_broken(reports, unfit)
+    if not broken and len(reports) > 1 and any(report.all_reduce_bytes_per_s is None for report in reports):
+        fail("the hosts have not added up together, so this check is not whole: see above")
+        return False
+    return not unfit and not broken
 
 
 def _tell_broken(reports: list[HostReport], unfit: dict[str, str]) -> bool:
