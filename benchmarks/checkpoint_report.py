@@ -5,8 +5,7 @@ from datetime import date
 from importlib.metadata import version
 from statistics import median
 
-from checkpoint_ways import DCP_ASYNC, DCP_SYNC, NATIVE, RAW, RAW_DIRECT, STOKER, Figures, Rounds
-
+from benchmarks.checkpoint_ways import DCP_ASYNC, DCP_SYNC, NATIVE, RAW, RAW_DIRECT, STOKER, Figures, Rounds
 from benchmarks.markdown import machine, table
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint.state_dict_saver as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from cluster.ledger import Ledger
 from configs.recipe import Recipe
 from data.batch import MicroBatch
 from trainer.blocks import BLOCK_BYTES, BlockFile, host_memory, write_file
@@ -22,7 +24,6 @@ from trainer.checkpoint_writer import CheckpointWriter
 from trainer.context import Context
 from trainer.deepspeed_engine import DeepSpeedEngine
 from trainer.folder_store import FolderStore
-from trainer.ledger import Ledger
 from trainer.ranks import Ranks
 from trainer.resume import header
 from trainer.run_folder import RunFolder
@@ -105,8 +106,9 @@ def _prepare(recipe: Recipe, folder: Path) -> Bench:
     run.make()
     context = Context(recipe, run, Ledger(run.ledger), ranks, 1, "bench")
     engine = DeepSpeedEngine(build_task(recipe), context)
+    batch = _batch(recipe, ranks.rank)
     for step in (1, 2):  # moments exist from the first step on
-        engine.train_step([_batch(recipe, ranks.rank)], step, float(ranks.world * recipe.model.context), 1e-3)
+        engine.train_step([batch], step, float(ranks.world * batch.targets), 1e-3)
     own_bytes = sum(f.tensor.numel() * 4 for f in engine.fragments())
     group = torch.distributed.new_group(backend="gloo")  # on the default group async_save deadlocks
     options = StagingOptions(
@@ -119,7 +121,7 @@ def _batch(recipe: Recipe, rank: int) -> MicroBatch:
     assert recipe.model.kind == "gpt"
     tokens = np.random.default_rng(rank).integers(0, 256, (1, recipe.model.context))
     arrays = {"tokens_BT": tokens, "targets_BT": tokens}
-    return MicroBatch(step=1, index=rank, arrays=arrays, samples=1, targets=tokens.size, keys=[])
+    return MicroBatch(step=1, index=rank, arrays=arrays, samples=1, targets=tokens.size, keys=[], skipped=[])
 
 
 def _native(bench: Bench, place: Path) -> Figures:
@@ -140,7 +142,7 @@ def _state(bench: Bench) -> dict[str, torch.Tensor]:
 
 
 def _dcp_sync(bench: Bench, place: Path) -> Figures:
-    writer = dcp.FileSystemWriter(place)
+    writer = FileSystemWriter(place)
     with _Peak() as peak:
         stall = _timed(lambda: dcp.save(_state(bench), storage_writer=writer, process_group=bench.group))
     return Figures(stall, stall, 0.0, _own_share(bench, place), bench.own_bytes, peak.bytes)
@@ -149,9 +151,9 @@ def _dcp_sync(bench: Bench, place: Path) -> Figures:
 def _dcp_async(bench: Bench, place: Path) -> Figures:
     started = time.perf_counter()
     with _Peak() as peak:
-        future = dcp.async_save(
+        future: Any = dcp.async_save(
             _state(bench),
-            storage_writer=dcp.FileSystemWriter(place),
+            storage_writer=FileSystemWriter(place),
             process_group=bench.group,
             async_stager=bench.stager,
         )
@@ -178,12 +180,13 @@ def _stoker(bench: Bench, place: Path) -> Figures:
             published=lambda manifest, stall, seconds: bench.seconds.append(seconds),
             warn=print,
         )
-    bench.writer._store = store
-    manifest = header(bench.context, bench.engine, "", 2)
+    writer = bench.writer
+    writer._store = store
+    manifest = header(bench.context, bench.engine, "", 2, 0)
     bench.seconds.clear()
     with _Peak() as peak:
-        stall = _timed(lambda: bench.writer.save(bench.engine, manifest))
-        error = bench.writer.wait()
+        stall = _timed(lambda: writer.save(bench.engine, manifest))
+        error = writer.wait()
     if error is not None:
         raise error
     bench.barrier()

@@ -134,7 +134,7 @@ def _wait(
         if found and done(found):
             return found
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args} did not get on: exit code {process.poll()}")
+            raise RuntimeError(f"{process.args!r} did not get on: exit code {process.poll()}")
         time.sleep(0.05)
 
 

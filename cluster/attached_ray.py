@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from cluster.host_network import reaches
 from configs.errors import ClusterError
 
 _SETTINGS = {
@@ -16,6 +17,8 @@ _SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # cluster/watch.py looks for draining nodes, without an actor
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+_REACH_S = 10.0
 
 
 class AttachedRay:
@@ -33,6 +36,11 @@ class AttachedRay:
         own = os.environ.pop("RAY_ADDRESS", None)
         if self._address == "auto" and own:  # a job of a cluster is told which: there may be others on this host
             self._address = own
+        if ":" in self._address and not reaches(self._address, _REACH_S):  # Ray itself would try for a minute and more
+            raise ClusterError(
+                f"nothing answers at {self._address}, where a Ray cluster's GCS should be: see that it runs, and that "
+                "this machine is one of its nodes"
+            )
         # Imported here because Ray reads its settings from the environment when it is imported.
         import ray
         from ray._private import worker

@@ -48,12 +48,10 @@ def cloud_of(recipe: Recipe) -> Cloud:
     """Raises RecipeError when the recipe has none, or its run folder would end with a node."""
     if recipe.cloud is None:
         raise RecipeError("the recipe has no cloud: section: add it, with cloud.image at least (docs/cloud.md)")
-    folder, shared = PurePosixPath(recipe.run.dir), recipe.cloud.shared
-    if ".." in folder.parts or not folder.is_relative_to(shared):
-        raise RecipeError(
-            f"run.dir is {recipe.run.dir}, not below cloud.shared {shared}: the run folder would end with its node; "
-            f"set run.dir={shared}/runs"
-        )
+    shared = recipe.cloud.shared
+    _check_shared("run.dir", recipe.run.dir, shared)
+    if recipe.checkpoint.dir is not None and "://" not in recipe.checkpoint.dir:
+        _check_shared("checkpoint.dir", recipe.checkpoint.dir, shared)
     for key, path in _local_paths(recipe):
         if not PurePosixPath(path).is_absolute():
             raise RecipeError(
@@ -61,6 +59,15 @@ def cloud_of(recipe: Recipe) -> Cloud:
                 f"path in {shared} or in the image"
             )
     return recipe.cloud
+
+
+def _check_shared(key: str, path: str, shared: str) -> None:
+    folder = PurePosixPath(path)
+    if ".." in folder.parts or not folder.is_relative_to(shared):
+        raise RecipeError(
+            f"{key} is {path}, not below cloud.shared {shared}: what is written there would end with its node; "
+            f"set {key}={shared}/runs"
+        )
 
 
 def _local_paths(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -33,3 +33,8 @@ class Aftermath:
         self.forgiven = self.forgiven + 1 if now - self.last < _AFTERMATH_S else 1
         self.last = now
         return self.forgiven <= _MOST_FORGIVEN
+
+
+def is_consequence(text: str) -> bool:
+    """Whether an error's text is what the other ranks see of a lost one: a broken connection inside a collective."""
+    return any(word in text.lower() for word in ("gloo", "nccl", "connection"))

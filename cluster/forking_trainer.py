@@ -46,6 +46,7 @@ class _ForkingBackend(Backend):  # type: ignore[misc]
         store = RunStore(backend_config.run).group(name)
         store.put("world", len(worker_group))
         worker_group.execute(adopt_group, name)
+        RunStore(backend_config.run).put("room", None)  # a controller that died may have been waiting
         RunStore(backend_config.run).put("group", name)
 
 
@@ -97,7 +98,7 @@ def make_trainer(order: ShellOrder, *, name: str, workers: Workers, storage: Pat
     failures = FailureConfig(max_failures=-1, controller_failure_limit=0)
     return ForkingTrainer(
         {
-            "scaling_policy": AsManyAsFit(scaling, workers.least, workers.most, ask_autoscaler=shared),
+            "scaling_policy": AsManyAsFit(scaling, order.run, workers.least, workers.most, ask_autoscaler=shared),
             "failure_policy": CountWithoutProgress(failures, order.run, workers.max_failures),
         },
         shared=shared,

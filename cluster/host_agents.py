@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from cluster.host_report import HostReport
 
 END_TIMEOUT_S = 3.5
+SILENCE_S = 30.0  # an agent tells every few seconds that it is there
 
 
 class HostAgents:
@@ -25,6 +27,7 @@ class HostAgents:
         self.alive: frozenset[str] = frozenset()  # hosts whose Ray is up, as Ray's GCS has it
         self.failed: dict[str, dict[str, Any]] = {}  # by host, those that gave up: host, message, code, unfit
         self.reports: dict[str, HostReport] = {}  # by host
+        self._heard: dict[str, float] = {}  # by host
 
     def poll(self) -> None:
         """Take in what the agents have told since the last call."""
@@ -38,12 +41,18 @@ class HostAgents:
 
     def _take(self, message: Any) -> None:
         match message:
+            case {"here": host}:
+                self._heard[host] = time.monotonic()
             case {"alive": hosts}:
                 self.alive = frozenset(hosts)
             case {"failed": failure}:
                 self.failed.setdefault(failure["host"], failure)
             case {"checked": report}:
                 self.reports[report["host"]] = HostReport.from_dict(report)
+
+    def silent(self) -> list[str]:
+        """Hosts whose agent was there, and has not told so for too long: it was killed, or its host is cut off."""
+        return [host for host, heard in self._heard.items() if time.monotonic() - heard > SILENCE_S]
 
     def leave_out(self, host: str) -> None:
         """The agent there ends, and all that it started."""

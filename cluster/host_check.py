@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.host_report import CheckPlan, HostReport
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 
 
 class HostCheck:

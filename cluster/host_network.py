@@ -4,7 +4,9 @@ import socket
 
 import psutil
 
-from configs.errors import ResourceError
+from configs.errors import ClusterError, ResourceError
+
+_LAST_PORT = 65535
 
 
 def interface_address(name: str) -> str:
@@ -43,8 +45,10 @@ def free_port(address: str) -> int:
 
 
 def reaches(address: str, timeout_s: float) -> bool:
-    """Whether something listens at HOST:PORT and the network leads there."""
+    """Whether something listens at HOST:PORT and the network leads there. Raises ClusterError for another form."""
     host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > _LAST_PORT:
+        raise ClusterError(f"address {address!r} is no HOST:PORT, as head:6379")
     try:
         socket.create_connection((host, int(port)), timeout_s).close()
     except OSError:

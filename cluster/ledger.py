@@ -1,26 +1,33 @@
 """ledger.jsonl: what happened to a run, one event a line, only ever appended to."""
 
 import errno
+import fcntl
 import json
+import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
+_LOCK_S = 2.0  # a process that was stopped while it had the lock must not stop the others
 
 
 class Ledger:
-    """Appends events; each is one write of one line, so that several processes may share the file."""
+    """Appends events, each in one write of one line, so that processes of several hosts may share the file.
+
+    A lock around it makes that so on NFS, whose clients append at the end as they last saw it (open(2)).
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def append(self, event: str, **details: Any) -> None:
         """Write one event durably: it is on disk when this returns."""
-        line = json.dumps({"event": event, "time": time.time(), **details}) + "\n"
+        line = strict_json({"event": event, "time": time.time(), **details}) + "\n"
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
+            _lock(descriptor)
             if _ends_torn(descriptor):
                 line = "\n" + line
             content = line.encode()
@@ -37,6 +44,39 @@ class Ledger:
     def attempts(self) -> int:
         """Attempts that began so far."""
         return sum(event["event"] == "attempt_started" for event in self.events())
+
+
+def strict_json(fields: dict[str, Any]) -> str:
+    """As RFC 8259 has it, without NaN and Infinity: such a figure is left out; in a list it is null."""
+    return json.dumps(without_infinities(fields), allow_nan=False)
+
+
+def without_infinities(value: Any) -> Any:
+    """The same without dictionary entries that are no finite numbers; None for those of lists."""
+    if isinstance(value, dict):
+        return {key: without_infinities(each) for key, each in value.items() if not _is_infinite(each)}
+    if isinstance(value, list | tuple):
+        return [without_infinities(each) for each in value]
+    return None if _is_infinite(value) else value
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _lock(descriptor: int) -> None:
+    """Until the file is closed. Without it where there are no locks, which is so on some file systems."""
+    deadline = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.005)
+        except OSError:
+            return
 
 
 def _ends_torn(descriptor: int) -> bool:

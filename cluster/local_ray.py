@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,7 +44,7 @@ class LocalRay:
             stack.enter_context(_environment(_settings(folder, self.gpus)))
             guard = stack.enter_context(Guard(str(folder)))
             stack.callback(_stop, self._started)
-            with _own_sessions(self._started, guard), _signal_handlers_kept():
+            with _own_sessions(self._started, guard), _no_helpers(), _signal_handlers_kept():
                 _start(folder, self.cpus, self.gpus)
             self._stack = stack.pop_all()
         return self
@@ -125,6 +126,31 @@ def _own_sessions(started: list[Session], guard: Guard) -> Iterator[None]:
 
 
 @contextmanager
+def _no_helpers() -> Iterator[None]:
+    """Without the autoscaler, the log monitor, and the server of the dashboard, which Ray starts even where it is off.
+
+    This Ray has no use for them, and each is a Python process that takes seconds to start, one of which Ray waits for.
+    """
+    from ray._private import services
+    from ray._private.node import Node
+
+    absent = (
+        (services, "start_api_server", ("", None)),
+        (Node, "start_monitor", None),
+        (Node, "start_log_monitor", None),
+    )
+    with ExitStack() as stack:
+        for owner, name, result in absent:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, partial(_answer, result))
+        yield
+
+
+def _answer(result: Any, *_: Any, **__: Any) -> Any:
+    return result
+
+
+@contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -142,17 +168,20 @@ def _start(folder: Path, cpus: int, gpus: int) -> None:
 
     AuthenticationTokenLoader.instance().reset_cache()
     worker._worker_logs_enabled = False  # or Ray prints its view of a dead worker in the middle of ours
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        num_gpus=gpus,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _temp_dir=str(folder / "ray"),  # Ray opens it to every user; `folder` is closed
-        _node_ip_address=LOOPBACK,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(folder / "ray"),  # Ray opens it to every user; `folder` is closed
+            _node_ip_address=LOOPBACK,
+        )
+    except Exception as error:  # Ray has no class for it; among others when the host is so busy that 30 s are too few
+        raise StokerError(f"Ray did not start on this host: {error}") from error
     address = ray.util.get_node_ip_address()
     if address != LOOPBACK:
         raise StokerError(f"Ray listens on {address}, not on {LOOPBACK} only: import cluster.local_ray before ray")

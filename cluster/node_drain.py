@@ -19,6 +19,7 @@ def drain_this_node(address: str, grace_s: int, say: Callable[[str], None]) -> b
     """
     from ray._private import services
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import RayError
 
     try:
         own = os.environ.get("RAY_ADDRESS") if address == "auto" else None
@@ -27,12 +28,15 @@ def drain_this_node(address: str, grace_s: int, say: Callable[[str], None]) -> b
         node = _this_node(client, services.get_node_ip_address(gcs))
         deadline_ms = int((time.time() + grace_s) * 1000)
         accepted, why = client.drain_node(node.hex(), _PREEMPTION, "the node is taken away", deadline_ms)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(f"no Ray node here at {address} that could be drained: {_first_line(error)}") from error
     if not accepted:
         raise ClusterError(f"Ray refuses to drain this node: {why}")
     say(f"draining this node: what runs on it has {grace_s} s to save its state and leave")
-    return _await_end(client, node, grace_s)
+    try:
+        return _await_end(client, node, grace_s)
+    except RayError as error:
+        raise ClusterError(f"Ray does not say any more whether this node has ended: {_first_line(error)}") from error
 
 
 def _this_node(client: Any, host: str) -> bytes:

@@ -104,7 +104,7 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
     if free_bytes < needed_bytes:
         raise ResourceError(
             f"{folder} has {free_bytes / GIB:.2f} GiB free, checkpoints need {needed_bytes / GIB:.2f} GiB: "
-            "free some space, lower checkpoint.keep_last, or set run.dir to another disk"
+            "free some space, keep fewer (checkpoint.keep_last, keep_every_steps), or set checkpoint.dir elsewhere"
         )
 
 

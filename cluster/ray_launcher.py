@@ -12,8 +12,11 @@ Object = dict[str, Any]
 _TOKEN = "~/.ray/auth_token"  # where `ray get-auth-token --generate` writes it, here and on the nodes
 
 
-def render_ray_cluster(recipe: Recipe) -> Object:
-    """The cluster's YAML as an object. Raises RecipeError when `cloud.launcher` does not say enough."""
+def render_ray_cluster(recipe: Recipe, recipe_yaml: str) -> Object:
+    """The cluster's YAML as an object; `recipe_yaml` goes into the shared folder, as NAME.yaml.
+
+    Raises RecipeError when `cloud.launcher` does not say enough.
+    """
     cloud = cloud_of(recipe)
     _check(cloud)
     shape, launcher = node_shape(recipe.workers, cloud.workers_per_node), cloud.launcher
@@ -44,11 +47,17 @@ def render_ray_cluster(recipe: Recipe) -> Object:
         "docker": docker | gpus,
         "file_mounts": {_TOKEN: _TOKEN},
         "initialization_commands": launcher.setup,
+        "head_setup_commands": [f"printf %s {shlex.quote(recipe_yaml)} > {shlex.quote(recipe_path(recipe, cloud))}"],
         "available_node_types": nodes,
         "head_node_type": "head",
         "head_start_ray_commands": _start(recipe, cloud, head=True),
         "worker_start_ray_commands": _start(recipe, cloud, head=False),
     }
+
+
+def recipe_path(recipe: Recipe, cloud: Cloud) -> str:
+    """Of the resolved recipe on the cluster."""
+    return f"{cloud.shared}/{resource_name(recipe.run.name)}.yaml"
 
 
 def _check(cloud: Cloud) -> None:

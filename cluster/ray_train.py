@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cluster.failures import is_consequence
 from cluster.worker_shell import ShellOrder
 from configs.errors import EXIT_FAILED, StokerError, WorkerError
 from configs.recipe import Workers
@@ -84,11 +85,6 @@ def _worker_failure(error: Exception, restarts: int) -> WorkerFailure:
     if restarts and not isinstance(cause, StokerError):
         message += f" (after {restarts} restarts without a newer checkpoint, workers.max_failures)"
     return WorkerFailure(message, details=str(error), exit_code=exit_code)
-
-
-def is_consequence(text: str) -> bool:
-    """Whether an error's text is what the other ranks see of a lost one: a broken connection inside a collective."""
-    return any(word in text.lower() for word in ("gloo", "nccl", "connection"))
 
 
 def _is_echo(error: BaseException) -> bool:

@@ -24,10 +24,11 @@ from cluster.ray_hosts import RayHosts
 from cluster.session_folder import session_folder
 from cluster.slurm_orphan import OrphanWatch
 from cluster.slurm_queue import SlurmCommands
-from configs.errors import StokerError, UnfitHostError
+from configs.errors import RunFolderError, StokerError, UnfitHostError
 
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 TICK_S = 0.5
+BEAT_S = 5.0
 PROBE_TIMEOUT_S = 1.0
 # Ray gives a silent host up after about five seconds: this one must be quiet by then.
 FENCE_S = 3.5
@@ -57,6 +58,7 @@ class AgentPlan:
     hosts: list[str]
     max_requeues: int
     check_address: str | None  # HOST:PORT for the full health check; None: without
+    contained: bool  # the agents are in containers, and cluster/orphan_step.py runs beside them
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -107,6 +109,12 @@ def ray_environment(plan: AgentPlan, interface: str) -> dict[str, str]:
     return {**interfaces, **kept, **accelerator, **ours}
 
 
+def orphan_watch(plan: AgentPlan, host: str) -> OrphanWatch:
+    hosts = (plan.head, host)
+    folder = Path(plan.folder)
+    return OrphanWatch(plan.job_id, hosts, len(plan.hosts), plan.max_requeues, folder, SlurmCommands(), say)
+
+
 class Agent:
     """Keeps Ray running on this host for as long as there is a reason to."""
 
@@ -125,14 +133,14 @@ class Agent:
         self._told: set[str] | None = None
         self._health: HostCheck | None = None
         self._checked = False
-        self._orphan = OrphanWatch(
-            plan.job_id, (plan.head, host), len(plan.hosts), plan.max_requeues, Path(plan.folder), SlurmCommands(), say
-        )
+        self._beat = 0.0
+        self._orphan = None if plan.contained else orphan_watch(plan, host)
 
     def run(self) -> int:
         """Until the supervisor ends it or leaves this host out (0), or it cannot go on (1)."""
+        self._tell_presence()
         self._start()
-        while not _told_to_leave(self._host, TICK_S):
+        while not told_to_leave(self._host, TICK_S):
             problem = self._check()
             if problem is not None:
                 say(f"{self._host}: {problem}\n{self.last_words()}")
@@ -143,6 +151,7 @@ class Agent:
     def _check(self) -> str | None:
         """One look at Ray and at the first host; what makes it pointless to go on."""
         self._tell_health()
+        self._tell_presence()
         if self._host == self._plan.head:
             self._tell_hosts()
             return f"Ray's head ended ({_how(self._ray)})" if self._ended() else None
@@ -154,8 +163,14 @@ class Agent:
             if self._answered and self._ray is not None:  # before, its Ray is not up yet, and ours waits for it
                 self._kill()
                 say(f"{self._host}: {self._plan.head} has not answered for {silent_s:.1f} s: ended Ray here")
-            self._orphan.look()
+            if self._orphan is not None:
+                self._orphan.look()
         return None
+
+    def _tell_presence(self) -> None:
+        if time.monotonic() - self._beat > BEAT_S:
+            self._beat = time.monotonic()
+            tell({"here": self._host})
 
     def _tell_hosts(self) -> None:
         """To the supervisor, when it is news: the hosts whose Ray is alive, as the head sees it."""
@@ -228,7 +243,7 @@ def _how(process: subprocess.Popen[bytes] | None) -> str:
     return f"signal {-status}" if status is not None and status < 0 else f"exit {status}"
 
 
-def _told_to_leave(host: str, timeout_s: float) -> bool:
+def told_to_leave(host: str, timeout_s: float) -> bool:
     """Wait that long for the end of standard input, or a line there with the name of this host."""
     import select
 
@@ -250,10 +265,10 @@ def say(message: str) -> None:
 
 
 def check_shared(plan: AgentPlan, host: str) -> None:
-    """Raises StokerError when this host does not see what the first one wrote."""
+    """Raises RunFolderError when this host does not see what the first one wrote."""
     for path in (plan.folder, plan.token):
         if not Path(path).exists():
-            raise StokerError(
+            raise RunFolderError(
                 f"{path} is on {plan.head}, but not on {host}: put run.dir on a file system that all hosts share"
             )
 

@@ -1,14 +1,13 @@
 """The hosts of one start of a job: which take part in the run, which are lost, and whether the rest has room for it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cluster.host_agents import HostAgents
 from cluster.host_report import SLOW_PART, UNFIT_PART, HostReport, cut_hosts, lines, slow_hosts
 from cluster.ledger import Ledger
-from cluster.slurm_decisions import Ending, excludable, patience_s, workers_that_fit
+from cluster.slurm_decisions import Ending, patience_s, unreliable_hosts, workers_that_fit
 from cluster.slurm_job import SlurmJob
-from cluster.slurm_queue import Scheduler
 from configs.errors import EXIT_FAILED, EXIT_REQUEUE, ClusterError
 from configs.recipe import Workers
 from configs.slurm import Slurm
@@ -22,12 +21,13 @@ class JobHosts:
         job: SlurmJob,
         slurm: Slurm,
         workers: Workers,
-        scheduler: Scheduler,
+        can_do_without: Callable[[Sequence[str]], bool],
         ledger: Ledger,
         say: Callable[[str], None],
     ) -> None:
+        """`can_do_without`: whether the cluster has enough others for the job. May raise ClusterError."""
         self._job, self._slurm, self._workers = job, slurm, workers
-        self._scheduler, self._ledger, self._say = scheduler, ledger, say
+        self._can_do_without, self._ledger, self._say = can_do_without, ledger, say
         self._head = job.hosts[0]
         self._names = list(job.hosts)  # that take part
         self._leaving: set[str] = set()
@@ -52,6 +52,8 @@ class JobHosts:
             if host in self._names and not self._leave_out(agents, host, cause):
                 self._record_unfit(host, cause)
                 return False, Ending(EXIT_FAILED, f"{host}: {cause}", requeue=True)
+        if silent := [host for host in agents.silent() if host in self.names]:
+            return False, self.without(silent, f"the agent on {', '.join(silent)} is not heard of any more")
         if self.not_ready(agents):
             return False, None
         if not self._compared:
@@ -127,13 +129,13 @@ class JobHosts:
         )
 
     def _is_spare(self, host: str) -> bool:
-        """Whether the partition could give another one for it."""
+        """Whether the cluster could give another one for it."""
+        excluded = unreliable_hosts(self._ledger.events(), self._job.job_id)
         try:
-            states = self._scheduler.hosts(self._slurm.partition)
+            return self._can_do_without([*excluded, host])
         except ClusterError as error:
             self._say(f"host {host} is not fit, but Slurm cannot be asked for another one: {error}")
             return False
-        return bool(excludable([host], states, len(self._job.hosts)))
 
     def _record_unfit(self, host: str, cause: str) -> None:
         self._ledger.append("host_unfit", host=host, job=self._job.job_id, cause=cause)

@@ -2,20 +2,26 @@
 
 import os
 import secrets
+import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.host_network import free_port
 from cluster.ledger import Ledger
 from cluster.slurm_address import first_address
 from cluster.slurm_agent import AgentPlan, say
-from cluster.slurm_decisions import Ending, excludable, unreliable_hosts
+from cluster.slurm_container import container_of
+from cluster.slurm_decisions import Ending, excludable, is_cancelled, requeues_in_a_row, unreliable_hosts
+from cluster.slurm_hosts import JobHosts
 from cluster.slurm_job import SlurmJob
+from cluster.slurm_patience import patient_commands
 from cluster.slurm_queue import Scheduler, SlurmCommands
 from cluster.slurm_requeue import refuse_requeue, requeue
 from cluster.slurm_script import slurm_folder, submission_path
-from cluster.slurm_steps import CHECKOUT, agents_command, driver_command
-from cluster.slurm_supervisor import Start, Supervisor, block_signals, job_environment
+from cluster.slurm_steps import CHECKOUT, agents_command, driver_command, orphan_watch_command
+from cluster.slurm_supervisor import CANCEL, Start, Supervisor, block_signals, job_environment
 from configs.errors import EXIT_REQUEUE, ClusterError, StokerError
 from configs.load import load_recipe
 from configs.recipe import Recipe
@@ -24,30 +30,79 @@ from configs.slurm import Slurm
 
 def main(run_folder: Path, submission: int) -> int:
     block_signals()
-    job = SlurmJob.from_env(os.environ)
-    recipe_path = submission_path(run_folder, submission, "yaml")
-    recipe = load_recipe(recipe_path)
-    slurm = recipe.slurm or Slurm()
-    ledger = Ledger(run_folder / "ledger.jsonl")
-    scheduler: Scheduler = SlurmCommands()
+    job, ledger = SlurmJob.from_env(os.environ), Ledger(run_folder / "ledger.jsonl")
+    cancelled = is_cancelled(ledger.events(), job.job_id)  # while it waited in the queue
     note_start(job, ledger)
     say(f"job {job.job_id}, start {job.restarts + 1}, on {', '.join(job.hosts)}")
-    ending = _unfit(job, ledger, scheduler, slurm)
-    if ending is None:
-        token = slurm_folder(run_folder) / f"token-{job.job_id}"
+    recipe = load_recipe(submission_path(run_folder, submission, "yaml"))
+    this = _ThisStart(job, recipe, recipe.slurm or Slurm(), run_folder, submission, ledger)
+    if cancelled:
+        return this.finish(Ending(EXIT_REQUEUE, "`stoker cancel` came while the job was requeued"))
+    try:
+        ending = this.run()
+    except StokerError as error:  # the mistakes of a recipe come again, what Slurm or a network did not do may not
+        ending = Ending(error.exit_code, str(error), requeue=isinstance(error, ClusterError))
+    return this.finish(ending)
+
+
+@dataclass(frozen=True)
+class _ThisStart:
+    """What the parts of one start of the job share."""
+
+    job: SlurmJob
+    recipe: Recipe
+    slurm: Slurm
+    run_folder: Path
+    submission: int
+    ledger: Ledger
+    scheduler: Scheduler = field(default_factory=lambda: patient_commands(say))
+
+    def run(self) -> Ending:
+        """Raises StokerError when it cannot begin."""
+        if (ending := self._given_again()) is not None:
+            return ending
+        token = slurm_folder(self.run_folder) / f"token-{self.job.job_id}"
         try:
-            start = _start(job, recipe, recipe_path, run_folder, token, scheduler)
-            ending = Supervisor(job, slurm, recipe.workers, scheduler, ledger, say).run(start)
+            start = _start(self, token)
+            without = self.can_do_without
+            hosts = JobHosts(self.job, self.slurm, self.recipe.workers, without, self.ledger, say)
+            return Supervisor(self.job, self.slurm, hosts, self.scheduler, self.ledger, say).run(start)
         finally:
             token.unlink(missing_ok=True)
-    excluded = _excluded(ledger, scheduler, slurm, len(job.hosts)) if ending.requeue else []
-    refusal = refuse_requeue(ending, job.job_id, slurm.max_requeues, scheduler, ledger)
-    say(ending.why if refusal is None else f"{ending.why}{refusal}")
-    if refusal is None:
-        requeue(ending, job.job_id, scheduler, ledger, excluded, say)
+
+    def finish(self, ending: Ending) -> int:
+        """Requeue the job, or write down that it has ended; the exit code."""
+        if ending.requeue and CANCEL in signal.sigpending():  # came when the run had left already
+            ending = replace(ending, why=f"{ending.why}; cancelled", requeue=False)
+        try:
+            refusal = refuse_requeue(ending, self.job.job_id, self.slurm.max_requeues, self.scheduler, self.ledger)
+            say(ending.why if refusal is None else f"{ending.why}{refusal}")
+            if refusal is None:
+                requeue(ending, self.job.job_id, self.scheduler, self.ledger, self._excludable(), say)
+                return ending.code
+        except ClusterError as error:
+            say(f"error: {ending.why}; not requeued: {error}")
+        self.ledger.append("job_ended", job=self.job.job_id, code=ending.code, reason=ending.why)
         return ending.code
-    ledger.append("job_ended", job=job.job_id, code=ending.code, reason=ending.why)
-    return ending.code
+
+    def can_do_without(self, hosts: Sequence[str]) -> bool:
+        """Whether Slurm could give the job others. Asked once, as it may hold up the start of the run."""
+        return SlurmCommands().would_take(submission_path(self.run_folder, self.submission, "sbatch"), hosts)
+
+    def _given_again(self) -> Ending | None:
+        """An ending before anything started, when Slurm gave us a host to leave out and there are others."""
+        given = [host for host in self._excludable() if host in self.job.hosts]
+        if not given or requeues_in_a_row(self.ledger.events(), self.job.job_id) >= self.slurm.max_requeues:
+            return None
+        return Ending(EXIT_REQUEUE, f"host {', '.join(given)} failed in this job before", requeue=True)
+
+    def _excludable(self) -> list[str]:
+        unreliable = unreliable_hosts(self.ledger.events(), self.job.job_id)
+        try:
+            return excludable(unreliable, self.can_do_without)
+        except ClusterError as error:
+            say(f"hosts {', '.join(unreliable)} are not fit, but are not excluded: {error}")
+            return []
 
 
 def note_start(job: SlurmJob, ledger: Ledger) -> None:
@@ -60,36 +115,16 @@ def note_start(job: SlurmJob, ledger: Ledger) -> None:
     ledger.append("job_started", job=job.job_id, restarts=job.restarts, hosts=list(job.hosts))
 
 
-def _unfit(job: SlurmJob, ledger: Ledger, scheduler: Scheduler, slurm: Slurm) -> Ending | None:
-    """An ending before anything started, when Slurm gave us a host to leave out and there are others."""
-    given = [host for host in _excluded(ledger, scheduler, slurm, len(job.hosts)) if host in job.hosts]
-    if not given:
-        return None
-    return Ending(EXIT_REQUEUE, f"host {', '.join(given)} failed in this run before", requeue=True)
-
-
-def _excluded(ledger: Ledger, scheduler: Scheduler, slurm: Slurm, needed: int) -> list[str]:
-    unreliable = unreliable_hosts(ledger.events())
-    if not unreliable:
-        return []
-    try:
-        return excludable(unreliable, scheduler.hosts(slurm.partition), needed)
-    except ClusterError as error:
-        say(f"hosts {', '.join(unreliable)} are not fit, but are not excluded: {error}")
-        return []
-
-
-def _start(
-    job: SlurmJob, recipe: Recipe, recipe_path: Path, run_folder: Path, token: Path, scheduler: Scheduler
-) -> Start:
-    slurm = recipe.slurm or Slurm()
+def _start(this: _ThisStart, token: Path) -> Start:
+    job, recipe, slurm = this.job, this.recipe, this.slurm
     write_token(token)
-    head = first_address(job.hosts, slurm.interface, scheduler)
+    head = first_address(job.hosts, slurm.interface, this.scheduler)
+    container = container_of(recipe, Path.cwd(), CHECKOUT)
     plan = AgentPlan(
         head=job.hosts[0],
         address=f"{head}:{free_port(head)}",
         token=str(token),
-        folder=str(run_folder),
+        folder=str(this.run_folder),
         cpus=job.cpus,
         gpus=job.gpus,
         memory_bytes=job.memory_bytes,
@@ -98,10 +133,18 @@ def _start(
         hosts=list(job.hosts),
         max_requeues=slurm.max_requeues,
         check_address=f"{head}:{free_port(head)}" if slurm.health_check == "full" else None,
+        contained=container is not None,
     )
     environment = {**job_environment(token), "PYTHONPATH": str(CHECKOUT)}
-    driver = driver_command(sys.executable, recipe_path, plan.address)
-    return Start(agents_command(job, sys.executable, plan), driver, plan.address, environment)
+    return Start(
+        agents=agents_command(job, sys.executable, plan, container),
+        orphan_watch=orphan_watch_command(job, sys.executable, plan) if container else None,
+        driver=driver_command(
+            job, sys.executable, submission_path(this.run_folder, this.submission, "yaml"), plan, container
+        ),
+        address=plan.address,
+        environment=environment,
+    )
 
 
 def write_token(path: Path) -> None:

@@ -45,7 +45,7 @@ class OrphanWatch:
         self._ledger = Ledger(folder / "ledger.jsonl")
         self._every_s = max(LOOK_S, count / QUESTIONS_PER_S)
         self._looked = 0.0
-        self._done = False
+        self._told = self._done = False
 
     def look(self) -> None:
         if self._done or time.monotonic() - self._looked < self._every_s:
@@ -58,14 +58,16 @@ class OrphanWatch:
             self._say(f"{self._own}: {self._head} does not answer, and Slurm cannot be asked: {error}")
 
     def _end(self) -> None:
-        """Slurm ends this process within seconds of either."""
-        self._done = True
+        """Slurm ends this process within seconds of either. What fails is tried again by the next look."""
         ending = Ending(EXIT_REQUEUE, f"Slurm has given up the first host, {self._head}", requeue=True)
-        self._ledger.append("host_lost", host=self._head, job=self._job_id, cause=ending.why)
+        if not self._told:
+            self._ledger.append("host_lost", host=self._head, job=self._job_id, cause=ending.why)
+        self._told = True
         refusal = refuse_requeue(ending, self._job_id, self._max_requeues, self._scheduler, self._ledger)
         self._say(f"{self._own}: {ending.why}{refusal or ''}")
         if refusal is None:
             requeue(ending, self._job_id, self._scheduler, self._ledger, [], self._say)
         else:
-            self._ledger.append("job_ended", job=self._job_id, code=ending.code, reason=ending.why)
             self._scheduler.cancel(self._job_id)
+            self._ledger.append("job_ended", job=self._job_id, code=ending.code, reason=ending.why)
+        self._done = True

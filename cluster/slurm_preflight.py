@@ -27,7 +27,7 @@ class HostShape:
 
 def host_shape(workers: Workers, slurm: Slurm) -> HostShape:
     """Raises ResourceError when the workers do not fit in what `slurm` asks for."""
-    each = -(-workers.most // slurm.nodes)
+    each = -(-workers.most // (slurm.nodes - slurm.spare_nodes))
     cpus = slurm.cpus_per_node or each * workers.cpus
     gpus = each * workers.gpus if slurm.gpus_per_node is None else slurm.gpus_per_node
     fitting = workers_that_fit(workers, slurm.nodes, cpus, gpus)

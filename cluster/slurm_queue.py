@@ -4,14 +4,22 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from configs.errors import ClusterError
 
 COMMAND_TIMEOUT_S = 60.0
+SUBMIT_TIMEOUT_S = 300.0  # giving up on sbatch may leave a job that nobody knows of
+# Of the shell, what changes Slurm's commands behind our back: sbatch lets SBATCH_PARTITION go before what the script
+# says, and inside another job SLURM_* describe that one.
+_MEDDLING = ("SBATCH_", "SLURM_", "SQUEUE_", "SINFO_", "SCANCEL_", "SACCT_", "SCONTROL_")
+_KEPT = ("SLURM_CONF", "SLURM_JWT")  # where the cluster is, and who we are
+# Of src/common/slurm_errno.c: what the hosts that are left cannot give.
+_TOO_FEW = re.compile(r"not available|node count|invalid node|requested nodes|more processors", re.IGNORECASE)
 _OVER = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
@@ -32,7 +40,7 @@ class JobState:
 
 
 class Scheduler(Protocol):
-    """What Stoker needs of Slurm. All but `state` raise ClusterError with Slurm's own words."""
+    """What Stoker needs of Slurm. All raise ClusterError with Slurm's own words."""
 
     def submit(self, script: str) -> str: ...
     def test(self, script: str) -> str: ...
@@ -43,9 +51,10 @@ class Scheduler(Protocol):
     def cancel(self, job: str) -> None: ...
     def interrupt(self, job: str) -> None: ...
     def config(self) -> dict[str, str]: ...
-    def partition(self, name: str | None) -> dict[str, str]: ...
-    def hosts(self, partition: str | None) -> dict[str, str]: ...
+    def partitions(self, names: str | None) -> list[dict[str, str]]: ...
+    def would_take(self, script: Path, excluded: Sequence[str]) -> bool: ...
     def node_address(self, host: str) -> str: ...
+    def has_pyxis(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -57,20 +66,32 @@ class Answer:
     err: str
 
 
+class NoAnswerError(ClusterError):
+    """Slurm did not answer in time. What was asked of it may be done all the same."""
+
+
 def run(command: Sequence[str], text: str = "") -> Answer:
-    """Raises ClusterError when there is no such command, or it does not answer."""
-    environment = {**os.environ, "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
+    """Raises ClusterError when there is no such command, NoAnswerError when it does not answer."""
+    environment = {**_without_meddling(os.environ), "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
+    timeout_s = SUBMIT_TIMEOUT_S if "--parsable" in command else COMMAND_TIMEOUT_S
     try:
         done = subprocess.run(
-            command, input=text, env=environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+            command, input=text, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except FileNotFoundError as error:
         raise ClusterError(f"there is no {command[0]} here: submit on a host of the Slurm cluster") from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(
-            f"{command[0]} did not answer in {COMMAND_TIMEOUT_S:.0f} s: is Slurm's controller up?"
-        ) from error
+        raise NoAnswerError(f"{command[0]} did not answer in {timeout_s:.0f} s: is Slurm's controller up?") from error
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def _without_meddling(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name in _KEPT or not name.startswith(_MEDDLING)}
+
+
+def overruled(environment: Iterable[str]) -> list[str]:
+    """Variables by which a user gives sbatch defaults, and which do not count for `stoker submit`."""
+    return sorted(name for name in environment if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS")
 
 
 class SlurmCommands:
@@ -81,7 +102,17 @@ class SlurmCommands:
 
     def submit(self, script: str) -> str:
         """The new job's id."""
-        return self._told("sbatch", "--parsable", text=script).strip().splitlines()[-1].partition(";")[0]
+        try:
+            out = self._told("sbatch", "--parsable", text=script)
+        except NoAnswerError as error:
+            raise NoAnswerError(
+                f"{error} The job may be queued all the same, and the run does not know of it: see `squeue --me`, and "
+                "`scancel` it before you submit again"
+            ) from error
+        job = _last_line(out).partition(";")[0]
+        if not job.isdecimal():
+            raise ClusterError(f"sbatch named no job, but said: {out.strip() or 'nothing'}")
+        return job
 
     def test(self, script: str) -> str:
         """What Slurm would do with it, in a line."""
@@ -91,7 +122,7 @@ class SlurmCommands:
         return _last_line(answer.err or answer.out).removeprefix("sbatch: ")
 
     def state(self, job: str) -> JobState | None:
-        """From the accounting if there is one, else from the queue; None when neither knows the job."""
+        """From the accounting if there is one, else from the queue; None when Slurm does not know the job any more."""
         return self._from_sacct(job) or self._from_squeue(job)
 
     def job(self, job: str) -> dict[str, str]:
@@ -116,21 +147,28 @@ class SlurmCommands:
         pairs = (line.partition("=") for line in lines if "=" in line)
         return {name.strip(): value.strip() for name, _, value in pairs}
 
-    def partition(self, name: str | None) -> dict[str, str]:
-        """Of the default partition when `name` is None."""
-        lines = self._told("scontrol", "--oneliner", "show", "partition", *filter(None, [name])).splitlines()
-        found = [fields_of(line) for line in lines]
-        return next((fields for fields in found if name or fields.get("Default") == "YES"), {})
+    def partitions(self, names: str | None) -> list[dict[str, str]]:
+        """Of each of `names`, which commas part; of the default partition when that is None."""
+        if names is None:
+            found = [fields_of(line) for line in self._told("scontrol", "--oneliner", "show", "partition").splitlines()]
+            return [fields for fields in found if fields.get("Default") == "YES"]
+        show = ("scontrol", "--oneliner", "show", "partition")
+        return [fields_of(self._told(*show, name)) for name in names.split(",")]
 
-    def hosts(self, partition: str | None) -> dict[str, str]:
-        """The state of each host of the partition, as sinfo has it."""
-        chosen = [f"--partition={partition}"] if partition else []
-        lines = self._told("sinfo", "--noheader", "--Node", "--format=%N %T", *chosen).splitlines()
-        return dict(line.split(maxsplit=1) for line in lines if " " in line)
+    def would_take(self, script: Path, excluded: Sequence[str]) -> bool:
+        """Whether the hosts that are up, without `excluded`, could ever run the job of `script`."""
+        answer = self._execute(["sbatch", "--test-only", f"--exclude={','.join(excluded)}", str(script)])
+        if answer.status and not _TOO_FEW.search(answer.err + answer.out):
+            raise ClusterError(f"sbatch --test-only failed: {_error_line(answer)}")
+        return answer.status == 0
 
     def node_address(self, host: str) -> str:
         """Name or IP by which Slurm reaches the host."""
         return fields_of(self._told("scontrol", "--oneliner", "show", "node", host)).get("NodeAddr", host)
+
+    def has_pyxis(self) -> bool:
+        """Whether srun has the options of that plugin."""
+        return "--container-image" in self._told("srun", "--help")
 
     def _from_sacct(self, job: str) -> JobState | None:
         if shutil.which("sacct") is None:
@@ -144,6 +182,8 @@ class SlurmCommands:
 
     def _from_squeue(self, job: str) -> JobState | None:
         answer = self._execute(["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r"])
+        if answer.status and "Invalid job id" not in answer.err:
+            raise ClusterError(f"squeue failed: {_error_line(answer)}")
         lines = answer.out.split("\n")
         if answer.status or not lines[0].strip():
             return None
@@ -172,7 +212,8 @@ def time_left_s(job: dict[str, str], now: datetime) -> float | None:
 
 
 def _error_line(answer: Answer) -> str:
-    lines = [line for line in answer.err.splitlines() if "error" in line] or answer.err.splitlines() or ["no message"]
+    said = (answer.err.strip() or answer.out.strip() or "no message").splitlines()  # scontrol may say it on stdout
+    lines = [line for line in said if "error" in line] or said
     return "; ".join(line.strip() for line in lines[:3])
 
 

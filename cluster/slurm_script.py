@@ -92,7 +92,8 @@ def directives(job: JobScript) -> list[str]:
         "export": ",".join(dict.fromkeys((*STORAGE_VARIABLES, *slurm.environment))),
     }
     given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    return [*given, "--requeue", "--no-kill", *slurm.sbatch]
+    requeue = "--requeue" if slurm.max_requeues else "--no-requeue"  # which holds for Slurm itself too
+    return [*given, requeue, "--no-kill", *slurm.sbatch]
 
 
 def _output_pattern(job: JobScript) -> str:

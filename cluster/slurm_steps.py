@@ -1,24 +1,46 @@
-"""The commands that a job starts on its hosts: the agents' step, and the driver. Pure."""
+"""The commands that a job starts on its hosts: the agents' step, the orphan watch beside it, the driver. Pure."""
 
 from pathlib import Path
 
 from cluster.slurm_agent import AgentPlan
+from cluster.slurm_container import Container, inside
 from cluster.slurm_job import SlurmJob
 
 CHECKOUT = Path(__file__).parents[1]
+_MODULES = f"PYTHONPATH={CHECKOUT}"
 
 
-def agents_command(job: SlurmJob, python: str, plan: AgentPlan) -> list[str]:
+def agents_command(job: SlurmJob, python: str, plan: AgentPlan, container: Container | None) -> list[str]:
     """One step with an agent on each host. It outlives a lost host, and an agent that ends."""
+    flags = container.step_flags if container else []
+    agent = ["-m", "cluster.slurm_agent", plan.encode()]
+    return [*_on_each_host(job, "stoker-agents"), *flags, *inside(container, python, [_MODULES], agent)]
+
+
+def orphan_watch_command(job: SlurmJob, python: str, plan: AgentPlan) -> list[str]:
+    """Beside agents in containers, where Slurm's commands are not."""
+    return [*_on_each_host(job, "stoker-orphan-watch"), python, "-m", "cluster.orphan_step", plan.encode()]
+
+
+def _on_each_host(job: SlurmJob, name: str) -> list[str]:
     count = len(job.hosts)
     return [
         *("srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}"),
-        *("--job-name=stoker-agents", "--overlap", "--no-kill", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL"),
-        *("--unbuffered", python, "-m", "cluster.slurm_agent", plan.encode()),
+        *(f"--job-name={name}", "--overlap", "--no-kill", "--kill-on-bad-exit=0", "--wait=0", "--export=ALL"),
+        "--unbuffered",
     ]
 
 
-def driver_command(python: str, recipe: Path, address: str) -> list[str]:
+def driver_command(job: SlurmJob, python: str, recipe: Path, plan: AgentPlan, container: Container | None) -> list[str]:
     """`stoker train` on the job's Ray, on the first host."""
-    shielded = [python, "-m", "cluster.signal_shield", python, "-m", "trainer", "train"]
-    return [*shielded, str(recipe), "--address", address]
+    own = container.python if container else python
+    arguments = ["-m", "cluster.signal_shield", own, "-m", "trainer", "train", str(recipe), "--address", plan.address]
+    variables = [_MODULES, "RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={plan.token}"]
+    command = inside(container, python, variables, arguments)
+    if container is None or not container.step_flags:
+        return command
+    return [
+        *("srun", "--nodes=1", "--ntasks=1", f"--nodelist={plan.head}", f"--cpus-per-task={job.cpus}", "--overlap"),
+        *("--job-name=stoker-driver", "--export=ALL", "--unbuffered", "--input=none"),
+        *(*container.step_flags, *command),
+    ]

@@ -8,9 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from cluster.host_agents import HostAgents
@@ -20,9 +18,9 @@ from cluster.process_tree import adopt_orphans, end_descendants
 from cluster.slurm_decisions import Ending
 from cluster.slurm_hosts import JobHosts
 from cluster.slurm_job import SlurmJob
-from cluster.slurm_queue import Scheduler, time_left_s
-from configs.errors import EXIT_FAILED, EXIT_REQUEUE, ClusterError
-from configs.recipe import Workers
+from cluster.slurm_queue import Scheduler
+from cluster.slurm_time_left import TimeLeft
+from configs.errors import EXIT_FAILED, EXIT_REQUEUE
 from configs.slurm import Slurm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -35,9 +33,10 @@ STUCK_S = 2.0  # for the driver to leave when its Ray is broken
 
 @dataclass(frozen=True)
 class Start:
-    """What the supervisor starts: the step of agents, and the driver once all hosts are there."""
+    """What the supervisor starts: the steps of agents and of the orphan watch, the driver once all hosts are there."""
 
     agents: Sequence[str]
+    orphan_watch: Sequence[str] | None  # None: the agents do it
     driver: Sequence[str]
     address: str
     environment: dict[str, str]
@@ -50,26 +49,31 @@ class Supervisor:
         self,
         job: SlurmJob,
         slurm: Slurm,
-        workers: Workers,
+        hosts: JobHosts,
         scheduler: Scheduler,
         ledger: Ledger,
         say: Callable[[str], None],
     ) -> None:
-        self._job, self._slurm = job, slurm
+        self._job, self._slurm, self._hosts = job, slurm, hosts
         self._scheduler, self._ledger, self._say = scheduler, ledger, say
         self._warned: str | None = None
-        self._deadline: float | None = None  # by which the driver must be gone
-        self._hosts = JobHosts(job, slurm, workers, scheduler, ledger, say)
+        self._cancelled = False
+        self._time_left: TimeLeft | None = None
+        self._driver: subprocess.Popen[bytes] | None = None
         self._head_heard = time.monotonic()
+        self._watch: HostAgents | None = None
 
     def run(self, start: Start) -> Ending:
         """Returns when everything that it started is gone."""
         adopt_orphans()
         agents = HostAgents(start.agents, start.environment)
+        self._watch = HostAgents(start.orphan_watch, start.environment) if start.orphan_watch else None
         try:
             return self._wait_for_hosts(agents) or self._train(agents, start)
         finally:
             agents.end()
+            if self._watch is not None:
+                self._watch.end()
             left = end_descendants(timeout_s=3.0)
             if left:
                 self._say(f"processes {left} would not end")
@@ -81,8 +85,7 @@ class Supervisor:
         while not ready:
             self._tick(agents)
             if self._warned:
-                again = self._warned != CANCEL.name
-                return Ending(EXIT_REQUEUE, f"{self._warned} before the run had started", requeue=again)
+                return Ending(EXIT_REQUEUE, f"{self._warned} before the run had started", requeue=not self._cancelled)
             ready, ending = self._hosts.begin(agents)
             if ending is not None:
                 return ending
@@ -101,11 +104,9 @@ class Supervisor:
 
     def _train(self, agents: HostAgents, start: Start) -> Ending:
         driver = subprocess.Popen(start.driver, env=start.environment, stdin=subprocess.DEVNULL)
+        self._driver = driver
         while driver.poll() is None:
-            was_warned = self._warned
             self._tick(agents)
-            if self._warned and not was_warned:
-                driver.send_signal(signal.SIGUSR1)
             if problem := self._broken(agents, start.address):
                 return self._give_up(driver, problem)
         return self._verdict(driver.returncode, head_answers=reaches(start.address, timeout_s=1.0))
@@ -117,7 +118,7 @@ class Supervisor:
             self._head_heard = now
         if self._job.hosts[0] in agents.failed or agents.ended or now - self._head_heard > HEAD_SILENCE_S:
             return self._head_gone()
-        if self._deadline is not None and now > self._deadline:
+        if self._time_left is not None and self._time_left.until(margin_s=MARGIN_S) < now:
             return f"the driver did not leave in the time left after {self._warned}"
         return self._hosts.look(agents, now)
 
@@ -132,13 +133,13 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             driver.kill()
             driver.wait()
-        return Ending(EXIT_REQUEUE, problem, requeue=self._warned != CANCEL.name)
+        return Ending(EXIT_REQUEUE, problem, requeue=not self._cancelled)
 
     def _verdict(self, status: int, *, head_answers: bool) -> Ending:
-        again = self._warned != CANCEL.name
+        again = not self._cancelled
         if status == EXIT_REQUEUE:
             return Ending(status, f"stopped by {self._warned or 'a signal'} with a checkpoint", requeue=again)
-        if self._warned and status == -signal.SIGUSR1:
+        if self._warned and status in (-signal.SIGUSR1, 128 + signal.SIGUSR1):  # the latter through srun
             return Ending(EXIT_REQUEUE, f"{self._warned} before the driver was ready for it", requeue=again)
         if status and not head_answers:  # the driver has seen it before us
             return Ending(EXIT_REQUEUE, self._head_gone(), requeue=again)
@@ -151,24 +152,24 @@ class Supervisor:
         if received is not None:
             self._on_signal(signal.Signals(received.si_signo).name)
         agents.poll()
+        if self._watch is not None and self._watch.ended:
+            lost = "should the first host be lost now, the job must be requeued by hand"
+            self._say(f"warning: the step of the orphan watch ended (exit {self._watch.status}): {lost}")
+            self._watch = None
 
     def _on_signal(self, name: str) -> None:
+        """The driver first: its time has begun."""
+        self._cancelled |= name == CANCEL.name
         if self._warned:
-            self._say(f"{name}: already leaving")
+            self._say(f"{name}: already leaving" + (", and now for good" if self._cancelled else ""))
             return
         self._warned = name
-        # After SIGTERM the job has Slurm's KillWait, and Slurm itself sees to the end of it.
-        left_s = self._time_left_s() if name != signal.SIGTERM.name else None
-        if left_s is not None:
-            self._deadline = time.monotonic() + max(left_s - MARGIN_S, 1.0)
-        self._ledger.append("warned", signal=name, job=self._job.job_id, left_s=left_s)
-        told = "" if left_s is None else f", {left_s:.0f} s left"
-        self._say(f"{name}{told}: saving a checkpoint at the next step boundary, then leaving")
-
-    def _time_left_s(self) -> float | None:
-        with suppress(ClusterError):  # the controller is busy or away: the driver gets all the time there is
-            return time_left_s(self._scheduler.job(self._job.job_id), datetime.now())
-        return None
+        if self._driver is not None:
+            self._driver.send_signal(signal.SIGUSR1)
+        self._say(f"{name}: saving a checkpoint at the next step boundary, then leaving")
+        self._ledger.append("warned", signal=name, job=self._job.job_id)
+        if name != signal.SIGTERM.name:  # after which the job has KillWait, and Slurm itself sees to the end of it
+            self._time_left = TimeLeft(self._job.job_id, self._scheduler, self._say)
 
 
 def block_signals() -> None:

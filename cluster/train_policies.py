@@ -1,7 +1,9 @@
 """How Ray Train decides for us: how many workers to start, and whether a failure is worth another start."""
 
+import socket
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -16,18 +18,46 @@ from cluster.group_store import RunStore
 from configs.errors import StokerError, WorkersLeftError
 
 _LOOK_S = 0.5
+_ANSWER_S = 1.0
+_TRIED_AT_ONCE = 128
 
 
 def possible_workers(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float], most: int) -> int:
-    """How many workers that need `each` fit on `nodes` (resources by name), at most `most`."""
+    """How many workers that need `each` fit on `nodes`, at most `most`."""
     needs = {name: amount for name, amount in each.items() if amount > 0}
     return min(most, sum(int(min(node.get(name, 0.0) // amount for name, amount in needs.items())) for node in nodes))
 
 
-def usable_nodes() -> list[dict[str, float]]:
-    """Resources of every node that lives and is not about to be taken away."""
+class Node(dict[str, float]):
+    """Resources by name; `address` is the raylet's, host and port."""
+
+    address: tuple[str, int] = ("", 0)
+
+
+def usable_nodes() -> list[Node]:
+    """Every node that Ray counts as alive and that is not about to be taken away."""
     draining = ray._private.state.state.get_draining_nodes()
-    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+    nodes = []
+    for told in ray.nodes():
+        if told["Alive"] and told["NodeID"] not in draining:
+            nodes.append(node := Node(told["Resources"]))
+            node.address = told["NodeManagerAddress"], told["NodeManagerPort"]
+    return nodes
+
+
+def answering(nodes: Sequence[Node], each: Mapping[str, float]) -> list[Node]:
+    """Those with room for a worker whose raylet accepts connections: Ray counts a lost host as alive for a minute."""
+    large = [node for node in nodes if possible_workers([node], each, 1)]
+    with ThreadPoolExecutor(max(1, min(_TRIED_AT_ONCE, len(large)))) as pool:
+        return [node for node, answers in zip(large, pool.map(_answers, large), strict=True) if answers]
+
+
+def _answers(node: Node) -> bool:
+    try:
+        socket.create_connection(node.address, _ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 class AsManyAsFit(FixedScalingPolicy):  # type: ignore[misc]  # ray is not typed
@@ -37,17 +67,22 @@ class AsManyAsFit(FixedScalingPolicy):  # type: ignore[misc]  # ray is not typed
     `ask_autoscaler` no process is started that would only talk to an autoscaler.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, least: int, most: int, *, ask_autoscaler: bool) -> None:
+    def __init__(self, scaling_config: ScalingConfig, run: str, least: int, most: int, *, ask_autoscaler: bool) -> None:
         super().__init__(scaling_config)
-        self._least, self._most, self._ask = least, most, ask_autoscaler
-        self._looked = 0.0
+        self._run, self._least, self._most, self._ask = run, least, most, ask_autoscaler
+        self._waits = False
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         if self._ask:
             self._maybe_send_resource_request()
         each = self.scaling_config._resources_per_worker_not_none
-        count = possible_workers(usable_nodes(), each, self._most)
-        if count < self._least:
+        # Workers that are placed on a host which is gone keep Ray Train waiting for half a minute.
+        count = possible_workers(answering(usable_nodes(), each), each, self._most)
+        waits = count < self._least
+        if waits or self._waits:  # cluster/watch.py tells of it
+            RunStore(self._run).put("room", count if waits else None)
+            self._waits = waits
+        if waits:
             time.sleep(_LOOK_S)
             return NoopDecision()
         return ResizeDecision(num_workers=count, resources_per_worker=each)

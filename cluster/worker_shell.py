@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import psutil
 
 import configs.errors
+from cluster.failures import is_consequence
 from cluster.forked_worker import ForkedWorker, Message
 from cluster.group_store import GroupStore, RunStore
 from cluster.host_servers import connect, try_connect
@@ -25,6 +26,7 @@ from configs.errors import StokerError, WorkerError, WorkersLeftError
 _LOOK_S = 0.25
 _MEET_S = 0.05  # while the ranks look for each other
 _PUBLISH_S = 0.5
+_ECHO_S = 1.0  # two looks of Ray Train
 _DUMPS_S = 12.0  # a shell that is stopped itself will never have dumped
 
 
@@ -171,7 +173,8 @@ class _Shell:
                 elif "result" in message:
                     return self._finish(message["result"])
                 elif "error" in message:
-                    raise _as_error(message["error"], self._place.rank)
+                    self._let_the_cause_be_told_first(message["error"])
+                    raise _as_error(message["error"])
                 elif "died" in message:
                     self._died(message["died"])
             self._tell_committed()
@@ -180,6 +183,11 @@ class _Shell:
                 self._worker.send(master=master)
             if time.monotonic() - self._published >= _PUBLISH_S:
                 self._publish()
+
+    def _let_the_cause_be_told_first(self, told: Message) -> None:
+        """Ray Train stops all at the first error that it sees, and would never hear of another."""
+        if not told["own"] and is_consequence(told["message"]):
+            time.sleep(_ECHO_S)
 
     def _tell_committed(self) -> None:
         """At once: what counts failures must know of a checkpoint before the next one."""
@@ -267,7 +275,7 @@ def _cause_of_death(status: int | None) -> str:
     return f"was ended by {name}"
 
 
-def _as_error(told: Message, rank: int) -> Exception:
+def _as_error(told: Message) -> Exception:
     """The process's error as one of this process; anything but a StokerError becomes a WorkerError."""
     if told["own"]:
         kind = getattr(configs.errors, told["kind"], StokerError)

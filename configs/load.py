@@ -20,7 +20,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(source.data)
     except ValidationError as error:
-        lines = [_explain(detail, source, origins) for detail in error.errors()]
+        lines = [_explain(detail, source, origins) for detail in _meant(error.errors(), source.data)]
         raise RecipeError("\n".join(_merged(lines))) from None
 
 
@@ -50,6 +50,20 @@ def _override(source: Source, text: str) -> KeyPath:
     return key
 
 
+def _meant(details: list[Any], data: Any) -> list[Any]:
+    """Without those of an alternative (`expected string`) that was not meant: the errors are inside of another."""
+    keys = [_real_key(detail, data) for detail in details]
+
+    def outer(detail: Any, key: KeyPath) -> bool:
+        return (
+            detail["type"] in ("string_type", "list_type")
+            and isinstance(detail["input"], dict | list)
+            and any(len(other) > len(key) and other[: len(key)] == key for other in keys)
+        )
+
+    return [detail for detail, key in zip(details, keys, strict=True) if not outer(detail, key)]
+
+
 def _merged(lines: list[str]) -> list[str]:
     """Alternatives of one union (`expected string`, `expected list`) become one line."""
     merged: dict[str, list[str]] = {}
@@ -60,7 +74,7 @@ def _merged(lines: list[str]) -> list[str]:
 
 
 def _explain(detail: Any, source: Source, origins: dict[KeyPath, str]) -> str:
-    key = _real_key(detail["loc"], source.data)
+    key = _real_key(detail, source.data)
     where = f"override {origins[key]!r}" if key in origins else source.where(key)
     name = ".".join(map(str, key))
     kind = detail["type"]
@@ -111,23 +125,19 @@ def _unknown_key(key: KeyPath, where: str, data: Any) -> str:
     return f"{'.'.join(map(str, key))} is unknown ({where}); {hint}known: {', '.join(known)}"
 
 
-def _real_key(loc: Sequence[str | int], data: Any) -> KeyPath:
+def _real_key(detail: Any, data: Any) -> KeyPath:
     """pydantic's location without the tags and alternatives of unions, which are no keys of the recipe."""
     key: list[str | int] = []
-    place = data
+    place, loc = data, detail["loc"]
     for index, part in enumerate(loc):
-        last = index == len(loc) - 1
-        if isinstance(place, dict) and (part in place or (last and part not in _tag_like(place, part))):
+        is_missing = detail["type"] == "missing" and index == len(loc) - 1
+        if isinstance(place, dict) and (part in place or is_missing):
             key.append(part)
             place = place.get(part)
         elif isinstance(place, list) and isinstance(part, int):
             key.append(part)
             place = place[part] if part < len(place) else None
     return tuple(key)
-
-
-def _tag_like(place: dict[str, Any], part: str | int) -> set[str | int]:
-    return {part} if place.get("kind") == part else set()
 
 
 def _at(data: Any, key: KeyPath) -> Any:
@@ -140,6 +150,9 @@ def _model_at(key: KeyPath, data: Any) -> type[BaseModel] | None:
     """The schema class that owns the keys below `key`."""
     model: type[BaseModel] | None = Recipe
     for part in key:
+        if isinstance(part, int):  # the model is that of the list's items
+            data = data[part]
+            continue
         data = data.get(part) if isinstance(data, dict) else None
         fields = {f.alias or n: f for n, f in model.model_fields.items()} if model else {}
         model = _class_of(fields[str(part)].annotation, data) if str(part) in fields else None

@@ -1,5 +1,6 @@
 """The recipe's schema: every key, its type, default, bounds and meaning. Only valid recipes exist."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,7 +23,7 @@ InitFrom = Annotated[
 class Run(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder under `dir`")
     dir: str = Field("runs", min_length=1, description="where run folders are made")
-    seed: NonNegative = Field(1337, description="keys every random draw")
+    seed: NonNegative = Field(1337, lt=2**63, description="keys every random draw")
     steps: Positive = Field(description="optimizer steps (global batches) of the whole run")
 
 
@@ -153,7 +154,7 @@ class LossScale(Section):
     initial_power: int = Field(16, ge=0, le=32, description="starts at 2**initial_power")
     window_steps: Positive = Field(1000, description="doubles after this many steps without overflow")
     hysteresis: Positive = Field(2, description="overflows before it halves")
-    min_scale: float = Field(1.0, gt=0.0)
+    min_scale: float = Field(1.0, gt=0.0, description="a whole number; an overflow at this scale is a bad number")
 
 
 class Ema(Section):
@@ -335,8 +336,12 @@ class Recipe(Section):
         # DeepSpeed 0.19.8 does not scale the fp16 loss at stage 0, but unscales its gradients.
         if self.precision == "fp16" and self.zero.stage == 0:
             raise ValueError("precision fp16 needs zero.stage 1, 2 or 3: stage 0 trains wrongly in DeepSpeed")
+        least, first = self.loss_scale.min_scale, 2**self.loss_scale.initial_power
+        if self.precision == "fp16" and (not least.is_integer() or least > first):
+            raise ValueError(f"loss_scale.min_scale is {least:g}: give a whole number up to 2**initial_power, {first}")
         return self
 
 
 def _divisors(value: int) -> str:
-    return ", ".join(str(d) for d in range(1, value + 1) if value % d == 0)
+    small = [d for d in range(1, math.isqrt(value) + 1) if value % d == 0]
+    return ", ".join(str(d) for d in sorted({*small, *(value // d for d in small)}))

@@ -10,6 +10,7 @@ from configs.section import NonNegative, Positive, Section
 Text = Annotated[str, Field(min_length=1)]
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
 _ARRAY = re.compile(r"\d+(-\d+(:[1-9]\d*)?)?(,\d+(-\d+(:[1-9]\d*)?)?)*(%[1-9]\d*)?")
+_MOUNT = re.compile(r"/[^:,]*(:/[^:,]*(:r[ow])?)?")
 _MEMORY = re.compile(r"\d+[KMGT]?")
 
 
@@ -18,6 +19,9 @@ class Slurm(Section):
 
     profile: Text | None = Field(None, description="of the user's profiles file; default: `default`, if it is there")
     nodes: Positive = 1
+    spare_nodes: NonNegative = Field(
+        0, description="of `nodes`, those without which all workers still have room: what a host asks for grows"
+    )
     cpus_per_node: Positive | None = Field(None, description="default: those of the workers on a host")
     gpus_per_node: NonNegative | None = Field(None, description="default: those of the workers on a host")
     memory: str | Positive | None = Field(None, description="per host, as `64G`; MiB without a unit; default: Slurm's")
@@ -32,6 +36,16 @@ class Slurm(Section):
     array: str | None = Field(
         None, description="tasks, as `0-7%2`, each with a run folder of its own; `{task}` in an override is its number"
     )
+    container: Text | None = Field(
+        None,
+        description="image that Ray and the workers run in, with Stoker's packages: as pyxis or apptainer name it, or "
+        "a path; the checkout, the working folder and those of the run and the data are mounted at their own paths",
+    )
+    container_runtime: Literal["pyxis", "apptainer", "singularity"] | None = Field(
+        None, description="default: apptainer for .sif and scheme://, else pyxis"
+    )
+    container_mounts: list[Text] = Field([], description="further ones: `SRC`, `SRC:DST` or `SRC:DST:ro`")
+    container_python: Text = Field("python3", description="in the image")
     setup: list[Text] = Field([], description="shell lines before anything of Stoker runs, as `module load cuda`")
     environment: list[Text] = Field(
         [], description="variables of the submitting shell that reach the job, besides those of storage and proxies"
@@ -72,6 +86,19 @@ class Slurm(Section):
         return self
 
     @model_validator(mode="after")
+    def _spares(self) -> Self:
+        if self.spare_nodes >= self.nodes:
+            raise ValueError(f"slurm.spare_nodes is {self.spare_nodes} of slurm.nodes {self.nodes}: one must be left")
+        return self
+
+    @model_validator(mode="after")
+    def _mounts(self) -> Self:
+        for mount in self.container_mounts:
+            if not _MOUNT.fullmatch(mount):
+                raise ValueError(f"slurm.container_mounts has {mount!r}: expected absolute paths, as SRC:DST:ro")
+        return self
+
+    @model_validator(mode="after")
     def _flags(self) -> Self:
         for flag in self.sbatch:
             if not re.match(r"--?[A-Za-z]", flag):
@@ -92,8 +119,19 @@ OURS = {
     **dict.fromkeys(("--ntasks", "-n", "--ntasks-per-node"), "it starts one agent per host"),
     **{"--signal": "use slurm.warning_s", "--export": "use slurm.environment"},
     **dict.fromkeys(("--output", "-o", "--error", "-e", "--open-mode"), "the output is RUN_DIR/slurm/job-ID.out"),
+    **{"--container-image": "use slurm.container", "--container-mounts": "use slurm.container_mounts"},
+    **{"--container-workdir": "submit from that folder"},
     **{"--job-name": "use run.name", "-J": "use run.name", "--chdir": "submit from that folder", "-D": "submit there"},
-    **{"--requeue": "it always is", "--no-requeue": "use slurm.max_requeues=0", "--wrap": "it has a script"},
+    **{
+        "--requeue": "it is, unless slurm.max_requeues is 0",
+        "--no-requeue": "use slurm.max_requeues=0",
+        "--wrap": "it has a script",
+    },
+    **dict.fromkeys(("--wait", "-W"), "`stoker logs --follow` waits for the job"),
+    **{"--test-only": "it asks that of Slurm each time; use --dry-run for the script"},
+    **dict.fromkeys(("--clusters", "--cluster", "-M"), "submit on a host of that cluster"),
+    **dict.fromkeys(("--parsable", "--quiet", "-Q"), "it reads what sbatch says"),
+    **dict.fromkeys(("--help", "-h", "--usage", "--version", "-V"), "nothing would be submitted"),
 }
 
 

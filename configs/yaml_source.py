@@ -76,6 +76,10 @@ def read_source(path: Path) -> Source:
             _record_lines(node, (), source)
             source.data = loader.construct_document(node)
             return source
+    except RecursionError:
+        raise RecipeError(
+            f"{path}: a section holds itself (an alias, *name, inside of its anchor): write it out"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)

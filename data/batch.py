@@ -20,17 +20,21 @@ class Slice:
 class Rows:
     """Arrays padded to a fixed number of rows; `targets` counts what is learnt from: labels or tokens not -100.
 
-    What was `skipped` is blank in the arrays.
+    Of what was `skipped` nothing is learnt, and `samples` excludes images of it.
     """
 
     arrays: dict[str, Array]
+    samples: int
     targets: int
     skipped: list[Skipped]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """`index` numbers it within the step's global batch; `samples` excludes blanks; `keys` are in order of position."""
+    """`index` numbers it within the step's global batch; `keys` are in order of position.
+
+    `samples` excludes blanks and skipped images.
+    """
 
     step: int
     index: int

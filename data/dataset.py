@@ -14,7 +14,7 @@ from configs.recipe_data import Source as SourceRecipe
 from data import draw
 from data.arrangement import Arrangement
 from data.batch import MicroBatch, Rows, Slice
-from data.image_source import open_image_source
+from data.image_source import open_image_source, repeat_images
 from data.mixture import Mixture, Portion
 from data.open_catalog import open_catalog
 from data.runs import equal_runs
@@ -81,7 +81,11 @@ class Dataset:
         arrays, skipped = self.sources[0].blank(pad_to), list[Skipped]()
         for source, items, rows in self._by_source(start, stop):
             skipped += source.fill(items, rows, arrays)
-        return Rows(arrays, _count_targets(arrays), skipped)
+        samples = stop - start
+        if skipped and "images_BHWC" in arrays:
+            repeat_images(arrays)
+            samples -= len(skipped)
+        return Rows(arrays, samples, _count_targets(arrays), skipped)
 
     def keys(self, start: int, stop: int) -> list[str]:
         """What makes up each position, as Source.keys; of several sources, after `NAME/`."""
@@ -165,14 +169,15 @@ def read_micro_batch(dataset: Dataset, step: int, piece: Slice, micro: int) -> M
     """One micro-batch of `micro` rows, blanks included."""
     rows = dataset.read(piece.start, piece.stop, micro)
     keys = dataset.keys(piece.start, piece.stop)
-    return MicroBatch(step, piece.micro, rows.arrays, piece.stop - piece.start, rows.targets, keys, rows.skipped)
+    return MicroBatch(step, piece.micro, rows.arrays, rows.samples, rows.targets, keys, rows.skipped)
 
 
-def unigram_entropy(dataset: Dataset, max_tokens: int = 4_000_000) -> float:
+def unigram_entropy(dataset: Dataset, max_rows: int | None = None, max_tokens: int = 4_000_000) -> float:
     """Entropy in nats of single target tokens, over about `max_tokens`: the loss of a model that ignores context."""
     counts = np.zeros(0, np.int64)
-    for start in range(0, dataset.count, ENTROPY_ROWS):
-        stop = min(start + ENTROPY_ROWS, dataset.count)
+    count = min(dataset.count, max_rows or dataset.count)
+    for start in range(0, count, ENTROPY_ROWS):
+        stop = min(start + ENTROPY_ROWS, count)
         targets = dataset.read(start, stop, stop - start).arrays["targets_BT"]
         found = np.bincount(targets[targets >= 0])
         counts = np.pad(counts, (0, max(0, len(found) - len(counts))))

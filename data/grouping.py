@@ -10,6 +10,8 @@ from configs.errors import DataError
 from data.tar import Members
 from data.types import Bytes, Ints
 
+_FEW_CELLS = 1 << 22  # 64 MiB
+_CELLS_PER_MEMBER = 64
 # webdataset.tariterators: the key ends at the first dot of the base name; hidden files have none, __meta__ is skipped.
 _META = re.compile(rb"__[^/]*__($|/)")
 
@@ -60,6 +62,7 @@ class Grouping:
             raise DataError(f"{self._name}: the archive holds no samples: remove the shard or make it again")
         samples, parts, offsets, sizes, starts = (np.concatenate(column) for column in zip(*self._found, strict=True))
         names = tuple(sorted(self._parts))
+        self._refuse_many(names, len(samples))
         row_of = np.empty(len(names), np.int64)
         row_of[[self._parts[name] for name in names]] = np.arange(len(names))
         cells = row_of[parts] * len(self.keys) + samples
@@ -69,6 +72,15 @@ class Grouping:
         offsets_PN, sizes_PN = tables.reshape(2, len(names), len(self.keys))
         first_members = np.flatnonzero(np.diff(samples, prepend=-1))
         return names, offsets_PN, sizes_PN, starts[first_members]
+
+    def _refuse_many(self, names: tuple[str, ...], members: int) -> None:
+        """The tables are dense: hardly any cell of them would be used."""
+        if len(names) * len(self.keys) > max(_FEW_CELLS, _CELLS_PER_MEMBER * members):
+            raise DataError(
+                f"{self._name}: its {len(self.keys)} samples have {len(names)} different parts, as "
+                f"{', '.join(names[:3])}: a key ends at the first dot of a name, so use dots for the parts only "
+                "(a_00017.jpg, not a.00017.jpg)"
+            )
 
     def _refuse_repeated(self, cells: Ints, names: tuple[str, ...]) -> None:
         if len(set(self.keys)) < len(self.keys):

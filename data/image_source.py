@@ -23,6 +23,17 @@ from data.types import Array, Bytes, Ints
 IGNORED = -100
 
 
+def repeat_images(arrays: dict[str, Array]) -> None:
+    """Rows without an image become copies of those with one, in turn, so that statistics over a batch are of images.
+
+    Their label stays -100. Where there is no image at all, they stay black.
+    """
+    images_BHWC, labels_B = arrays["images_BHWC"], arrays["labels_B"]
+    with_image, without = np.flatnonzero(labels_B != IGNORED), np.flatnonzero(labels_B == IGNORED)
+    if len(with_image):
+        images_BHWC[without] = images_BHWC[np.resize(with_image, len(without))]
+
+
 class _Job(NamedTuple):
     """Item number `at` of those asked for."""
 

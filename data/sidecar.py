@@ -19,6 +19,28 @@ from data.types import Array, Say
 # A builder that takes longer, or was stopped, is not waited for: the others then build too.
 BUILDER_PATIENCE_S = 20.0
 _POLL_S = 0.05
+# Of this process: the folder that all hosts of a run see, and the shards far away that it has looked for.
+_shared: list[Path] = []
+_far: set[str] = set()
+
+
+def share_in(folder: Path) -> None:
+    """From now on, what is derived from shards that are far away is looked for in `folder` too, and kept there."""
+    _shared[:] = [folder]
+
+
+def publish() -> None:
+    """What the cache of this host has of such shards goes to `share_in`: no other host reads them for it.
+
+    Raises OSError when the folder cannot be written.
+    """
+    for folder in _shared:
+        for path in (path for digest in _far for path in _cache_folder().glob(f"{digest}{SIDECAR_MARK}*.npz")):
+            target = folder / path.name
+            if not target.exists() or target.stat().st_mtime < path.stat().st_mtime:
+                folder.mkdir(parents=True, exist_ok=True)
+                with published(target) as file:
+                    file.write(path.read_bytes())
 
 
 def load(shard: Shard, name: str, stamp: str) -> dict[str, Array] | None:
@@ -42,15 +64,19 @@ def found(shard: Shard, name: str) -> Iterator[dict[str, Array]]:
 
 def save(shard: Shard, name: str, stamp: str, arrays: dict[str, Array], say: Say) -> None:
     """Atomic, so many processes may save at once; says so when neither place is writable."""
+    failure: OSError | None = None
     for path in _places(shard, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with published(path) as file:
                 write_npz(file, {"stamp": np.array(stamp), **arrays})
-            return
         except OSError as error:
             failure = error
-    say(f"cannot keep the {name} of {shard.name} ({failure}): it will be built again by each process")
+        else:
+            if shard.folder is not None:  # else in every place: the next one is for other hosts
+                return
+    if failure is not None:
+        say(f"cannot keep the {name} of {shard.name} ({failure}): it will be built again by each process")
 
 
 @contextmanager
@@ -77,7 +103,8 @@ def suffix(name: str) -> str:
 def _places(shard: Shard, name: str) -> list[Path]:
     cached = _cache_folder() / f"{_digest(shard)}{suffix(name)}"
     if shard.folder is None:
-        return [cached]
+        _far.add(_digest(shard))
+        return [cached, *(folder / cached.name for folder in _shared)]
     return [shard.folder / f"{Path(shard.identity).name}{suffix(name)}", cached]
 
 

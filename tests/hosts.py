@@ -4,6 +4,7 @@ Each is a network and a UTS namespace with an address on a bridge, which lies in
 machine's own network. They share the file system, as a cluster with NFS does. Needs root, `ip` and `unshare`.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -15,9 +16,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
-from tests.ray_cluster import FAST
+from tests.ray_cluster import FAST, ROOT
 
 CAN_MAKE_HOSTS = os.geteuid() == 0 and bool(shutil.which("ip")) and bool(shutil.which("unshare"))
+HEAD_TYPE, HOST_TYPE = "head", "host"  # to Ray's autoscaler
 _NETWORK = "10.91.7"
 _PORT = 6379
 _JOBS_PORT = 8265
@@ -26,8 +28,9 @@ _JOBS_PORT = 8265
 class Hosts:
     """A head without worker slots and `count` hosts with one each, from 1; `environment` is what a user needs.
 
-    The hosts from `started` + 1 on have no Ray yet. `settings` go into the environment of all of Ray; with `jobs` the
-    head takes `ray job submit`.
+    The hosts from `started` + 1 on have no Ray yet; with `autoscaled` Ray's autoscaler starts it there when it is asked
+    for, and ends it when idle. `settings` go into the environment of all of Ray; with `jobs` the head takes `ray job
+    submit`.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Hosts:
         started: int | None = None,
         settings: Mapping[str, str] | None = None,
         jobs: bool = False,
+        autoscaled: bool = False,
     ) -> None:
         self._prefix, self._stack, self._rays = f"stoker{os.getpid()}", ExitStack(), list[subprocess.Popen[bytes]]()
         token = folder / "token"
@@ -49,6 +53,9 @@ class Hosts:
         self._started, self._settings = count if started is None else started, {**FAST, **(settings or {})}
         board = f"true --dashboard-host={_NETWORK}.10 --dashboard-port={_JOBS_PORT}" if jobs else "false"
         self._head = ["--head", f"--port={_PORT}", "--num-cpus=0", *f"--include-dashboard={board}".split()]
+        if autoscaled:
+            self._head.append(f"--autoscaling-config={self._autoscaling_file()}")
+            self._settings |= {"PYTHONPATH": str(ROOT), "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -76,6 +83,10 @@ class Hosts:
         """The ids of all processes on a host."""
         return [int(pid) for pid in _ip("netns", "pids", self._named(str(number))).split()]
 
+    def add_address(self, number: int, address: str) -> None:
+        """One more, on the host itself."""
+        _ip("-n", self._named(str(number)), "addr", "add", f"{address}/32", "dev", "lo")
+
     def cut(self, number: int) -> None:
         """Take the host's cable out: nothing is refused, everything is lost."""
         _ip("-n", self._named("switch"), "link", "set", f"port{number}", "down")
@@ -85,13 +96,50 @@ class Hosts:
 
     def start_ray(self, number: int, hidden: Path | None = None) -> None:
         """`hidden`: a folder that is another one on this host."""
-        self._start_ray(number, f"--address={self.address}", "--num-cpus=1", hidden=hidden)
+        self._start_ray(number, *self._worker(), hidden=hidden)
 
     def lose(self, number: int) -> None:
         """Everything on the host ends at once, as when it loses power."""
         for pid in self.processes(number):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def _autoscaling_file(self) -> Path:
+        hosts = {
+            f"{_NETWORK}.{10 + number}": self._ray_command(number, *self._worker())
+            for number in range(self._started + 1, self._count + 1)
+        }
+        provider = {"type": "external", "module": "tests.host_provider.HostProvider", "disable_node_updaters": True}
+        cluster = {
+            "cluster_name": "hosts",
+            "provider": {**provider, "head": f"{_NETWORK}.10", "hosts": hosts},
+            "head_node_type": HEAD_TYPE,
+            "max_workers": self._count,
+            "available_node_types": {
+                HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                HOST_TYPE: {"resources": {"CPU": 1}, "node_config": {}, "max_workers": self._count},
+            },
+            "idle_timeout_minutes": 0.1,
+            **{name: {} for name in ("auth", "docker", "file_mounts")},
+            **{name: [] for name in ("cluster_synced_files", "initialization_commands", "setup_commands")},
+            **{f"{kind}_{name}_commands": [] for kind in ("head", "worker") for name in ("setup", "start_ray")},
+            "file_mounts_sync_continuously": False,
+            "upscaling_speed": 1.0,
+        }
+        path = self._folder / "autoscaling.yaml"
+        path.write_text(json.dumps(cluster))
+        return path
+
+    def _worker(self) -> list[str]:
+        return [f"--address={self.address}", "--num-cpus=1"]
+
+    def _ray_command(self, number: int, *options: str, hidden: Path | None = None) -> list[str]:
+        hide = (
+            ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)] if hidden else []
+        )
+        command = [*hide, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        place = [f"--node-ip-address={_NETWORK}.{10 + number}", f"--temp-dir={self._folder / f'ray{number}'}"]
+        return self.inside(number, *command, *place, *options)
 
     def _named(self, name: str) -> str:
         return f"{self._prefix}-{name}"
@@ -109,32 +157,30 @@ class Hosts:
         _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
 
     def _start_ray(self, number: int, *options: str, hidden: Path | None = None) -> None:
-        hide = (
-            ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)] if hidden else []
-        )
-        command = [*hide, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        place = [f"--node-ip-address={_NETWORK}.{10 + number}", f"--temp-dir={self._folder / 'ray'}"]
+        """One at a time, and three tries: Ray gives up on a node that takes half a minute to start."""
         environment = {**os.environ, **self.environment, **self._settings, "DS_ACCELERATOR": "cpu"}
         log = self._folder / f"host{number}.log"
-        self._rays.append(
-            subprocess.Popen(
-                self.inside(number, *command, *place, *options),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log.open("wb"),
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        )
-        self._await_ray(log)
+        command = self._ray_command(number, *options, hidden=hidden)
+        if not any(self._starts(command, environment, log) for _ in range(3)):
+            raise AssertionError(log.read_text())
 
-    def _await_ray(self, log: Path) -> None:
-        """One at a time: Ray gives up on a node that takes half a minute to start."""
-        deadline = time.monotonic() + 90
+    def _starts(self, command: list[str], environment: dict[str, str], log: Path) -> bool:
+        ray = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log.open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._rays.append(ray)
+        deadline = time.monotonic() + 200
         while "will now block forever" not in log.read_text():
+            if ray.poll() is not None:
+                return False
             assert time.monotonic() < deadline, log.read_text()
-            assert self._rays[-1].poll() is None, log.read_text()
             time.sleep(0.2)
+        return True
 
     def _remove(self) -> None:
         names = [line.split()[0] for line in _ip("netns", "list").splitlines() if line.startswith(f"{self._prefix}-")]

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from configs.errors import CheckpointError, SupersededError
+from configs.errors import CheckpointError, DamagedCheckpointError, SupersededError
 from trainer.blocks import BLOCK_BYTES, block_digest, block_digests, block_spans, digest_of_block, host_memory
 from trainer.checkpoint_format import Manifest, StoredBuffer, StoredFile, StoredFragment, check_coverage
-from trainer.checkpoint_store import CheckpointStore, Save, StoredBytes
+from trainer.checkpoint_store import CheckpointFolder, CheckpointStore, Save, StoredBytes, read_manifest
 from trainer.receipts import Receipts
 
 _LOOK_S = 1.0
@@ -43,8 +43,14 @@ class Commit:
         ranks: int,
         given_up: Callable[[], bool] = lambda: False,
         superseded: Callable[[], bool] = lambda: False,
+        verify: Callable[[CheckpointFolder], object] = read_manifest,
     ) -> None:
-        """`superseded`: whether a newer attempt has begun, after which this one changes no checkpoint."""
+        """`superseded`: whether a newer attempt has begun, after which this one changes no checkpoint.
+
+        `verify` raises DamagedCheckpointError for a published checkpoint that is not what was written.
+        """
+        self._verify = verify
+        self.kept = False  # `publish` has found the checkpoint of an earlier try whole: it stays in this one's place
         self._store, self._receipts, self._save = store, receipts, save
         self._rank, self._ranks, self._given_up, self._superseded = rank, ranks, given_up, superseded
         self._staging = store.staging(save)
@@ -82,8 +88,20 @@ class Commit:
         )
         check_coverage(manifest)
         self.check_current()
-        self._staging.publish(manifest.encode())
+        if not self._staging.publish(manifest.encode()):
+            self._keep_or_replace(manifest)
         return manifest
+
+    def _keep_or_replace(self, manifest: Manifest) -> None:
+        """An earlier try published its own and was doubted, maybe for no reason: one that is whole stays."""
+        try:
+            self._verify(self._store.at(self._save.step))
+            self.kept = True
+        except DamagedCheckpointError as error:
+            self.check_current()
+            aside = self._store.put_aside(self._save.step)
+            if not self._staging.publish(manifest.encode()):
+                raise CheckpointError(f"{error}; put aside as {aside}, and another one came in its place") from error
 
     def check_current(self) -> None:
         """Raises SupersededError once a newer attempt has begun."""
@@ -96,16 +114,20 @@ class Commit:
             bad = _first_bad_block(stored, file)
             if bad is not None:
                 start = bad * BLOCK_BYTES
-                raise CheckpointError(f"{stored.name} reads otherwise than it was written, from byte {start} on")
+                raise DamagedCheckpointError(f"{stored.name} reads otherwise than it was written, from byte {start} on")
         except Exception as error:
-            self._post("read-back", {"error": str(error)})
+            damaged = isinstance(error, DamagedCheckpointError | EOFError | FileNotFoundError)
+            self._post("read-back", {"error": str(error), "damaged": damaged})
             raise
         finally:
             file.close()
         self._post("read-back", {})
 
     def await_read_back(self) -> None:
-        """On rank 0: raises CheckpointError when a part cannot be read as it was written."""
+        """On rank 0: raises DamagedCheckpointError for a part that is not what was written.
+
+        CheckpointError when that is not known.
+        """
         self._await("read-back")
         self._receipts.discard()
 

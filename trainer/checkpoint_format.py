@@ -14,7 +14,7 @@ from typing import Any
 from configs.errors import CheckpointError, DamagedCheckpointError
 from trainer.durable import to_json
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 MASTER = "master"  # the kind of the fp32 weights; every other kind is the optimizer's name of an element-wise state
 FRAGMENT_DTYPE = "F32"
@@ -65,6 +65,7 @@ class Manifest:
 
     step: int
     samples: int
+    targets: int  # predicted so far: tokens or images
     attempt: int
     workers: int
     engine: str

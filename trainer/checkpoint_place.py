@@ -8,15 +8,24 @@ from trainer.checkpoint_store import CheckpointStore
 from trainer.folder_store import FolderStore
 from trainer.run_folder import RunFolder
 
+_SCHEMES = ("s3://", "gs://", "az://")
+PATIENCE_S = 120.0  # of workers, with a store that does not answer; twice that is less than a hang
 
-def checkpoint_store(folder: RunFolder, recipe: Recipe) -> CheckpointStore:
-    """`checkpoints/` of the run folder, or what `checkpoint.dir` says with the run's name added."""
+
+def local_place(folder: RunFolder, recipe: Recipe) -> Path | None:
+    """The folder that the checkpoints go to; None for an object store."""
     place = recipe.checkpoint.dir
     if place is None:
-        return FolderStore(folder.checkpoints)
-    if place.startswith(("s3://", "gs://", "az://")):
-        from trainer.object_store import ObjectCheckpointStore, open_object_store  # takes a moment to import
+        return folder.checkpoints
+    return None if place.startswith(_SCHEMES) else (Path(place) / recipe.run.name).absolute()
 
-        where = f"{place.rstrip('/')}/{recipe.run.name}"
-        return ObjectCheckpointStore(open_object_store(where, os.environ), where)
-    return FolderStore((Path(place) / recipe.run.name).absolute())
+
+def checkpoint_store(folder: RunFolder, recipe: Recipe, patience_s: float = 0.0) -> CheckpointStore:
+    """`checkpoints/` of the run folder, or what `checkpoint.dir` says with the run's name added."""
+    local = local_place(folder, recipe)
+    if local is not None:
+        return FolderStore(local)
+    from trainer.object_store import ObjectCheckpointStore, open_object_store  # takes a moment to import
+
+    where = f"{str(recipe.checkpoint.dir).rstrip('/')}/{recipe.run.name}"
+    return ObjectCheckpointStore(open_object_store(where, os.environ), where, patience_s)

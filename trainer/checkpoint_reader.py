@@ -247,7 +247,7 @@ def open_newest(
         # Starting over in silence would throw the whole run away.
         raise CheckpointError(
             f"every checkpoint in {store.where} is damaged (kept as damaged-step-…): "
-            "restore one from a backup, or remove the folder to start over"
+            "restore one from a backup; to start over, use another run.name or remove the run's folder"
         )
     return None
 

@@ -1,5 +1,6 @@
 """Which checkpoints are kept: the last few, every so many steps for good, the best by a validation figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from configs.recipe import Checkpoint
@@ -12,7 +13,7 @@ def superfluous(steps: Sequence[int], figures: Mapping[int, Mapping[str, float]]
         kept |= {step for step in steps if step % settings.keep_every_steps == 0}
     if settings.keep_best:
         best = settings.keep_best
-        known = [step for step in steps if best.metric in figures.get(step, {})]
+        known = [step for step in steps if math.isfinite(figures.get(step, {}).get(best.metric, math.nan))]
         sign = 1.0 if best.mode == "min" else -1.0
         # Of equal ones the newer: it is kept anyway for a while.
         kept |= set(sorted(known, key=lambda step: (sign * figures[step][best.metric], -step))[: best.count])

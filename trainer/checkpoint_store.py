@@ -72,6 +72,9 @@ class CheckpointStore(Protocol):
 
     def staging(self, save: Save) -> Staging: ...
 
+    def probe(self) -> None:
+        """Write something, and remove it. Raises OSError where that cannot be done."""
+
     def put_aside(self, step: int) -> str:
         """Keep a damaged checkpoint under another name, which is returned."""
 
@@ -83,6 +86,11 @@ class CheckpointStore(Protocol):
 
     def clean(self) -> None:
         """Remove what crashed saves and removals left; only while no other attempt can be writing."""
+
+
+def listed(store: CheckpointStore) -> list[int]:
+    """The steps of the published checkpoints. Raises CheckpointError when the store does not answer."""
+    return told(store.where, store.steps)
 
 
 def read_manifest(folder: CheckpointFolder) -> Manifest:
@@ -118,4 +126,7 @@ def told(where: str, act: Callable[[], T]) -> T:
         problem = "is missing" if isinstance(error, FileNotFoundError) else f"is cut short or no file: {error}"
         raise DamagedCheckpointError(f"{where} {problem}") from error
     except OSError as error:
-        raise CheckpointError(f"{where} cannot be read: {error.strerror or error}") from error
+        cause = (error.strerror or str(error) or type(error).__name__).splitlines()[0][
+            :300
+        ]  # of an object store: a whole traceback
+        raise CheckpointError(f"{where} cannot be read: {cause}") from error

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.errors import CheckpointError, SupersededError
+from configs.errors import CheckpointError, DamagedCheckpointError, SupersededError
 from configs.recipe import Checkpoint
 from trainer.checkpoint_commit import Commit, Part
-from trainer.checkpoint_format import Manifest
+from trainer.checkpoint_format import Manifest, StoredFile
+from trainer.checkpoint_reader import verify
 from trainer.checkpoint_retention import superfluous
 from trainer.checkpoint_snapshot import HostBuffer, take_snapshot
-from trainer.checkpoint_store import CheckpointStore, Save, read_manifest
+from trainer.checkpoint_store import CheckpointStore, Save, StoredBytes, read_manifest
 from trainer.engine import Engine
 from trainer.ranks import Ranks
 from trainer.receipts import Receipts, clean_receipts
@@ -137,17 +138,19 @@ class CheckpointWriter:
             ranks=ranks,
             given_up=given_up.is_set,
             superseded=self._superseded,
+            verify=verify,
         )
         try:
             stored, file = commit.store_part(part)
             if self._ranks.leads:
                 manifest = commit.publish(part.header)
                 published = True
-                self._published(manifest, stall, time.monotonic() - started)
-            commit.read_back(stored, file)
-            if self._ranks.leads:
-                self._confirm(commit, save.step)
+                if not commit.kept:
+                    self._published(manifest, stall, time.monotonic() - started)
+                self._confirm(commit, stored, file, save.step)
                 self._failed_in_a_row = 0
+            else:
+                commit.read_back(stored, file)
         except Exception as error:  # whatever it is, the training thread decides what to do about it
             if self._ranks.leads and not published:
                 with contextlib.suppress(OSError):  # what cannot be removed now is removed at the next start
@@ -161,13 +164,18 @@ class CheckpointWriter:
             self._is_superseded = isinstance(error, SupersededError)
             self._error = CheckpointError(self._cause)
 
-    def _confirm(self, commit: Commit, step: int) -> None:
-        """The new checkpoint reads as it was written: only now may an older one go."""
+    def _confirm(self, commit: Commit, stored: StoredFile, file: StoredBytes, step: int) -> None:
+        """The new checkpoint reads as it was written: only now may an older one go.
+
+        One that is not known to be whole stays: the next start checks it.
+        """
         try:
+            commit.read_back(stored, file)
             commit.await_read_back()
-        except CheckpointError as error:
+        except (DamagedCheckpointError, EOFError, FileNotFoundError) as error:
             commit.check_current()
-            raise CheckpointError(f"{error}; put aside as {self._store.put_aside(step)}") from error
+            if not commit.kept:  # of which these bytes are no part
+                raise CheckpointError(f"{error}; put aside as {self._store.put_aside(step)}") from error
         commit.check_current()
         # Later ones are a superseded attempt's: they neither go nor make others go.
         steps = [found for found in self._store.steps() if found <= step]

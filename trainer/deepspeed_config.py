@@ -26,7 +26,7 @@ def deepspeed_config(recipe: Recipe, workers: int) -> dict[str, Any]:
             "initial_scale_power": recipe.loss_scale.initial_power,
             "loss_scale_window": recipe.loss_scale.window_steps,
             "hysteresis": recipe.loss_scale.hysteresis,
-            "min_loss_scale": recipe.loss_scale.min_scale,
+            "min_loss_scale": int(recipe.loss_scale.min_scale),
         }
     if recipe.precision == "bf16":
         config["bf16"] = {"enabled": True}

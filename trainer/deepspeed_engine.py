@@ -15,6 +15,7 @@ from trainer import zero_state
 from trainer.context import Context
 from trainer.deepspeed_config import build_optimizer, deepspeed_config
 from trainer.engine import Admit, Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
+from trainer.hardware import computes_bf16
 from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
 from trainer.optimizer_state import group_scalars, restore_groups, restore_state
 from trainer.own_time import OwnTime
@@ -52,6 +53,7 @@ class DeepSpeedEngine:
         self.name = f"deepspeed-zero{recipe.zero.stage}-{recipe.precision}"
         self._task, self._recipe, self._ranks, self._pulse = task, recipe, ranks, context.pulse
         self._names = {id(p): name for name, p in task.module.named_parameters()}
+        self._tested = False
         self._shapes = {n: tuple(p.shape) for n, p in task.module.named_parameters() if p.requires_grad}
         deepspeed = _import_deepspeed(recipe, context.warn)
         optimizer = build_optimizer(recipe.optimizer, task.parameter_groups())
@@ -62,6 +64,8 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.device = torch.device(self._engine.device)
+        if recipe.precision == "bf16" and not computes_bf16(self.device):
+            context.warn("precision bf16 has no hardware support here: it is emulated, slower than fp32")
         self._own_time = OwnTime()
         if self.device.type == "cpu":  # elsewhere collectives wait on the device, unseen by the host's clock
             self._own_time.watch(deepspeed.comm.comm.cdb)
@@ -105,12 +109,11 @@ class DeepSpeedEngine:
         norm = self._clip_unsharded()
         refused = admit is not None and self._refuses(admit, loss_sum, norm)
         skipped_before = engine.skipped_steps
-        with zero_state.no_update(engine.optimizer) if refused else nullcontext():
-            engine.step()
+        scaled = self._step(refused)
         no_update = engine.skipped_steps > skipped_before
         if refused and not no_update:
             raise EngineError("DeepSpeed made an update that was refused: use the versions of constraints.txt")
-        dropped = no_update and (refused or self._recipe.precision != "fp16")
+        dropped = no_update and not scaled
         if dropped:
             engine.skipped_steps = skipped_before  # counts what the loss scaler skips
         self._commit_statistics(no_update)
@@ -119,6 +122,20 @@ class DeepSpeedEngine:
         norm = engine.get_global_grad_norm() if norm is None else norm
         own_s = self._own_time.stop() if self.device.type == "cpu" else 0.0
         return StepResult(loss_sum, norm or 0.0, self._loss_scale(), no_update and not dropped, dropped, own_s)
+
+    def _step(self, refused: bool) -> bool:
+        """Whether a loss scaler dealt with an overflow, if there was one: else no scale makes an update of it."""
+        engine = self._engine
+        if refused:
+            with zero_state.no_update(engine.optimizer):
+                engine.step()
+            return False
+        if self._recipe.precision != "fp16":
+            engine.step()
+            return False
+        with zero_state.loss_scale_kept(engine.optimizer) as overflows:
+            engine.step()
+        return zero_state.move_loss_scale(engine.optimizer, overflows)
 
     def _refuses(self, admit: Admit, loss_sum: torch.Tensor, norm: torch.Tensor | None) -> bool:
         with self._own_time.waiting():
@@ -183,7 +200,10 @@ class DeepSpeedEngine:
         return zero_state.find_layout(self._engine, self._names)
 
     def fragments(self) -> Iterator[Fragment]:
-        layout = zero_state.self_test(self._layout())
+        layout = self._layout()
+        if not self._tested:  # it compares every weight, on the host
+            zero_state.self_test(layout)
+            self._tested = True
         pieces = layout.pieces
         if layout.replicated:
             pieces = zero_state.even_share(pieces, self._ranks.rank, self._ranks.world)
@@ -222,6 +242,7 @@ class DeepSpeedEngine:
         restore_state(layout, read, scalars.groups)
         layout.refresh()
         zero_state.self_test(layout)  # the live weights are the restored masters
+        self._tested = True
         if self._average is not None:
             self._average.load(read, scalars.ema_updates)
         own = self.buffers()

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from cluster.ledger import Event, Ledger
-from cluster.preflight import available_cpus, available_gpus, check_writable, workers_here
+from cluster.preflight import available_cpus, available_gpus, workers_here
 from cluster.run_lock import RunLock
 from cluster.stop_signals import StopSignals
 from cluster.worker_shell import ShellOrder
@@ -16,12 +16,13 @@ from cluster.workplace import Workplace
 from configs.errors import EXIT_DONE, CheckpointError, RunFolderError
 from configs.load import dump_recipe
 from configs.recipe import Recipe
+from data import sidecar
 from trainer.checkpoint_place import checkpoint_store
 from trainer.checkpoint_reader import verify
 from trainer.deepspeed_engine import collective_backend
 from trainer.durable import write_durably
 from trainer.modules import WORKER_MODULES
-from trainer.planning import preflight
+from trainer.planning import check_places, preflight
 from trainer.run_folder import RunFolder
 from trainer.session import SessionPlan
 from trainer.sessions import Failure, run_sessions
@@ -62,8 +63,9 @@ class Watch:
 def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | None, chaos: list[str]) -> int:
     """Run to the end, or until something stops it. Returns the exit code; raises StokerError for what never started."""
     folder = RunFolder.of(recipe)
+    sidecar.share_in(folder.index)
     preflight(recipe, say, elsewhere=address is not None)
-    check_writable(folder.root)
+    check_places(recipe)
     with RunLock(folder.root):
         if _is_finished(recipe, folder):
             for line in summarize(recipe, folder):
@@ -74,6 +76,7 @@ def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | 
             folder.make()
             write_durably(folder.recipe, dump_recipe(recipe).encode())
             folder.stop_request.unlink(missing_ok=True)
+            sidecar.publish()
         except OSError as error:
             raise RunFolderError(f"run folder {folder.root} cannot be written: {error.strerror}") from error
         return _run(recipe, folder, Job.of(recipe, folder, stop_at, chaos), place, address)

@@ -22,7 +22,7 @@ class StepResult:
     loss_sum: torch.Tensor
     grad_norm: torch.Tensor | float
     loss_scale: float
-    skipped: bool  # fp16 overflow: no update was made
+    skipped: bool  # fp16 overflow, for which the loss scale was lowered: no update was made
     dropped: bool = False  # no update was made either: it was not admitted, or a gradient was no number
     own_s: float = 0.0  # of this rank's own work, without waiting for others; 0 where that cannot be told
 

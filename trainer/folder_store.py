@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import uuid
 from pathlib import Path
 
 from data.atomic import sync_folder
@@ -59,13 +60,12 @@ class LocalStaging:
         return BlockFile(path)
 
     def publish(self, manifest: bytes) -> bool:
+        target = self._root / step_name(self._save.step)
+        if target.exists() and not of_older_attempt(LocalCheckpoint(target), self._save):
+            return False  # what was staged is removed at the next cleaning: it may still be needed
         write_file(self._path / MANIFEST, memoryview(manifest))
         sync_folder(self._path)
-        target = self._root / step_name(self._save.step)
         if target.exists():
-            if not of_older_attempt(LocalCheckpoint(target), self._save):
-                self.discard()  # published by a first try of which another rank knew only its own error
-                return False
             _put_in_trash(target)
         self._path.rename(target)
         sync_folder(self._root)
@@ -90,6 +90,12 @@ class FolderStore:
 
     def staging(self, save: Save) -> LocalStaging:
         return LocalStaging(self._root, save)
+
+    def probe(self) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        path = self._root / f".probe-{uuid.uuid4().hex}"
+        path.write_bytes(b"probe")
+        path.unlink()
 
     def put_aside(self, step: int) -> str:
         path = self._root / step_name(step)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
 from cluster.host_network import address_towards, free_port, interface_of
 from cluster.host_report import CheckPlan, rounds
@@ -23,9 +23,11 @@ from trainer.host_speed import devices
 
 CPU_BYTES, ACCELERATOR_BYTES = 4 << 20, 64 << 20
 MEASURED_S = 0.4  # or two rounds
-MEET_S = 60.0
+# Together, with up to three rounds of pairs, well below cluster/host_check.TIMEOUT_S: a host that waits for another one
+# must not seem to hang itself.
+MEET_S = 45.0
+PAIR_S = 10.0
 _PROCESSES_S = 2 * MEET_S
-PAIR_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def measure_links(plan: CheckPlan, device: torch.device) -> Links:
         finally:
             store.set(f"done/{plan.rank}", "")
             if plan.rank == 0:  # it has the store
-                _missing(store, "done", plan)
+                _wait(store, [f"done/{rank}" for rank in _came(store, plan)])
     except (OSError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
         where = f"{plan.hosts[0]} at {plan.address}"
         return Links(remarks=[f"the links were not measured, without an answer of {where}: {_first_line(error)}"])
@@ -107,11 +109,21 @@ def _meet(plan: CheckPlan) -> TCPStore:
 def _missing(store: TCPStore, what: str, plan: CheckPlan) -> str:
     """Names of hosts that have not told `what` in time."""
     keys = [f"{what}/{rank}" for rank in range(len(plan.hosts))]
+    if _wait(store, keys):
+        return ""
+    return ", ".join(host for host, key in zip(plan.hosts, keys, strict=True) if not store.check([key]))
+
+
+def _came(store: TCPStore, plan: CheckPlan) -> list[int]:
+    return [rank for rank in range(len(plan.hosts)) if store.check([f"here/{rank}"])]
+
+
+def _wait(store: TCPStore, keys: list[str]) -> bool:
     try:
         store.wait(keys, timedelta(seconds=MEET_S))
     except RuntimeError:
-        return ", ".join(host for host, key in zip(plan.hosts, keys, strict=True) if not store.check([key]))
-    return ""
+        return False
+    return True
 
 
 def _pairs(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
@@ -164,11 +176,21 @@ def _sum_s(size: int, world: int, device: torch.device) -> float:
 def _group(store: PrefixStore, rank: int, world: int, device: torch.device) -> Iterator[None]:
     backend = dist.get_default_backend_for_device(device)
     timeout = timedelta(seconds=PAIR_S)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    except RuntimeError:
+        _forget_group()
+        raise
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _forget_group() -> None:
+    """torch counts groups, and two processes meet under that number: one that has failed must not count."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    dist.destroy_process_group()
 
 
 def _first_line(error: Exception) -> str:

@@ -37,7 +37,7 @@ def train(run: Attempt) -> Outcome:
             )
             run.numbers.settle(loss)  # of the step before
             if failed:
-                run.tell_failed_save()
+                saved = run.tell_failed_save()
             run.check_worth(bool(hopeless))
             refusal = None if faults else run.reporter.skipped.refusal(step + 1, int(skipped), total_weight)
             if faults or refusal:

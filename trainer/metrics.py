@@ -1,14 +1,13 @@
 """Where a run's figures go: metrics.jsonl (the committed history) and the live progress file."""
 
 import contextlib
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from cluster.ledger import read_json_lines, strict_json
 from trainer.durable import write_durably
-from trainer.ledger import read_json_lines
 from trainer.patient_file import PatientFile
 from trainer.run_folder import RunFolder
 
@@ -88,7 +87,7 @@ def _put_lost_lines_aside(path: Path, aside: Path, resumed_step: int) -> None:
 
 
 def _encode(lines: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+    return "".join(strict_json(line) + "\n" for line in lines).encode()
 
 
 class Progress:
@@ -109,5 +108,5 @@ class Progress:
             temporary = self._path.with_name(".progress.json")
             # Not fsynced: it tells of this moment, and means nothing after a crash.
             with contextlib.suppress(OSError):  # a full disk is told of by what matters, not by this
-                temporary.write_text(json.dumps({**self._fields, "time": now}))
+                temporary.write_text(strict_json({**self._fields, "time": now}))
                 temporary.replace(self._path)

@@ -71,9 +71,7 @@ class NumberWatch:
 
         def admits(loss_sum: torch.Tensor) -> bool:
             self._admitted = loss = self._ranks.sum([float(loss_sum / weight)])[0]
-            # In fp16 the gradients of such a loss are no numbers either: the loss scaler skips the step.
-            left_to_scaler = self._context.recipe.precision == "fp16" and not math.isfinite(loss)
-            return left_to_scaler or self._window.judge(loss) is None
+            return self._window.judge(loss) is None
 
         return admits
 
@@ -113,11 +111,11 @@ class NumberWatch:
 
     def _judge(self, last: _Trained, loss: float) -> None:
         last.loss = loss
-        if last.result.skipped:  # fp16 overflowed, which is the loss scaler's business
-            return
-        bad = self._window.judge(loss, float(last.result.grad_norm))
+        skipped = last.result.skipped  # gradients that overflow fp16 are the loss scaler's business
+        bad = self._window.judge(loss, 0.0 if skipped else float(last.result.grad_norm))
         if bad is None:
-            self._window.accept(loss)
+            if not skipped:
+                self._window.accept(loss)
             return
         policy = self._settings.policy
         leaves_out = policy == "rollback" or (policy == "skip_batch" and last.result.dropped)
@@ -152,9 +150,14 @@ class NumberWatch:
                 keys=keys,
             )
 
+    def _scale(self) -> str:
+        if self._last is None or self._context.recipe.precision != "fp16":
+            return ""
+        return f" (fp16, loss scale {self._last.result.loss_scale:g})"
+
     def _error(self, step: int, bad: BadNumber) -> BadStepError:
         kind = LossSpikeError if bad.cause == "spike" else NonFiniteError
-        told, most = f"{bad} at step {step}", self._settings.max_events
+        told, most = f"{bad} at step {step}{self._scale()}", self._settings.max_events
         way_on = "to go on without such batches set bad_numbers.policy"
         if self._settings.policy != "stop" and self.left_out:
             first = min(self._causes, default=min(self.left_out))

@@ -7,15 +7,16 @@
 import errno
 import re
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import ObjectStore
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, RunFolderError
 from trainer.checkpoint_format import MANIFEST, decode_manifest
 from trainer.checkpoint_store import Save, of_older_attempt
 from trainer.folder_store import step_name
@@ -26,6 +27,7 @@ _PART_BYTES = 8 << 20
 _CONNECTIONS = 4
 _TRIES = 6
 _FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 10.0
 
 
 class _ConflictError(Exception):
@@ -33,52 +35,69 @@ class _ConflictError(Exception):
 
 
 def open_object_store(url: str, environment: Mapping[str, str]) -> ObjectStore:
-    """`url` names a bucket and a prefix; credentials and endpoint are obstore's to find, in the environment."""
+    """`url` names a bucket and a prefix; credentials and endpoint are obstore's to find, in the environment.
+
+    Raises RunFolderError when that is not enough.
+    """
     retries: Any = {"max_retries": 5, "backoff": {"init_backoff": timedelta(seconds=_FIRST_PAUSE_S)}}
     plain = environment.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
     options: Any = {"timeout": "120s", "connect_timeout": "5s", "allow_http": plain}
-    return obstore.store.from_url(url, retry_config=retries, client_options=options)
+    try:
+        return obstore.store.from_url(url, retry_config=retries, client_options=options)
+    except (BaseError, ValueError) as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        raise RunFolderError(f"checkpoint.dir {url} cannot be used: {first_line}") from error
 
 
-def _persistently(where: str, act: Callable[[], T]) -> T:
-    """`act()`, again after errors that obstore itself does not retry, such as 409 and a lost upload. Raises OSError."""
-    pause_s = _FIRST_PAUSE_S
-    for left in reversed(range(_TRIES)):
+def _persistently(where: str, act: Callable[[], T], patience_s: float) -> T:
+    """`act()`, again after errors that obstore itself does not retry, such as 409 and a lost upload. Raises OSError.
+
+    At least _TRIES times, and for `patience_s`; a refusal only _TRIES times.
+    """
+    pause_s, tries, deadline = _FIRST_PAUSE_S, 0, time.monotonic() + patience_s
+    while True:
+        tries += 1
         try:
             return act()
         except (BaseError, _ConflictError) as error:
-            if not left:
+            refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+            if tries >= _TRIES and (refused or time.monotonic() > deadline):
                 first_line = (str(error).splitlines() or [""])[0][:300]
                 raise OSError(errno.EIO, f"{where}: {first_line}") from error
         time.sleep(pause_s)
-        pause_s *= 2
-    raise AssertionError("unreachable")
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 class _Objects:
     """The few operations that checkpoints need, each persistent."""
 
-    def __init__(self, store: ObjectStore, where: str) -> None:
-        self._store, self.where = store, where
+    def __init__(self, store: ObjectStore, where: str, patience_s: float) -> None:
+        self._store, self.where, self._patience_s = store, where, patience_s
+
+    def _act(self, path: str, act: Callable[[], T]) -> T:
+        return _persistently(f"{self.where}/{path}", act, self._patience_s)
+
+    def impatient(self) -> "_Objects":
+        return _Objects(self._store, self.where, 0.0)
 
     def get(self, path: str) -> bytes:
-        return _persistently(f"{self.where}/{path}", lambda: obstore.get(self._store, path).bytes().to_bytes())
+        return self._act(path, lambda: obstore.get(self._store, path).bytes().to_bytes())
 
     def range_into(self, path: str, offset: int, into: memoryview) -> None:
         act = lambda: obstore.get_range(self._store, path, start=offset, length=len(into))  # noqa: E731
-        found = memoryview(_persistently(f"{self.where}/{path}", act))
+        found = memoryview(self._act(path, act))
         if len(found) < len(into):
             raise EOFError(f"the object ends at byte {offset + len(found)}")
         into[:] = found
 
     def size_bytes(self, path: str) -> int:
-        return int(_persistently(f"{self.where}/{path}", lambda: obstore.head(self._store, path))["size"])
+        return int(self._act(path, lambda: obstore.head(self._store, path))["size"])
 
     def put(self, path: str, content: memoryview) -> None:
         def act() -> None:
             obstore.put(self._store, path, content, chunk_size=_PART_BYTES, max_concurrency=_CONNECTIONS)
 
-        _persistently(f"{self.where}/{path}", act)
+        self._act(path, act)
 
     def create(self, path: str, content: bytes) -> bool:
         """Put what must not exist yet. True also when an earlier try of this very put went through unheard."""
@@ -93,17 +112,17 @@ class _Objects:
                     raise _ConflictError(str(error)) from error
             return True
 
-        return _persistently(f"{self.where}/{path}", act)
+        return self._act(path, act)
 
     def paths(self, prefix: str = "") -> list[str]:
         def act() -> list[str]:
             return [entry["path"] for page in obstore.list(self._store, prefix or None) for entry in page]
 
-        return sorted(_persistently(f"{self.where}/{prefix}", act))
+        return sorted(self._act(prefix, act))
 
     def delete(self, paths: list[str]) -> None:
         if paths:
-            _persistently(self.where, lambda: obstore.delete(self._store, paths))
+            self._act("", lambda: obstore.delete(self._store, paths))
 
 
 class ObjectFile:
@@ -160,14 +179,16 @@ class ObjectStaging:
         return self._objects.create(path, manifest)
 
     def discard(self) -> None:
-        self._objects.delete(self._objects.paths(f"{self._step}/{self._save.name}"))
+        objects = self._objects.impatient()  # what is left is removed at the next start
+        objects.delete(objects.paths(f"{self._step}/{self._save.name}"))
 
 
 class ObjectCheckpointStore:
     """All checkpoints below one prefix. obstore does not outlive a fork: workers are spawned."""
 
-    def __init__(self, store: ObjectStore, where: str) -> None:
-        self._objects = _Objects(store, where)
+    def __init__(self, store: ObjectStore, where: str, patience_s: float = 0.0) -> None:
+        """`patience_s`: how long a store that does not answer is asked again."""
+        self._objects = _Objects(store, where, patience_s)
         self.where = where
 
     def steps(self) -> list[int]:
@@ -186,6 +207,11 @@ class ObjectCheckpointStore:
 
     def staging(self, save: Save) -> ObjectStaging:
         return ObjectStaging(self._objects, save)
+
+    def probe(self) -> None:
+        name = f"probe-{uuid.uuid4().hex}"
+        self._objects.put(name, memoryview(b"probe"))
+        self._objects.delete([name])
 
     def put_aside(self, step: int) -> str:
         """Its manifest gets another name, as objects cannot be renamed: the files stay where they are."""

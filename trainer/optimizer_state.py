@@ -1,5 +1,6 @@
 """Optimizer state as element-wise tensors plus per-group scalars, for torch's optimizers on any layout."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,11 +53,19 @@ def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, 
                     state[kind] = torch.empty_like(piece.flat.detach()) if kept is None else kept
                     _zero_padding(state[kind], [p for p in layout.pieces if p.flat is piece.flat])
                 piece.of(state[kind]).copy_(stored(piece.start, stop))
-    for piece in layout.pieces:
-        step = scalars[optimizer.param_groups[piece.group]["name"]].get("step")
-        if step is not None and piece.flat in optimizer.state:
-            # torch's fused AdamW wants its step count beside the parameter.
-            optimizer.state[piece.flat]["step"] = torch.tensor(step, dtype=torch.float32, device=piece.flat.device)
+    for step in {group["step"] for group in scalars.values() if "step" in group}:  # `group_scalars`: there is one
+        _restore_step(layout, step, kinds)
+
+
+def _restore_step(layout: Layout, step: float, kinds: Sequence[str]) -> None:
+    """A rank's share of a group may be padding alone: the optimizer counts its steps like any other's."""
+    states = layout.base_optimizer.state
+    for flat in layout.flats:
+        if flat not in states:
+            states[flat] = {kind: torch.zeros_like(flat.detach()) for kind in kinds}
+    for flat, state in states.items():
+        # torch's fused AdamW wants its step count beside the parameter.
+        state["step"] = torch.tensor(step, dtype=torch.float32, device=flat.device)
 
 
 def _zero_padding(state: torch.Tensor, pieces: list[Piece]) -> None:

@@ -1,24 +1,31 @@
 """What can be known before anything starts, and the checks that `stoker plan` and `stoker train` share."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
-from cluster.preflight import available_cpus, available_gpus, check_disk, check_resources
+from cluster.ledger import read_json_lines
+from cluster.preflight import available_cpus, available_gpus, check_disk, check_resources, check_writable
 from configs.compare import result_differences
+from configs.effect import without_effect
 from configs.errors import CheckpointError, DataError, ResourceError, RunFolderError
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from data.dataset import open_dataset
-from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_place import checkpoint_store, local_place
 from trainer.checkpoint_store import CheckpointStore, read_manifest
-from trainer.estimate import estimate
+from trainer.estimate import DTYPES, FP32_BYTES, estimate
 from trainer.huggingface.initial import check_initial
 from trainer.run_folder import RunFolder
 from trainer.tasks.build import check_task
+
+T = TypeVar("T")
+_ZERO_3 = 3
 
 
 def describe(recipe: Recipe) -> list[str]:
     """Batch arithmetic and model figures, one line each."""
     figures, batch, workers = estimate(recipe), recipe.batch, recipe.workers.most
+    kept, need = kept_checkpoints(recipe, recipe.run.steps), readable(disk_bytes(recipe, recipe.run.steps))
     rounds = batch.accumulation(workers)
     empty = rounds * workers - batch.micro_batches
     gaps = f", {empty} of them empty (weight zero)" if empty else ""
@@ -29,8 +36,19 @@ def describe(recipe: Recipe) -> list[str]:
         f"run: {recipe.run.steps:,} steps × {figures.targets_per_step:,} {unit}s = "
         f"{recipe.run.steps * figures.targets_per_step:,}, {recipe.run.steps * figures.flops_per_step:.3g} FLOPs",
         f"model: {figures.parameters:,} parameters, {figures.flops_per_target:.4g} FLOPs per {unit} (both passes)",
-        f"checkpoint: {readable(figures.checkpoint_bytes)} each; {recipe.checkpoint.keep_last} kept and one in work "
-        f"need {readable(disk_bytes(recipe))}",
+        f"checkpoint: {readable(figures.checkpoint_bytes)} each; {kept} kept in the end and one in work need {need}",
+        *_whole_at_start(recipe, figures.parameters),
+    ]
+
+
+def _whole_at_start(recipe: Recipe, parameters: int) -> list[str]:
+    """What the memory table, which is of training, does not show."""
+    if recipe.zero.stage != _ZERO_3:
+        return []
+    on_device, on_host = parameters * DTYPES[recipe.precision].itemsize, parameters * FP32_BYTES
+    return [
+        f"start: each worker holds the whole model before it is sharded, {readable(on_host)} in host memory, then "
+        f"{readable(on_device)} where it computes: it must fit there once"
     ]
 
 
@@ -43,9 +61,32 @@ def readable(size_bytes: float) -> str:
     return f"{size_bytes:.4g} GiB"
 
 
-def disk_bytes(recipe: Recipe) -> int:
-    """For the checkpoints that are kept and the one being written."""
-    return estimate(recipe).checkpoint_bytes * (recipe.checkpoint.keep_last + 1)
+def kept_checkpoints(recipe: Recipe, step: int) -> int:
+    """The most that are there at `step`: the last, the best, and those that are kept for good."""
+    settings = recipe.checkpoint
+    for_good = step // settings.keep_every_steps if settings.keep_every_steps else 0
+    best = settings.keep_best.count if settings.keep_best else 0
+    return min(settings.keep_last + best + for_good, -(-recipe.run.steps // settings.every_steps))
+
+
+def disk_bytes(recipe: Recipe, step: int) -> int:
+    """For the checkpoints that are kept at `step` and the one being written."""
+    return estimate(recipe).checkpoint_bytes * (kept_checkpoints(recipe, step) + 1)
+
+
+def check_space(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Raises ResourceError when there is no room for a run's first checkpoints; says when there is none for the last.
+
+    Those that are kept for good may be moved away while it runs.
+    """
+    place = local_place(RunFolder.of(recipe), recipe)
+    if place is None:
+        return
+    check_disk(place, disk_bytes(recipe, 0))
+    try:
+        check_disk(place, disk_bytes(recipe, recipe.run.steps))
+    except ResourceError as error:
+        say(f"warning: by the end of the run, {error}")
 
 
 def memory_rows(recipe: Recipe) -> list[list[str]]:
@@ -74,14 +115,18 @@ def preflight(recipe: Recipe, say: Callable[[str], None], *, elsewhere: bool = F
     if not elsewhere:
         check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
     store = checkpoint_store(folder, recipe)
+    fresh = not _told(store, store.steps)
+    if fresh:
+        check_none_left(folder, store)
     check_resumable(recipe, folder, store)
     check_task(recipe)
-    fresh = not store.steps()
     if fresh:  # a resumed run does not read them
         check_initial(recipe)
     check_same_data(store, check_data(recipe, say))
-    if recipe.checkpoint.dir is None and fresh:  # or most of the space is in use already, by this very run
-        check_disk(folder.root, disk_bytes(recipe))
+    if fresh:  # or most of the space is in use already, by this very run
+        check_space(recipe, say)
+    for line in without_effect(recipe):
+        say(f"warning: {line}")
 
 
 def preflight_elsewhere(recipe: Recipe, say: Callable[[str], None]) -> bool:
@@ -91,7 +136,7 @@ def preflight_elsewhere(recipe: Recipe, say: Callable[[str], None]) -> bool:
     say(f"this machine has no gpus, the recipe wants {recipe.workers.count}: it is planned for another machine")
     try:
         check_data(recipe, say)
-        check_disk(RunFolder.of(recipe).root, disk_bytes(recipe))
+        check_space(recipe, say)
     except (DataError, ResourceError) as error:
         say(f"not ready on this machine: {error}")
     return True
@@ -106,6 +151,37 @@ def check_resumable(recipe: Recipe, folder: RunFolder, store: CheckpointStore) -
         raise RunFolderError(
             f"{folder.root} holds a run of another recipe ({'; '.join(differences)}): "
             "undo the change, or start a new run with another run.name"
+        )
+
+
+def check_places(recipe: Recipe) -> None:
+    """Raises RunFolderError when the run folder, or the place of the checkpoints, cannot be written."""
+    folder = RunFolder.of(recipe)
+    check_writable(folder.root)
+    store = checkpoint_store(folder, recipe)
+    _told(store, store.probe)
+
+
+def _told(store: CheckpointStore, act: Callable[[], T]) -> T:
+    """`act()`, its OSError as a RunFolderError that names the place."""
+    try:
+        return act()
+    except OSError as error:
+        cause = (error.strerror or str(error) or type(error).__name__).splitlines()[0][:300]
+        raise RunFolderError(
+            f"checkpoints cannot be kept in {store.where} ({cause}): see that it is there and may be read and written, "
+            "or change checkpoint.dir"
+        ) from error
+
+
+def check_none_left(folder: RunFolder, store: CheckpointStore) -> None:
+    """Raises RunFolderError when the run has saved checkpoints, which are not in `store`: it would start over."""
+    saved = [event["step"] for event in read_json_lines(folder.ledger) if event["event"] == "checkpoint"]
+    if saved and not store.damaged():
+        raise RunFolderError(
+            f"run {folder.root} has saved step {saved[-1]}, but there is no checkpoint in {store.where}: set "
+            "checkpoint.dir to where they are or move them there; to start over, use another run.name or remove "
+            f"{folder.root}"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, DamagedCheckpointError
 from trainer.checkpoint_store import Save
 from trainer.durable import to_json
 
@@ -22,7 +22,7 @@ class Receipts:
         self._folder, self._save = root / f".receipts-{save.name}", save
 
     def post(self, stage: str, rank: int, content: dict[str, Any]) -> None:
-        """`content` has "error" when this rank failed at the stage.
+        """`content` has "error" when this rank failed at the stage, and "damaged" when the medium changed its bytes.
 
         Whole or absent, but not synced: a receipt means nothing after a crash. The rename is the last touch, as rank 0
         may remove the folder as soon as it has seen the file.
@@ -39,7 +39,8 @@ class Receipts:
         partial.replace(path)
 
     def await_all(self, stage: str, ranks: int, given_up: Callable[[], bool]) -> list[dict[str, Any]]:
-        """Every rank's receipt. Raises CheckpointError when a rank failed or does not answer in TIMEOUT_S."""
+        """Every rank's receipt. Raises CheckpointError when a rank failed or does not answer in TIMEOUT_S, which
+        is a DamagedCheckpointError where a rank says so."""
         deadline = time.monotonic() + TIMEOUT_S
         return [self._await(stage, rank, deadline, given_up) for rank in range(ranks)]
 
@@ -55,7 +56,7 @@ class Receipts:
         if (receipt.pop("attempt"), receipt.pop("step")) != (self._save.attempt, self._save.step):
             raise CheckpointError(f"rank {rank} wrote {path} for another step or attempt")
         if "error" in receipt:
-            raise CheckpointError(receipt["error"])
+            raise (DamagedCheckpointError if receipt.get("damaged") else CheckpointError)(receipt["error"])
         return receipt
 
     def _path(self, stage: str, rank: int) -> Path:

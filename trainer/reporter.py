@@ -40,8 +40,11 @@ class Reporter:
         skipped: SkippedSamples,
         numbers: NumberWatch,
         source_counts: Callable[[int], dict[str, int]],
+        *,
+        targets: int,
     ) -> None:
-        """`account` is rank 0's."""
+        """`account` is rank 0's. `targets`: predicted by all ranks until now."""
+        self.targets = targets
         self.skipped = skipped
         self._numbers = numbers
         self._source_counts = source_counts
@@ -74,9 +77,11 @@ class Reporter:
         if not self._trained:
             self._trained = True
             self._context.record_once("first_step", step=step, seconds=self.watch.elapsed_s())
-        self._steps += 1
-        self._own_s += result.own_s if result else 0.0
-        self._targets += total_weight
+        if result is not None:  # nothing was computed of one that was left out
+            self._steps += 1
+            self._own_s += result.own_s
+            self._targets += total_weight
+            self.targets += round(total_weight)
         self._result = result
         self._line = {"step": step, "lr": lr}
         if result is not None and result.skipped:
@@ -156,7 +161,7 @@ class Reporter:
         flops = self._targets * self._task.flops_per_target() / loop_s
         rates["mfu"] = flops / (peak_flops(self._device, self._recipe.precision) * self._ranks.world)
         if self._task.units == "tokens":
-            rates["tokens"] = round(self._line["step"] * self._targets / max(self._steps, 1))
+            rates["tokens"] = self.targets
             rates["tokens_per_s"] = self._targets / loop_s
         return rates
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.verdict import is_echo
+
 Event = dict[str, Any]
 _LEAVING = {"rolled_back": "going back", "resized": "resizing", "preempted": "a preemption"}  # by event
 
@@ -81,7 +83,8 @@ def _restart(before: int, started: Event, events: list[Event], lines: list[Event
 
 def _cause(faults: list[Event], left: Event | None) -> str:
     if faults:
-        return f"{faults[0].get('kind', 'a fault')} on rank {faults[0].get('rank', '?')}"
+        first = min(faults, key=is_echo)  # another rank may have told of its lost connection before
+        return f"{first.get('kind', 'a fault')} on rank {first.get('rank', '?')}"
     return f"{_LEAVING[left['event']]} ({left['reason']})" if left else "an untold fault"
 
 

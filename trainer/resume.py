@@ -15,7 +15,7 @@ from trainer.engine import Engine
 from trainer.schedule import learning_rate
 
 
-def header(context: Context, engine: Engine, data_sha256: str, step: int) -> Manifest:
+def header(context: Context, engine: Engine, data_sha256: str, step: int, targets: int) -> Manifest:
     """All of the manifest that is known before the state is copied.
 
     Order, packing, mixture and random draws follow from `samples`, the recipe and the data alone.
@@ -24,6 +24,7 @@ def header(context: Context, engine: Engine, data_sha256: str, step: int) -> Man
     return Manifest(
         step=step,
         samples=step * recipe.batch.global_,
+        targets=targets,
         attempt=context.attempt,
         workers=context.ranks.world,
         engine=engine.name,

@@ -25,6 +25,11 @@ class RunFolder:
         return self.root / "ledger.jsonl"
 
     @property
+    def index(self) -> Path:
+        """What is known of shards that are far away, so that not every host has to read them all for it."""
+        return self.root / "index"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 

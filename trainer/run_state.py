@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Literal
 
+from cluster.ledger import without_infinities
 from configs.errors import CheckpointError
 from configs.recipe import Recipe
 from data.dataset import Dataset
@@ -134,7 +135,7 @@ class Attempt:
             except OSError as problem:  # the lines are kept and written when there is room
                 message = f"{self.context.folder.root} cannot be written: {problem.strerror}; free some space"
                 self.context.record("warning", message=message)
-            metrics = self.reporter.validation_of(step)
+            metrics = without_infinities(self.reporter.validation_of(step))
             self._tell(self.writer.save(self.engine, replace(self.header(step), metrics=metrics)))
         return True
 
@@ -143,10 +144,14 @@ class Attempt:
         if hopeless:
             raise CheckpointError(self.ranks.from_leader(self.writer.hopeless))
 
-    def tell_failed_save(self) -> None:
-        """A save failed, here or on another rank: warn, and wait for nobody's part. Training goes on."""
+    def tell_failed_save(self) -> int:
+        """A save failed, here or on another rank: warn, and wait for nobody's part. Training goes on.
+
+        Returns the newest step that needs no saving for sure.
+        """
         self.writer.give_up()
         self._tell(self.writer.problem())
+        return self.resumed_step
 
     def _tell(self, error: CheckpointError | None) -> None:
         if error is not None:

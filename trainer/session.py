@@ -10,7 +10,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,8 @@ def _run(plan: SessionPlan, tell: Any) -> None:
     def say(line: str) -> None:
         tell(say=line)
 
-    def hung(hang: Hang) -> None:
-        _record_hang(order, hang)
+    def waits(room: int | None, since: float) -> None:
+        _append(order, say, "room" if room is None else "waiting", since=since, room=room)
 
     folder = Path(plan.folder)
     ray = AttachedRay(plan.address, say) if plan.address else LocalRay(folder, plan.cpus, plan.gpus, say)
@@ -96,8 +98,11 @@ def _run(plan: SessionPlan, tell: Any) -> None:
         from cluster.group_store import RunStore
         from cluster.watch import RayBrokenError, Watch
 
-        RunStore(order.run).put("failures", plan.failures)
-        watch = Watch(order.run, workers, hung)
+        store = RunStore(order.run)
+        store.put("failures", plan.failures)
+        store.put("room", None)  # of a session before, which waited
+        hung, lost = (partial(_record, order, say, kind) for kind in ("HangError", "HostLost"))
+        watch = Watch(order.run, workers, hung, lost, waits, say)
         ticked = [0.0]
 
         def poll() -> None:
@@ -122,14 +127,23 @@ def _run(plan: SessionPlan, tell: Any) -> None:
         )
 
 
-def _record_hang(order: ShellOrder, hang: Hang) -> None:
+def _append(order: ShellOrder, say: Callable[[str], None], event: str, **details: Any) -> None:
     if order.ledger is None:
         return
+    try:
+        Ledger(Path(order.ledger)).append(event, invocation=order.invocation, **details)
+    except OSError as error:  # a full disk does not end the run
+        say(f"{order.ledger} cannot be written ({error.strerror}): {event} {details.get('message', '')}")
+
+
+def _record(order: ShellOrder, say: Callable[[str], None], kind: str, hang: Hang) -> None:
     told, attempt = hang.told, hang.told.get("attempt", 0)
     log = Path(order.logs or ".") / f"attempt-{attempt}" / f"rank-{hang.rank}.log"
-    Ledger(Path(order.ledger)).append(
+    _append(
+        order,
+        say,
         "fault",
-        kind="HangError",
+        kind=kind,
         message=hang.message,
         rank=hang.rank,
         host=told.get("host"),
@@ -137,7 +151,6 @@ def _record_hang(order: ShellOrder, hang: Hang) -> None:
         step=told.get("step", 0),
         phase=told.get("phase", "starting"),
         attempt=attempt,
-        invocation=order.invocation,
         log=str(log),
         final=False,
         exit_code=1,

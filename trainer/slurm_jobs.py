@@ -22,12 +22,18 @@ def job_ids(events: Sequence[Event]) -> list[str]:
 
 
 def known_state(job_id: str, events: Sequence[Event], scheduler: Scheduler) -> JobState:
-    """What Slurm says, or the ledger when Slurm does not know the job any more or is not to be had here."""
+    """What Slurm says; what the ledger says when Slurm is not to be had here, or has forgotten the job.
+
+    A job that Slurm has forgotten is over, whatever was written down last: it may have been killed.
+    """
     try:
         state = scheduler.state(job_id)
     except ClusterError:
-        state = None
-    return state or from_ledger(job_id, events)
+        return from_ledger(job_id, events)
+    if state is not None:
+        return state
+    told = from_ledger(job_id, events)
+    return told if told.name in ("ENDED", "CANCELLED") else JobState("ENDED", "forgotten by Slurm", "squeue")
 
 
 _NAMES = {

@@ -102,8 +102,8 @@ class StragglerWatch:
         self._clear()
 
     def _tell(self, step: int, slowest: Slowest) -> None:
-        host = self._hosts[slowest.rank]
-        busy_s, others_s = slowest.busy_s / self._steps, slowest.others_s / self._steps
+        host, steps = self._hosts[slowest.rank], max(self._steps, 1)  # all may have been left out
+        busy_s, others_s = slowest.busy_s / steps, slowest.others_s / steps
         doing, look_for = (
             ("waiting for data", "its storage") if slowest.data_bound else ("computing", "other load there")
         )

@@ -1,9 +1,10 @@
 """What a finished run is worth, in a few lines."""
 
+from cluster.ledger import read_json_lines
+from configs.errors import DataError
 from configs.recipe import Recipe
 from data.dataset import open_dataset, unigram_entropy
 from trainer.checkpoint_place import checkpoint_store
-from trainer.ledger import read_json_lines
 from trainer.run_folder import RunFolder
 
 
@@ -19,14 +20,32 @@ def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
     samples = [e["sample"] for e in read_json_lines(folder.ledger) if e["event"] == "validated" and e.get("sample")]
     if samples:
         summary += ["the model writes:", *(f"  | {line}" for line in samples[-1].splitlines())]
-    store = checkpoint_store(folder, recipe)
-    newest = store.at(store.steps()[-1]).where
+    newest = _newest_checkpoint(recipe, folder)
     return [*summary, f"checkpoint: {newest}", f"next: stoker status {folder.root}   stoker board {folder.root}"]
+
+
+def _newest_checkpoint(recipe: Recipe, folder: RunFolder) -> str:
+    store = checkpoint_store(folder, recipe)
+    try:
+        return store.at(store.steps()[-1]).where
+    except OSError as error:  # it was there when the run finished
+        return f"{store.where} cannot be listed now ({error})"
 
 
 def _validation(recipe: Recipe, line: dict[str, float]) -> str:
     text = f"validation at step {line['step']}: loss {line['val_loss']:.4f}"
     if "val_accuracy" in line:
         return f"{text}, accuracy {line['val_accuracy']:.2%}"
-    entropy = unigram_entropy(open_dataset(recipe, "val"))
-    return f"{text} nats/token, perplexity {line['val_perplexity']:.2f} (unigram entropy of the data: {entropy:.4f})"
+    perplexity = f", perplexity {line['val_perplexity']:.2f}" if "val_perplexity" in line else ""
+    return f"{text} nats/token{perplexity}{_beside(recipe)}"
+
+
+def _beside(recipe: Recipe) -> str:
+    """What to compare the loss with. The run is finished, whatever can be read of its data now."""
+    if recipe.data.val is None or recipe.validation is None:  # removed since
+        return ""
+    try:
+        entropy = unigram_entropy(open_dataset(recipe, "val"), recipe.validation.max_samples)
+    except DataError as error:
+        return f" (unigram entropy of the data: unknown, {error})"
+    return f" (unigram entropy of the data: {entropy:.4f})"

@@ -4,8 +4,10 @@ The spans of a command lie end to end from its start to its end, so that the cla
 the history holds. Clocks of several hosts may disagree: a time that lies before the one reached counts as that one.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal, get_args
 
 Event = dict[str, Any]
@@ -172,16 +174,42 @@ def _command_spans(command: _Command, history: _History, before: float, now: flo
         cursor.advance(command.start if command.granted is None else command.granted, "queue")
         cursor.workers = command.workers
     starts = [event for event in command.events if event["event"] == "attempt_started"]
-    for start in starts:
-        cursor.advance(start["time"], "start" if start is starts[0] else "down")
+    for start, later in zip_longest(starts, starts[1:]):
+        _until_start(cursor, command, start["time"], "start" if start is starts[0] else "down")
         cursor.workers = start["workers"]
-        _attempt_spans(cursor, history, start["attempt"], now if start is starts[-1] else None)
+        if later is None:
+            _attempt_spans(cursor, history, start["attempt"], now)
+        else:  # the cause may be told after the next one has begun
+            _attempt_spans(cursor, history, start["attempt"], None, later["time"])
     told = [event["time"] for event in command.events]
-    cursor.advance(now if now is not None else max(told, default=0.0), "down" if starts else "start")
+    _until_start(cursor, command, now if now is not None else max(told, default=0.0), "down" if starts else "start")
     return cursor.spans
 
 
-def _attempt_spans(cursor: _Cursor, history: _History, attempt: int, now: float | None) -> None:
+def _until_start(cursor: _Cursor, command: _Command, until: float, kind: SpanClass) -> None:
+    """Without workers: in a queue while there is no room for them, else of `kind`."""
+    begun: float | None = None
+    for event in command.events:
+        if event["event"] == "waiting" and begun is None:
+            begun = event["since"]
+        elif event["event"] in ("room", "attempt_started") and begun is not None:  # or Ray broke meanwhile
+            _wait(cursor, begun, min(event["time"], until), kind)
+            begun = None
+    if begun is not None and begun < until:
+        _wait(cursor, begun, until, kind)
+    cursor.advance(until, kind)
+
+
+def _wait(cursor: _Cursor, begun: float, until: float, kind: SpanClass) -> None:
+    if begun >= until or until <= cursor.time:
+        return
+    cursor.advance(begun, kind)
+    workers, cursor.workers = cursor.workers, 0  # no worker runs meanwhile
+    cursor.advance(until, "queue")
+    cursor.workers = workers
+
+
+def _attempt_spans(cursor: _Cursor, history: _History, attempt: int, now: float | None, most: float = math.inf) -> None:
     events, marks = history.of_attempt[attempt], history.marks(attempt)
     trained = False
     for event in events:
@@ -198,7 +226,7 @@ def _attempt_spans(cursor: _Cursor, history: _History, attempt: int, now: float 
     if now is not None and "fault" not in told:
         cursor.advance(now, "step" if trained else "start")  # until a line tells more
     else:
-        cursor.advance(_end(events, marks), "lost" if trained else "start")
+        cursor.advance(min(_end(events, marks), most), "lost" if trained else "start")
 
 
 def _pieces(cursor: _Cursor, marks: list[_Mark]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.ray_train import is_consequence
+from cluster.failures import is_consequence
 from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER
 
 Event = dict[str, Any]
@@ -16,7 +16,9 @@ _ADVICE = {
     "MemoryError": _MEMORY,
     "OSError": f"see that the path can be written and has free space; {_GO_ON}",
     "RayBroken": f"the log has what Ray said; {_GO_ON}",
+    "HostLost": f"see what became of the host; {_GO_ON}",
 }
+_WATCHED = ("WorkerDied", "HangError", "RayBroken", "HostLost")
 _KILLED = f"`dmesg` or `journalctl -k` tell of a kill for want of memory: then {_MEMORY}"
 _CRASHED = f"the log has the native stacks: mend the cause; {_GO_ON}"
 _RAISED = f"the log has the traceback: mend the cause; {_GO_ON}"
@@ -109,13 +111,13 @@ def last_command(events: list[Event]) -> list[Event]:
 
 def _since_progress(events: list[Event]) -> list[Event]:
     """Faults after the last checkpoint that was newer than all before, as they came."""
-    newest, faults = -1, list[Event]()
+    newest, attempt, faults = -1, 0, list[Event]()
     for event in events:
         if event["event"] == "resumed":
             newest = max(newest, event["step"])
         if event["event"] == "checkpoint" and event["step"] > newest:
-            newest, faults = event["step"], []
-        elif event["event"] == "fault":
+            newest, attempt, faults = event["step"], event.get("attempt", 0), []
+        elif event["event"] == "fault" and event.get("attempt", attempt) >= attempt:  # a lost host may be told late
             faults.append(event)
     return faults
 
@@ -123,7 +125,7 @@ def _since_progress(events: list[Event]) -> list[Event]:
 def is_echo(fault: Event) -> bool:
     """A lost connection to a rank that broke; deaths and hangs are named by who watches, and are none."""
     kind = str(fault.get("kind", ""))
-    return kind not in ("WorkerDied", "HangError", "RayBroken") and is_consequence(f"{kind} {fault.get('message', '')}")
+    return kind not in _WATCHED and is_consequence(f"{kind} {fault.get('message', '')}")
 
 
 def _where(fault: Event) -> str:

@@ -19,9 +19,10 @@ from cluster.worker_link import WorkerLink
 from configs.errors import BadStepError, DataError, RunFolderError, StokerError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
+from data.sidecar import share_in
 from trainer.chaos import Chaos, no_chaos
 from trainer.checkpoint_format import Manifest
-from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_place import PATIENCE_S, checkpoint_store
 from trainer.checkpoint_store import CheckpointStore
 from trainer.checkpoint_writer import CheckpointWriter, Stall
 from trainer.context import Context
@@ -153,7 +154,7 @@ def _record_fault(context: Context, error: Exception) -> None:
 
 
 def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
-    store = checkpoint_store(context.folder, context.recipe)
+    store = checkpoint_store(context.folder, context.recipe, PATIENCE_S)
     _record_start(job, context)  # first: from now on an older attempt publishes nothing more
     if context.ranks.leads:
         store.clean()
@@ -221,7 +222,17 @@ def _build_attempt(
     skipped = SkippedSamples(context, resumed, train_data.left_out())
     audit = _open_audit(context)
     reporter = Reporter(
-        context, task, engine.device, progress, sinks, account, audit, skipped, numbers, train_data.source_counts
+        context,
+        task,
+        engine.device,
+        progress,
+        sinks,
+        account,
+        audit,
+        skipped,
+        numbers,
+        train_data.source_counts,
+        targets=found.targets if found else 0,
     )
     cleanup.callback(reporter.close)
     writer = CheckpointWriter(
@@ -244,7 +255,9 @@ def _build_attempt(
         writer=writer,
         reporter=reporter,
         numbers=numbers,
-        header=lambda step: replace(header(context, engine, train_data.fingerprint, step), numbers=numbers.state()),
+        header=lambda step: replace(
+            header(context, engine, train_data.fingerprint, step, reporter.targets), numbers=numbers.state()
+        ),
     )
 
 
@@ -256,7 +269,8 @@ def _published(context: Context, reporter: Reporter, manifest: Manifest, stall: 
 
 def _open(context: Context, split: Literal["train", "val"], cleanup: ExitStack) -> Dataset:
     """Raises DataError, on every rank, when the ranks see different data: each would go by an order of its own."""
-    dataset = open_dataset(context.recipe, split)
+    share_in(context.folder.index)
+    dataset = open_dataset(context.recipe, split, lambda line: context.pulse("indexing"))
     cleanup.callback(dataset.close)
     seen = context.ranks.gather((dataset.fingerprint, dataset.count, dataset.size.samples, socket.gethostname()))
     for rank, (fingerprint, _, samples, host) in enumerate(seen):

@@ -5,7 +5,7 @@ fp32 piece with the live weights, so that another DeepSpeed is refused rather th
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -42,6 +42,7 @@ class Layout:
     base_optimizer: Any
     refresh: Callable[[], None]
     kind: str  # of the layout, for messages
+    flats: Sequence[torch.Tensor] = ()  # those that may be padding alone
 
 
 def find_layout(engine: Any, names: dict[int, str]) -> Layout:
@@ -117,6 +118,38 @@ def no_update(optimizer: Any) -> Iterator[None]:
         vars(optimizer).update(kept)
 
 
+@contextmanager
+def loss_scale_kept(optimizer: Any) -> Iterator[list[bool]]:
+    """Inside, a step of fp16 divides the gradients by the loss scale that they were multiplied by.
+
+    DeepSpeed lets the scale follow before it divides: where it doubles, an update would be half of what it should be.
+    Gives a list in which the step puts whether it overflowed; `move_loss_scale` is to follow.
+    """
+    overflows: list[bool] = []
+    vars(optimizer)["_update_scale"] = overflows.append
+    try:
+        yield overflows
+    finally:
+        del vars(optimizer)["_update_scale"]
+
+
+def move_loss_scale(optimizer: Any, overflows: list[bool]) -> bool:
+    """After the step inside of `loss_scale_kept`. False, with nothing changed, where it overflowed at the least scale.
+
+    Raises EngineError when DeepSpeed did not ask for it exactly once.
+    """
+    if len(overflows) != 1:
+        raise EngineError(
+            f"DeepSpeed moved the loss scale {len(overflows)} times in a step: use the versions of constraints.txt"
+        )
+    scaler = optimizer.loss_scaler
+    lowers = scaler.delayed_shift == 1 or scaler.cur_hysteresis == 1
+    if overflows[0] and lowers and scaler.cur_scale <= scaler.min_scale:
+        return False
+    optimizer._update_scale(overflows[0])
+    return True
+
+
 def _nothing(*_: Any) -> None:
     """In the place of a method that is to do nothing."""
 
@@ -127,22 +160,24 @@ def _whole(parameter: torch.Tensor, start: int, count: int) -> Callable[[], torc
 
 def _stage_1_and_2(optimizer: Any, names: dict[int, str]) -> Layout:
     pieces: list[Piece] = []
-    for group, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+    flats = optimizer.single_partition_of_fp32_groups
+    for group, flat in enumerate(flats):
         first = torch.distributed.get_rank(optimizer.real_dp_process_group[group]) * flat.numel()
         parameters = optimizer.round_robin_bit16_groups[group]
         offsets = optimizer.round_robin_bit16_offsets[group]
         pieces += _overlaps(parameters, offsets, first, flat, group, names)
-    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 or 2")
+    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 or 2", flats)
 
 
 def _bf16_optimizer(optimizer: Any, names: dict[int, str]) -> Layout:
     pieces: list[Piece] = []
-    for group, flat in enumerate(optimizer.fp32_groups_flat_partition):
+    flats = optimizer.fp32_groups_flat_partition
+    for group, flat in enumerate(flats):
         first = torch.distributed.get_rank(optimizer.real_dp_process_group[group]) * flat.numel()
         parameters = optimizer.bf16_groups[group]
         offsets = [sum(p.numel() for p in parameters[:i]) for i in range(len(parameters))]
         pieces += _overlaps(parameters, offsets, first, flat, group, names)
-    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 in bf16")
+    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 in bf16", flats)
 
 
 def _overlaps(
@@ -159,7 +194,8 @@ def _overlaps(
 
 def _stage_3(optimizer: Any, names: dict[int, str]) -> Layout:
     pieces: list[Piece] = []
-    for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+    flats = optimizer.fp32_partitioned_groups_flat
+    for index, flat in enumerate(flats):
         offset = 0
         for parameter in optimizer.fp16_groups[index]:
             share = parameter.partition_numel()
@@ -170,7 +206,7 @@ def _stage_3(optimizer: Any, names: dict[int, str]) -> Layout:
                 group = optimizer.sub_group_to_group_id[index]
                 pieces.append(Piece(names[id(parameter)], start, count, flat, offset, group, live))
             offset += share
-    return Layout(pieces, False, optimizer.optimizer, lambda: _refresh_stage_3(optimizer), "stage 3")
+    return Layout(pieces, False, optimizer.optimizer, lambda: _refresh_stage_3(optimizer), "stage 3", flats)
 
 
 def _partition(parameter: Any, count: int) -> Callable[[], torch.Tensor]:

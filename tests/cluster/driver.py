@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import traceback
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cluster.ray_train import run_workers
 from cluster.session_folder import session_folder
 from cluster.stop_signals import StopSignals
 from cluster.worker_shell import ShellOrder
+from configs.errors import StokerError
 from configs.recipe import Workers
 
 
@@ -39,6 +41,18 @@ def beat_until_told(config: dict[str, Any], link: object) -> None:
 
 
 def main(folder: Path) -> None:
+    """As trainer/sessions.py, another Ray when one does not start: the host may be busy."""
+    for _ in range(3):
+        try:
+            return run(folder)
+        except StokerError as error:
+            traceback.print_exception(error)
+            if (folder / "session").exists():
+                raise
+    raise SystemExit(1)
+
+
+def run(folder: Path) -> None:
     """One worker that beats; signals are noted in `requested`, and left to the test."""
     with StopSignals() as signals:
 

@@ -57,3 +57,24 @@ RAY_JOB = _object(
     metadata=_object(["name"], name={"type": "string", "maxLength": 47}, namespace=_TEXT, labels=_TEXTS),
     spec=_JOB,
 )
+
+
+def schema_of_crd(crd: dict[str, Any], version: str) -> Schema:
+    """The schema of one version of a CustomResourceDefinition, in which a field that it does not know is an error.
+
+    An API server drops such fields in silence, but where `x-kubernetes-preserve-unknown-fields` keeps them.
+    """
+    (served,) = (found for found in crd["spec"]["versions"] if found["name"] == version)
+    return _strict(served["schema"]["openAPIV3Schema"])
+
+
+def _strict(schema: Schema) -> Schema:
+    strict = dict(schema)
+    if "properties" in schema:
+        strict["properties"] = {name: _strict(found) for name, found in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            strict["additionalProperties"] = False
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            strict[key] = _strict(schema[key])
+    return strict

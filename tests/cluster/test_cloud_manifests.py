@@ -1,6 +1,7 @@
 """What `stoker render` writes is what KubeRay, Kubernetes and Ray's launcher take, and says what the recipe says."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,11 @@ from configs.cloud import quantity_bytes
 from configs.errors import RecipeError, ResourceError
 from configs.load import dump_recipe, load_recipe
 from configs.recipe import Recipe, Workers
-from tests.cluster.kuberay_schema import RAY_JOB
+from tests.cluster.kuberay_schema import RAY_JOB, schema_of_crd
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.34"
+CRD = os.environ.get("STOKER_KUBERAY_CRD")
 STOKER = Path(sys.executable).with_name("stoker")
 CLOUD = {
     "image": "registry.example.org/stoker:1",
@@ -71,6 +73,29 @@ def test_the_manifest_is_what_kuberay_and_kubernetes_take(tmp_path: Path, overri
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
+def test_the_manifest_is_what_the_crd_of_an_installed_kuberay_takes(tmp_path: Path) -> None:
+    """No package has that file, and CI reaches nothing else."""
+    if CRD is None:
+        pytest.skip("NOT CHECKED AGAINST KUBERAY'S OWN CRD: STOKER_KUBERAY_CRD names no ray.io_rayjobs.yaml")
+    schema = schema_of_crd(yaml.safe_load(Path(CRD).read_text()), "v1")
+    for overrides in ([], ["workers.count=2..6", "workers.gpus=1", "cloud.workers_per_node=2"]):
+        jsonschema.validate(job_of(recipe_of(tmp_path, *overrides)), schema)
+
+
+def test_a_crd_refuses_a_field_that_it_does_not_know() -> None:
+    port = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
+    spec = {"type": "object", "properties": {"ports": {"type": "array", "items": {"properties": {"port": port}}}}}
+    opened = {"type": "object", "properties": {}, "x-kubernetes-preserve-unknown-fields": True}
+    root = {"type": "object", "properties": {"spec": spec, "status": opened, "metadata": {"type": "object"}}}
+    crd = {"spec": {"versions": [{"name": "v1alpha1"}, {"name": "v1", "schema": {"openAPIV3Schema": root}}]}}
+    schema = schema_of_crd(crd, "v1")
+    good = {"metadata": {"name": "a"}, "spec": {"ports": [{"port": 1}, {"port": "b"}]}, "status": {"any": 1}}
+    jsonschema.validate(good, schema)
+    for bad in ({"spec": {"ports": [{"prot": 1}]}}, {"spec": {"port": []}}, {"kind": "RayJob"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(bad, schema)
+
+
 def test_the_schemas_refuse_a_field_that_is_none(tmp_path: Path) -> None:
     job = job_of(recipe_of(tmp_path))
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParameters"] = {}
@@ -115,7 +140,7 @@ def test_the_launchers_file_is_what_ray_takes(tmp_path: Path) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     recipe = recipe_of(tmp_path, "workers.count=2..6", "workers.gpus=1", "cloud.workers_per_node=2")
-    cluster = render_ray_cluster(recipe)
+    cluster = render_ray_cluster(recipe, dump_recipe(recipe))
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     jsonschema.validate(cluster, schema)
     validate_config(prepare_config(json.loads(json.dumps(cluster))))
@@ -129,12 +154,21 @@ def test_the_launchers_file_is_what_ray_takes(tmp_path: Path) -> None:
         jsonschema.validate(cluster | {"initialisation_commands": []}, schema)
 
 
+def test_the_launchers_head_writes_the_recipe_that_the_job_trains(tmp_path: Path) -> None:
+    cloud = CLOUD | {"shared": str(tmp_path)}
+    recipe = recipe_of(tmp_path, f"run.dir={tmp_path}/runs", "data.val.shards=/it's/val.tar", cloud=cloud)
+    (command,) = render_ray_cluster(recipe, dump_recipe(recipe))["head_setup_commands"]
+    subprocess.run(["sh", "-c", command], check=True)
+    assert load_recipe(tmp_path / f"{resource_name(recipe.run.name)}.yaml", []) == recipe
+
+
 @pytest.mark.parametrize(
     ("overrides", "cloud", "words"),
     [
         ([], None, "no cloud: section"),
         (["run.dir=runs"], CLOUD, "run.dir is runs, not below cloud.shared /shared"),
         (["run.dir=/shared/../runs"], CLOUD, "not below cloud.shared"),
+        (["checkpoint.dir=/ckpt"], CLOUD, "checkpoint.dir is /ckpt, not below cloud.shared /shared"),
         (["data.train.shards=shards/a.tar"], CLOUD, "data.train.shards is shards/a.tar, a path relative to"),
         ([], CLOUD | {"kubernetes": {}}, "cloud.kubernetes.claim is missing"),
     ],
@@ -150,7 +184,7 @@ def test_what_kubernetes_could_not_run_is_refused(
 def test_what_the_launcher_lacks_is_named(tmp_path: Path, missing: str) -> None:
     launcher = {key: value for key, value in CLOUD["launcher"].items() if key != missing}  # type: ignore[attr-defined]
     with pytest.raises(RecipeError, match=rf"cloud.launcher.{missing} is missing"):
-        render_ray_cluster(recipe_of(tmp_path, cloud=CLOUD | {"launcher": launcher}))
+        render_ray_cluster(recipe_of(tmp_path, cloud=CLOUD | {"launcher": launcher}), "")
 
 
 def test_workers_that_do_not_fit_in_a_node_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,15 @@ class Driver:
                 start_new_session=True,
             )
 
+    @contextmanager
+    def beating(self) -> Iterator["Driver"]:
+        try:
+            wait_for(lambda: self.beats() > 0, 140, self.output)
+            yield self
+        finally:
+            self.process.kill()
+            self.process.wait()
+
     def beats(self) -> int:
         path = self.folder / "beats"
         return len(path.read_text().split()) if path.exists() else 0
@@ -61,15 +70,9 @@ class Driver:
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Driver, Driver]]:
     """Two at once, on one host."""
     folder = tmp_path_factory.mktemp("drivers")
-    pair = Driver(folder / "a"), Driver(folder / "b")
-    try:
-        for driver in pair:
-            wait_for(lambda driver=driver: driver.beats() > 0, 120, driver.output)  # type: ignore[misc]
-        yield pair
-    finally:
-        for driver in pair:
-            driver.process.kill()
-            driver.process.wait()
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(Driver(folder / name).beating()) for name in ("a", "b"))
+        yield first, second
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, describe: Callable[[], str] = str) -> None:
@@ -97,14 +100,14 @@ def test_only_the_token_opens_the_private_ray(drivers: tuple[Driver, Driver]) ->
             env=clean | settings | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},  # or Ray looks on another address
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         return done.stdout + done.stderr
 
     right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     wrong = [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda c: connect(c[0], **c[1]), product((GCS_CLIENT, RAY_DRIVER), (right, *wrong))))
     for accepted, *refused in (answers[:3], answers[3:]):
         assert "NODES 1" in accepted

@@ -1,8 +1,7 @@
-"""Real workers: their process group, their restarts, their failures, and the silence of Ray."""
+"""Real workers: their process group, their failures, and the silence of Ray."""
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,35 +25,19 @@ def run(function: Callable[[dict[str, Any], WorkerLink], None], folder: Path, pr
     run_workers(order, name="t", workers=setting, storage=private / "train", shared=False, poll=lambda: None)
 
 
-def sum_of_ranks(config: dict[str, Any], link: WorkerLink) -> None:
-    """Writes what the group is and computes; rank 1 kills itself at the start, and once in mid-run."""
+def rank_1_fails(config: dict[str, Any], link: WorkerLink) -> None:
     import torch
     from torch import distributed
 
     from trainer.process_group import join
 
     join(link)
-    rank, folder = distributed.get_rank(), Path(config["folder"])
-    total = torch.tensor([float(rank)])
+    total = torch.tensor([float(distributed.get_rank())])
     distributed.all_reduce(total)
-    facts = distributed.get_world_size(), distributed.get_backend(), total.item(), os.environ["OMP_NUM_THREADS"]
-    attempt = len(list(folder.glob(f"*-rank{rank}")))
-    (folder / f"{attempt}-rank{rank}").write_text(repr((*facts, time.time())))
     print("CHATTER of a worker")
-    distributed.barrier()
-    if rank == 1 and attempt < 2:
-        time.sleep(attempt * 1.5)
-        os.kill(os.getpid(), signal.SIGKILL)
-    distributed.barrier()
-
-
-def rank_1_fails(config: dict[str, Any], link: WorkerLink) -> None:
-    from torch import distributed
-
-    from trainer.process_group import join
-
-    join(link)
     if distributed.get_rank() == 1:
+        facts = distributed.get_world_size(), distributed.get_backend(), total.item(), os.environ["OMP_NUM_THREADS"]
+        (Path(config["folder"]) / "group").write_text(repr(facts))
         raise ValueError("the seventh seal\nis broken")
     distributed.barrier()
 
@@ -73,44 +56,33 @@ def in_fresh_process(act: Callable[[Path], None], folder: Path) -> None:
     assert process.exitcode == 0
 
 
-@pytest.mark.slow
-def test_killed_workers_come_back_and_ray_leaves_no_trace(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    in_fresh_process(lose_workers, tmp_path)
+def test_a_failure_names_its_first_cause_a_mistake_is_not_tried_again_and_ray_leaves_no_trace(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    in_fresh_process(fail_in_two_ways, tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
-def lose_workers(tmp_path: Path) -> None:
+def fail_in_two_ways(tmp_path: Path) -> None:
     os.environ["RAY_ADDRESS"] = "203.0.113.1:6379"
     environment, handlers = dict(os.environ), signal.getsignal(signal.SIGTERM)
     before = set(psutil.Process().children(recursive=True))  # multiprocessing's resource tracker
     with session_folder() as private, LocalRay(private, 2, 0, lambda line: None):
         session = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
-        run(sum_of_ranks, tmp_path, private, count=2, max_failures=2)
+        with pytest.raises(WorkerFailure) as failure:
+            run(rank_1_fails, tmp_path, private, count=2, max_failures=0)
+        assert str(failure.value) == "worker 1 failed: ValueError: the seventh seal"
+        assert (tmp_path / "group").read_text() == "(2, 'gloo', 1.0, '1')"
+        assert "is broken" in failure.value.details
+        assert failure.value.exit_code == EXIT_FAILED
+        with pytest.raises(WorkerFailure) as failure:
+            run(bad_data, tmp_path, private, count=1, max_failures=3)
         family = set(psutil.Process().children(recursive=True)) - before
-    for attempt in (0, 1, 2):
-        for rank in (0, 1):
-            assert (tmp_path / f"{attempt}-rank{rank}").read_text().startswith("(2, 'gloo', 1.0, '1', ")
+    assert str(failure.value) == "worker 0 failed: train-000.tar sample 7: not a JPEG"
+    assert failure.value.exit_code == EXIT_USER
+    assert (tmp_path / "attempts").read_text() == "x"
     assert len(family) > 3
     assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
     assert not session.exists()
     assert dict(os.environ) == environment
     assert signal.getsignal(signal.SIGTERM) is handlers
-
-
-def test_a_failure_names_its_first_cause_and_a_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
-    in_fresh_process(fail_in_two_ways, tmp_path)
-
-
-def fail_in_two_ways(tmp_path: Path) -> None:
-    with session_folder() as private, LocalRay(private, 2, 0, lambda line: None):
-        with pytest.raises(WorkerFailure) as failure:
-            run(rank_1_fails, tmp_path, private, count=2, max_failures=0)
-        assert str(failure.value) == "worker 1 failed: ValueError: the seventh seal"
-        assert "is broken" in failure.value.details
-        assert failure.value.exit_code == EXIT_FAILED
-
-        with pytest.raises(WorkerFailure) as failure:
-            run(bad_data, tmp_path, private, count=1, max_failures=3)
-    assert str(failure.value) == "worker 0 failed: train-000.tar sample 7: not a JPEG"
-    assert failure.value.exit_code == EXIT_USER
-    assert (tmp_path / "attempts").read_text() == "x"

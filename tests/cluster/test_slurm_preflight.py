@@ -14,6 +14,8 @@ GIB = 1 << 30
 
 def test_the_cpus_and_gpus_of_a_host_follow_from_its_workers() -> None:
     assert host_shape(Workers(count=5, cpus=2, gpus=1), Slurm(nodes=2)) == HostShape(cpus=6, gpus=3, workers=3)
+    spare = host_shape(Workers(count=8, gpus=1), Slurm(nodes=3, spare_nodes=1))
+    assert spare == HostShape(cpus=4, gpus=4, workers=4)
     assert host_shape(Workers(count="2..8"), Slurm(nodes=2, cpus_per_node=3)) == HostShape(cpus=3, gpus=0, workers=3)
 
 

@@ -1,7 +1,11 @@
 """The job script: pure, byte-stable, safe whatever the names are."""
 
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,10 +51,22 @@ AZURE_STORAGE_SAS_TOKEN,HTTP_PROXY,HTTPS_PROXY,NO_PROXY,http_proxy,https_proxy,n
 #SBATCH --requeue
 #SBATCH --no-kill
 #SBATCH --exclusive
-set -u
+# A warning must neither end this shell nor get lost: blocked from here on, it waits for the supervisor to ask for it.
+if [ -z "${STOKER_SHIELDED-}" ] && /shared/stoker/.venv/bin/python -ISc '' 2> /dev/null; then
+  STOKER_SHIELDED=1 exec /shared/stoker/.venv/bin/python -ISc 'import os, signal as s, sys
+s.pthread_sigmask(s.SIG_BLOCK, (s.SIGTERM, s.SIGINT, s.SIGUSR2)); os.execv(sys.argv[1], sys.argv[1:])' /bin/bash "$0"
+fi
+unset STOKER_SHIELDED
 # Steps inherit this environment, not sbatch's choice of variables.
 export SLURM_EXPORT_ENV=ALL
+setup_failed() {
+  echo "stoker: error: '$1' of slurm.setup failed on $(hostname); add '|| true' to what may" >&2
+  exit 2
+}
+trap 'setup_failed "$BASH_COMMAND"' ERR
 module load cuda
+trap - ERR
+set -u
 run_folder=/shared/runs/tiny
 cd -- /shared/work || exit 2
 # In place of the shell, so that Slurm's warning reaches the supervisor at once.
@@ -106,6 +122,41 @@ def test_shellcheck_finds_nothing(array: str | None) -> None:
             ["shellcheck", "--exclude=SC2016", "-"], input=script, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout
+
+
+def script_of(tmp_path: Path, setup: list[str]) -> Path:
+    """A job script whose supervisor is a process that tells which signals it has been sent and not seen."""
+    checkout = tmp_path / "checkout"
+    (checkout / "cluster").mkdir(parents=True)
+    (checkout / "cluster" / "slurm_main.py").write_text(
+        "import signal\nprint(*sorted(number.name for number in signal.sigpending()))\n"
+    )
+    made = replace(
+        job(Slurm(setup=setup), str(tmp_path), str(tmp_path)), checkout=checkout, python=Path(sys.executable)
+    )
+    path = tmp_path / "job.sbatch"
+    path.write_text(render(made))
+    return path
+
+
+def test_a_warning_while_the_setup_lines_run_waits_for_the_supervisor(tmp_path: Path) -> None:
+    setup = [f"touch {tmp_path / 'begun'}", "sleep 1", ': "$unset"']  # as scripts of conda do, which know no `set -u`
+    with subprocess.Popen(["bash", script_of(tmp_path, setup)], stdout=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGUSR2)
+        output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "SIGUSR2\n")
+
+
+def test_a_setup_line_that_fails_is_named_and_a_test_that_is_not_met_is_no_failure(tmp_path: Path) -> None:
+    fine = ["if [ -d /absent ]; then", "false", "else", "true", "fi", "[ -f absent ] && source absent", "false || true"]
+    script = script_of(tmp_path, [*fine, "module load 'cuda'"])
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: 'module load 'cuda'' of slurm.setup failed on" in done.stderr
+    script.write_text(script.read_text().replace("module load 'cuda'", ""))
+    assert subprocess.run(["bash", script], capture_output=True, check=True).stdout == b"\n"
 
 
 def test_a_path_that_cannot_stand_in_a_job_script_is_refused() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.compare import result_differences, result_sha256
+from configs.effect import without_effect
 from configs.errors import RecipeError
 from configs.load import dump_recipe, load_recipe
 from configs.reference import reference, schema
@@ -68,6 +69,8 @@ def test_a_mistyped_key_is_answered_with_its_line_and_the_key_that_was_meant(rec
         ("schedule.warmup_steps=11", "schedule.warmup_steps is 11, more than run.steps 10"),
         ("schedule.min_lr=1.0", "schedule.min_lr is 1.0, above optimizer.lr 0.0003"),
         ("run.name=../x", "run.name is '../x'"),
+        ("run.seed=9223372036854775808", "run.seed is 9223372036854775808"),
+        ("batch={global: 1000000007, micro: 8}", "choose batch.micro from 1, 1000000007"),
         ("nonsense", "override 'nonsense' is not section.key=value"),
         ("run.seed.deep=1", "run.seed is"),
     ],
@@ -81,8 +84,49 @@ def test_a_wrong_value_is_named_with_the_remedy(recipe_path: Path, override: str
 def test_sections_must_agree(recipe_path: Path) -> None:
     assert "data.val is not given" in error_of(recipe_path, "data.val=null", "validation.every_steps=5")
     assert "stage 0 trains wrongly" in error_of(recipe_path, "precision=fp16", "zero.stage=0")
+    for scale, told in (("{min_scale: 1.5}", "is 1.5: give a whole"), ("{initial_power: 4, min_scale: 32}", "is 32: ")):
+        assert f"loss_scale.min_scale {told}" in error_of(recipe_path, "precision=fp16", f"loss_scale={scale}")
     message = error_of(recipe_path, "data={kind: image, train: {shards: a.tar}}")
     assert "model.kind gpt trains on text or tokens" in message
+
+
+def test_only_what_is_wrong_with_the_alternative_that_was_meant_is_told(recipe_path: Path) -> None:
+    lines = error_of(recipe_path, "data.train.shards=[{nme: web, shards: a.tar}]").splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        "data.train.shards.0.name is missing",
+        "data.train.shards.0.weight is missing",
+        "data.train.shards.0.nme is unknown",
+    ]
+    assert "did you mean name? known: name, shards, weight" in lines[2]
+    assert "data.train.shards is 3 (" in (told := error_of(recipe_path, "data.train.shards=3"))
+    assert "expected string or list" in told
+
+
+def test_keys_without_effect_are_told(recipe_path: Path) -> None:
+    assert without_effect(load_recipe(recipe_path, ["data.val=null"])) == []
+    unused = ["loss_scale.hysteresis=1", "schedule={kind: constant, min_lr: 1e-5}", "data.val.shards=v.tar"]
+    told = without_effect(load_recipe(recipe_path, [*unused, "model.positions=learned", "model.rope_base=5e5"]))
+    assert [line.partition(" is not used")[0] for line in told] == [
+        *("data.val", "loss_scale", "schedule.min_lr", "model.rope_base")
+    ]
+
+
+def test_a_rule_that_keeps_no_best_checkpoint_is_told(recipe_path: Path) -> None:
+    best = ["data.val.shards=v.tar", "validation.every_steps=2"]
+
+    def told(*overrides: str) -> list[str]:
+        return without_effect(load_recipe(recipe_path, [*best, *overrides]))
+
+    assert (
+        told("checkpoint={every_steps: 4, keep_best: {}}") == told("checkpoint={every_steps: 99, keep_best: {}}") == []
+    )
+    assert (
+        "no val_accuracy: choose from val_loss, val_perplexity" in told("checkpoint.keep_best.metric=val_accuracy")[0]
+    )
+    assert (
+        "every 7 steps and validations every 2 first meet at step 14"
+        in told("checkpoint={every_steps: 7, keep_best: {}}")[0]
+    )
 
 
 def test_every_mistake_is_told_at_once(recipe_path: Path) -> None:
@@ -98,6 +142,7 @@ def test_every_mistake_is_told_at_once(recipe_path: Path) -> None:
         ("- a\n- b\n", "is empty or not a mapping"),
         (RECIPE + "batch: {global: 8, micro: 8}\n", "batch is given twice"),
         (RECIPE + "? [a]\n: 1\n", "a key must be a plain word"),
+        ("run: &run {name: *run}", "a section holds itself"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:

@@ -116,3 +116,12 @@ def test_a_column_is_like_the_array_of_all_its_tables(monkeypatch: pytest.Monkey
     larger = cut_blocks(np.array(counts), groups)
     assert len(larger.first) < len(blocks.first)
     assert column.block_totals(larger).tolist() == np.add.reduceat(whole, larger.first).tolist()
+
+
+def test_names_with_a_dot_in_the_key_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number in range(2100):
+            tar.addfile(tarfile.TarInfo(f"img-{number}.{number:05d}.jpg"))
+    with pytest.raises(DataError, match=r"its 2100 samples have 2100 different parts, as 00000\.jpg, .* first dot"):
+        open_catalog(str(shard))

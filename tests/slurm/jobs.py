@@ -24,7 +24,8 @@ class SubmittedRun:
         usual = {"checkpoint": {"every_steps": 20}, "validation": None}
         # The full check has a test of its own, and takes the processors that all hosts here share.
         sections["slurm"] = {"health_check": "quick", **sections.get("slurm", {})}
-        self.recipe = recipe_of(self.home, GPT, name, **{"run": run, **usual, **sections})
+        model = sections.pop("model", GPT)
+        self.recipe = recipe_of(self.home, model, name, **{"run": run, **usual, **sections})
         (self.home / "recipe.yaml").write_text(dump_recipe(self.recipe))
         self.folder = Path(run["dir"]) / name
         self.job = ""
@@ -57,6 +58,15 @@ class SubmittedRun:
         """What scontrol says of the job."""
         out = self.rig.inside(CONTROLLER, "scontrol", "--oneliner", "show", "job", self.job).stdout
         return dict(word.split("=", 1) for word in out.split() if "=" in word)
+
+    def elapsed_s(self) -> int:
+        """Since the newest start of the job."""
+        hours, minutes, seconds = self.show()["RunTime"].rpartition("-")[2].split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + int(seconds)
+
+    def checkpoints(self) -> list[int]:
+        """The steps of those that are published: one that was killed right after may not be in the ledger."""
+        return sorted(int(path.name.removeprefix("step-")) for path in (self.folder / "checkpoints").glob("step-*"))
 
     def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 500.0) -> None:
         """Fails at once when the job is over, with what it said."""

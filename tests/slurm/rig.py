@@ -1,7 +1,7 @@
 """A real Slurm cluster of virtual hosts on this machine, for tests: real daemons, real links, real power loss.
 
 A host has namespaces of its own for network, processes, name, IPC and mounts. Nothing listens outside of them. Needs
-root, and Debian's slurm-wlm, munge, iproute2 and procps.
+root, and Debian's slurm-wlm, libslurm-dev, munge, iproute2, procps and gcc.
 """
 
 import os
@@ -29,8 +29,10 @@ CONTROLLER = "ctl"
 def missing_tools() -> list[str]:
     """What the rig needs and this machine has not."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    tools = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "tc", "unshare", "nsenter", "setpriv", "pgrep")
-    return [*(["root"] if os.getuid() else []), *(tool for tool in tools if shutil.which(tool, path=path) is None)]
+    tools = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "tc", "unshare", "nsenter", "setpriv", "pgrep", "gcc")
+    missing = [tool for tool in tools if shutil.which(tool, path=path) is None]
+    headers = [] if Path("/usr/include/slurm/spank.h").exists() else ["libslurm-dev"]
+    return [*(["root"] if os.getuid() else []), *missing, *headers]
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
@@ -57,7 +59,9 @@ class Rig:
         remove_abandoned()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
         self.hosts = [f"n{number}" for number in range(1, hosts + 1)]
-        self._lock = try_lock(self.folder / "owner.lock")
+        # Locked before it gets the name that `remove_abandoned` looks for.
+        self._lock = try_lock(self.folder / "owner.new")
+        (self.folder / "owner.new").rename(self.folder / "owner.lock")
         self._names = self.folder.name.removeprefix(PREFIX)[:6]  # of the network namespaces
 
     def __enter__(self) -> "Rig":
@@ -126,9 +130,12 @@ class Rig:
         (self.folder / "spool" / host).mkdir()
         self.inside(host, "slurmd", "-N", host, "-f", self.folder / "etc/slurm.conf")
 
-    def kill(self, host: str, command: str) -> None:
-        """SIGKILL for the processes of a host with this in their command line; there must be some."""
-        self.inside(host, "pkill", "--signal", "KILL", "--full", command)
+    def kill(self, host: str, command: str, signal_name: str = "KILL") -> None:
+        """A signal for the processes of a host with this in their command line; there must be some."""
+        self.inside(host, "pkill", "--signal", signal_name, "--full", "--", command)
+
+    def start_controller(self) -> None:
+        self.inside(CONTROLLER, "slurmctld", "-f", self.folder / "etc/slurm.conf")
 
     def cut(self, host: str) -> None:
         """Take the link of a host down at the switch: packets vanish."""
@@ -136,6 +143,16 @@ class Rig:
 
     def heal(self, host: str) -> None:
         run("ip", "-n", self._namespace("switch"), "link", "set", f"to-{host}", "up")
+
+    def break_link(self, host: str, other: str) -> None:
+        """Between these two hosts alone."""
+        self.inside(host, "ip", "route", "add", "blackhole", self._address(other))
+
+    def mend_link(self, host: str, other: str) -> None:
+        self.inside(host, "ip", "route", "del", "blackhole", self._address(other))
+
+    def _address(self, host: str) -> str:
+        return f"{NETWORK}.{10 + [CONTROLLER, *self.hosts].index(host)}"
 
     def slow_down(self, host: str, rate: str) -> None:
         """What the host sends, as by a bad cable; `rate` as tc has it."""
@@ -181,6 +198,7 @@ class Rig:
         for number, host in enumerate(self.hosts, start=11):
             text += f"NodeName={host} NodeAddr={NETWORK}.{number} CPUs=4 RealMemory=6000 State=UNKNOWN\n"
         (self.folder / "etc/slurm.conf").write_text(text)
+        self._configure_containers()
         (self.folder / "etc/cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
         key = self.folder / "etc/munge.key"
         key.write_bytes(secrets.token_bytes(128))
@@ -189,6 +207,27 @@ class Rig:
         for path in (self.folder, self.folder / "etc", self.folder / "run", self.folder / "run/munge"):
             path.chmod(0o755)
         shutil.chown(self.folder / "run/munge", "munge")
+
+    def _configure_containers(self) -> None:
+        """Stand-ins for pyxis and apptainer, which no package of Debian has."""
+        plugin, commands = self.folder / "etc/pyxis.so", self.folder / "bin"
+        run("gcc", "-shared", "-fPIC", "-o", plugin, HERE / "pyxis.c")
+        (self.folder / "etc/plugstack.conf").write_text(f"required {plugin} {HERE}/container_root.sh\n")
+        commands.mkdir()
+        (commands / "apptainer").symlink_to(HERE / "apptainer.sh")
+
+    def make_image(self, name: str) -> Path:
+        """With `/opt/stoker/python3`, and without Slurm's commands, this checkout, and a /tmp with anything in it."""
+        image = self.folder / "jobs" / name
+        layer = image / "layer/opt/stoker"
+        for folder in (layer, image / "root", image / "scratch"):
+            folder.mkdir(parents=True)
+        (layer / "image").write_text(name)
+        (layer / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (layer / "python3").chmod(0o755)
+        commands = [shutil.which(command) for command in ("srun", "sbatch", "scontrol", "scancel", "squeue", "sinfo")]
+        (image / "absent").write_text("\n".join(["/tmp", str(REPOSITORY), *filter(None, commands), ""]))
+        return image
 
     def _boot(self, host: str) -> None:
         up = self.folder / "run" / f"{host}.up"
@@ -215,7 +254,7 @@ class Rig:
             *(f"--key-file={self.folder}/etc/munge.key", f"--socket={munge}/sock", f"--pid-file={munge}/munged.pid"),
             *(f"--log-file={munge}/munged.log", f"--seed-file={munge}/munged.seed", "--num-threads=4"),
         )
-        self.inside(CONTROLLER, "slurmctld", "-f", self.folder / "etc/slurm.conf")
+        self.start_controller()
         for host in self.hosts:
             self.power_on(host)
         self.wait_idle()
@@ -247,7 +286,7 @@ def _command_line(pid: int) -> str:
 def remove_abandoned() -> None:
     """Rigs whose test run was killed."""
     for folder in Path("/tmp").glob(f"{PREFIX}*"):
-        lock = try_lock(folder / "owner.lock")
+        lock = try_lock(folder / "owner.lock") if (folder / "owner.lock").exists() else None
         if lock is not None:
             tear_down(folder)
             os.close(lock)

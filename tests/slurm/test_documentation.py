@@ -4,7 +4,7 @@ import re
 import shlex
 
 from tests.slurm.jobs import SubmittedRun
-from tests.slurm.rig import REPOSITORY, Rig
+from tests.slurm.rig import REPOSITORY, Rig, wait_until
 
 
 def documented_commands() -> list[list[str]]:
@@ -15,15 +15,15 @@ def documented_commands() -> list[list[str]]:
 
 def test_the_commands_of_the_documentation_work(rig: Rig) -> None:
     run = SubmittedRun(rig, "tiny", steps=100_000)
-    submit, dry, other, status, logs, doctor, cancel, *campaigns = documented_commands()
+    submit, dry, other, status, logs, doctor, cancel, *scripts = documented_commands()
 
     def stoker(command: list[str]) -> str:
         done = rig.stoker(*command, folder=run.home)
         return done.stdout + done.stderr
 
     assert stoker(dry).startswith("#!/bin/bash\n# Rendered by")
-    for command in campaigns:
-        assert "#SBATCH --job-name=" in stoker([*command, "--dry-run"])
+    for command in scripts:  # of campaigns and containers
+        assert "#SBATCH --job-name=" in stoker(command if "--dry-run" in command else [*command, "--dry-run"])
     assert not run.folder.exists()
     first = re.search(r"submitted job (\d+)", stoker(submit))
     again = rig.stoker(*submit, folder=run.home, check=False)
@@ -37,5 +37,5 @@ def test_the_commands_of_the_documentation_work(rig: Rig) -> None:
     assert f"job {run.job}, start 1, on n" in stoker(logs)  # ends with the job
     assert len(run.events("job_ended")) == 1
     stoker(["cancel", "runs/tiny-7", "--now"])
-    assert "CANCELLED" in stoker(["status", "runs/tiny-7"])
+    wait_until(lambda: "CANCELLED" in stoker(["status", "runs/tiny-7"]), "the other job is over", 60)
     assert "all-reduce of all hosts" in stoker(doctor)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from cluster.ledger import Ledger
 from configs.recipe import Recipe
 from data.batch import step_slices
 from data.dataset import open_dataset, read_micro_batch
 from data.shard_writer import write_shard
 from tests.trainer.runs import recipe_of
-from trainer.ledger import Ledger
 from trainer.run_folder import RunFolder
 
 DOCUMENTS, TOKENS, VOCAB = 120, 17, 140  # a document fills a row of 16 inputs, and is used once in 10 steps
@@ -23,8 +23,8 @@ GPT2: dict[str, Any] = {"kind": "gpt", "layers": 1, "heads": 2, "width": 32, "co
 GPT2 |= {"positions": "learned", "norm": "layernorm", "activation": "gelu", "bias": True, "tie_embeddings": False}
 
 
-def write_bad_batches(folder: Path) -> None:
-    """One shard, and initial weights with which the steps of CAUSES are bad."""
+def write_bad_batches(folder: Path, causes: dict[int, str] = CAUSES) -> None:
+    """One shard, and initial weights with which the steps of `causes` are bad."""
     documents = np.random.default_rng(7).integers(DOCUMENTS, VOCAB, (DOCUMENTS, TOKENS), np.uint16)
     documents[:, 8] = np.arange(DOCUMENTS)
     samples = []
@@ -33,7 +33,7 @@ def write_bad_batches(folder: Path) -> None:
         np.save(array, document)
         samples.append((f"d{number}", {"npy": array.getvalue()}))
     write_shard(folder / "train-000000.tar", samples)
-    places = {cause: keys_of(bad_recipe(folder, "layout"), step)[5] for step, cause in CAUSES.items()}
+    places = {cause: keys_of(bad_recipe(folder, "layout"), step)[5] for step, cause in causes.items()}
     _write_weights(
         folder / "weights.safetensors",
         {cause: int(key.removeprefix("d").partition("[")[0]) for cause, key in places.items()},
@@ -57,8 +57,9 @@ def _write_weights(path: Path, poisoned: dict[str, int]) -> None:
     # the first the loss is a number, but not its gradient, as the norms of so small vectors have derivatives of 300.
     weights["transformer.ln_f.weight"][0], weights["transformer.ln_f.bias"][0] = 0.1, 1.0
     for cause, price in (("gradient", -1e38), ("spike", -1e4)):
-        weights["lm_head.weight"][poisoned[cause]] = 0.0
-        weights["lm_head.weight"][poisoned[cause], 0] = price
+        if cause in poisoned:
+            weights["lm_head.weight"][poisoned[cause]] = 0.0
+            weights["lm_head.weight"][poisoned[cause], 0] = price
     save_file(weights, path)
 
 

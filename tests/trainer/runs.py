@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cluster.ledger import read_json_lines
 from configs.load import dump_recipe
 from configs.recipe import Recipe
 from data.shard_writer import Parts, write_shard
 from tests.processes import run_in_processes
-from trainer.ledger import read_json_lines
 
 GPT = {"kind": "gpt", "layers": 2, "heads": 2, "width": 32, "context": 16, "dropout": 0.1}
 RESNET = {"kind": "resnet", "depth": 18, "classes": 3, "width": 4, "stem": "small", "dropout": 0.1}
@@ -152,3 +152,16 @@ def digests(recipe: Recipe, step: int) -> dict[str, str]:
     folder = checkpoint_store(RunFolder.of(recipe), recipe).at(step)
     with CheckpointReader(folder, verify(folder)) as reader:
         return reader.digests()
+
+
+def samples(recipe: Recipe) -> dict[int, set[str]]:
+    """The keys of each step, of the last attempt that trained it."""
+    found: dict[int, tuple[int, set[str]]] = {}
+    for path in sorted((run_folder_of(recipe) / "audit").iterdir()):
+        attempt = int(path.stem.split("-")[1])
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            last, keys = found.get(record["step"], (0, set()))
+            keys = keys | set(record["keys"]) if last == attempt else set(record["keys"])
+            found[record["step"]] = (attempt, keys)
+    return {step: keys for step, (_, keys) in found.items()}

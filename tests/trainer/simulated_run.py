@@ -68,11 +68,14 @@ class SimulatedRun:
 
     def attempt(self, before: str, first_of_command: int) -> bool:
         self.spend(before)
+        if self.random.random() < 0.3:
+            self.wait_for_room()
+            self.spend(before)
         self.attempts += 1
         self.workers = self.random.randint(1, 4)
         if before == "start":  # the driver's time is counted at the width of its first workers
             for stretch in self.truth[first_of_command:]:
-                stretch.workers = self.workers
+                stretch.workers = self.workers if stretch.kind != "queue" else 0
         self.tell("attempt_started", workers=self.workers, attempt=self.attempts)
         try:
             _Attempt(self).run()
@@ -80,6 +83,13 @@ class SimulatedRun:
             self.tell("fault", attempt=self.attempts)
             return False
         return True
+
+    def wait_for_room(self) -> None:
+        held, self.workers, since = self.workers, 0, self.time
+        self.spend("queue")
+        self.workers = held
+        self.tell("waiting", since=since, room=1)
+        self.tell("room", since=self.time, room=None)
 
     def spend(self, kind: str, **of: int) -> float:
         seconds = self.random.randint(0, 6)

@@ -1,6 +1,7 @@
 """A checkpoint is whole and valid, or it is named, put aside, and the one before it is used."""
 
 import json
+import math
 import pickle
 import random
 import shutil
@@ -237,6 +238,8 @@ def test_retention_keeps_the_last_the_multiples_and_the_best() -> None:
     )
     assert superfluous(range(10, 110, 10), figures, by_accuracy) == list(range(10, 90, 10))
     assert superfluous([10, 20], {}, settings) == []
+    for_nan = {**figures, 20: {"val_loss": math.nan}}
+    assert superfluous(range(10, 110, 10), for_nan, settings) == [10, 20, 30, 60, 70, 80]
 
 
 def test_a_checkpoint_holds_no_pickle(trained: Path) -> None:

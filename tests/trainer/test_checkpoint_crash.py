@@ -30,7 +30,7 @@ KEPT = Checkpoint(keep_last=1)
 
 def header(step: int, attempt: int = 1) -> Manifest:
     shapes = {"weight": [ELEMENTS]}
-    return Manifest(step, 8 * step, attempt, 1, "test", 1, {}, "", "", {}, shapes)
+    return Manifest(step, 8 * step, 128 * step, attempt, 1, "test", 1, {}, "", "", {}, shapes)
 
 
 def part_of(step: int, rank: int, ranks: int) -> Part:
@@ -158,6 +158,7 @@ def test_killed_at_random_instants_a_whole_checkpoint_remains(tmp_path: Path) ->
     assert _kill_at_random_instants(tmp_path, 100) == {OLD, NEW}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_at_a_thousand_random_instants_a_whole_checkpoint_remains(tmp_path: Path) -> None:
     assert _kill_at_random_instants(tmp_path, 1000) == {OLD, NEW}

@@ -6,14 +6,16 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cluster.ledger import read_json_lines
 from configs.recipe import Recipe
 from tests.processes import run_in_processes
 from tests.trainer.runs import GPT, events, history, recipe_of, run_job, write_text_shards
-from trainer.folder_store import FolderStore
-from trainer.ledger import read_json_lines
+from trainer.checkpoint_reader import verify
+from trainer.folder_store import FolderStore, step_name
 from trainer.run_folder import RunFolder
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
@@ -50,7 +52,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_costs_no_training(tmp_path: 
 
 def test_saves_that_fail_too_often_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
     write_text_shards(tmp_path)
-    often = {"every_steps": 2, "max_failed_saves": 2}
+    often = {"every_steps": 2, "max_failed_saves": 2, "background": False}
     recipe = recipe_of(tmp_path, GPT, "hopeless", checkpoint=often, validation=None)
     with pytest.raises(AssertionError, match="CheckpointError"):
         run_in_processes(_train_with_small_files, 2, tmp_path / "store", recipe, 100_000)
@@ -59,6 +61,82 @@ def test_saves_that_fail_too_often_in_a_row_end_the_run_with_the_cause(tmp_path:
     assert fault["message"].startswith("2 checkpoints in a row failed (checkpoint.max_failed_saves)")
     assert "step 4 was not written" in fault["message"]
     assert "File too large" in fault["message"]
+
+
+def _change_the_last_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+
+
+def _train_on_a_bad_medium(recipe: Recipe, changes: bool, unreadable: bool) -> str:
+    """The first checkpoint of step 10 is changed, or cannot be read for a moment, or both, after it was published."""
+    from trainer import checkpoint_commit
+
+    real_read, real_look, now = checkpoint_commit.Commit.read_back, checkpoint_commit._first_bad_block, list[int]()
+
+    def read_back(self: checkpoint_commit.Commit, stored: Any, file: Any) -> None:
+        now.append(self._save.step)
+        if changes and self._save.step == 10 and now.count(10) == 1:
+            _change_the_last_byte(RunFolder.of(recipe).checkpoints / step_name(10) / stored.name)
+        real_read(self, stored, file)
+
+    def look(stored: Any, file: Any) -> int | None:
+        if unreadable and now.count(10) == 1:
+            raise OSError(5, "Input/output error")
+        return real_look(stored, file)
+
+    # The only way to a fault between publishing and reading back. The byte is changed on the medium.
+    checkpoint_commit.Commit.read_back = read_back  # type: ignore[method-assign]
+    checkpoint_commit._first_bad_block = look
+    run_job(recipe)
+    return "done"
+
+
+@pytest.mark.parametrize(
+    ("workers", "changes", "unreadable"), [(1, True, False), (2, True, False), (1, False, True), (2, True, True)]
+)
+def test_a_last_checkpoint_that_the_medium_changed_is_put_aside_and_written_again_a_whole_one_stays(
+    tmp_path: Path, workers: int, changes: bool, unreadable: bool
+) -> None:
+    write_text_shards(tmp_path)
+    checkpoint = {"every_steps": 5, "keep_last": 1}
+    recipe = recipe_of(tmp_path, GPT, "r", checkpoint=checkpoint, validation=None, workers={"count": workers})
+    run_in_processes(_train_on_a_bad_medium, workers, tmp_path / "store", recipe, changes, unreadable)
+    store = FolderStore(RunFolder.of(recipe).checkpoints)
+    assert store.steps() == [10]
+    assert verify(store.at(10)).step == 10
+    assert [path.name for path in store._root.glob("damaged-*")] == ["damaged-step-00000010"] * changes
+    assert not list(store._root.glob(".[sr]*"))
+
+
+def _train_until_told_to_stop_at_a_save_that_fails(recipe: Recipe) -> str:
+    from trainer.run_state import Attempt
+
+    real_save, soft_before = Attempt.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(self: Attempt, step: int, **settings: bool) -> bool:
+        first = not self.context.folder.stop_request.exists()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if first else soft_before[0], soft_before[1]))
+        saved = real_save(self, step, **settings)
+        if self.ranks.leads:
+            self.context.folder.stop_request.touch()
+        return saved
+
+    Attempt.save = save  # type: ignore[method-assign]  # the only way to a fault at a known step
+    run_job(recipe)
+    return "done"
+
+
+def test_a_run_stopped_right_after_a_save_that_failed_leaves_with_a_checkpoint(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    checkpoint = {"every_steps": 4, "background": False}
+    recipe = recipe_of(tmp_path, GPT, "r", checkpoint=checkpoint, validation=None, workers={"count": 1})
+    run_in_processes(_train_until_told_to_stop_at_a_save_that_fails, 1, tmp_path / "store", recipe)
+    assert [event["step"] for event in events(recipe, "stopped")] == [4]
+    assert FolderStore(RunFolder.of(recipe).checkpoints).steps() == [4]
 
 
 def _train_on_a_full_disk(recipe: Recipe) -> str:
@@ -153,9 +231,9 @@ def _train_with_a_failing_rank(recipe: Recipe) -> list[int]:
             raise OSError(5, "Input/output error")
         return real_store(self, part)  # type: ignore[arg-type]
 
-    def tell(self: Attempt) -> None:
+    def tell(self: Attempt) -> int:
         told.append(now[0])
-        real_tell(self)
+        return real_tell(self)
 
     def watch(name: str) -> None:
         from trainer.reporter import Reporter

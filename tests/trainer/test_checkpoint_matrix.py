@@ -89,16 +89,16 @@ def test_some_transfers_of_a_gpt_with_dropout_tied_embeddings_two_groups_and_acc
     transfer_all(tmp_path, GPT, [(Layout(one, 2), Layout(other, 2)) for one, other in stages])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_transfers_of_a_gpt_with_dropout_tied_embeddings_two_groups_and_accumulation(tmp_path: Path) -> None:
-    transfer_all(tmp_path, GPT, product(ALL, ALL))
+    transfer_all(tmp_path, {**GPT, "layers": 1}, product(ALL, ALL))  # a second one doubles the time
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", [SGD, {"kind": "adamw", "lr": 1e-4}], ids=["sgd", "adamw"])
-def test_transfers_of_a_resnet_with_batchnorm_and_dropout(tmp_path: Path, optimizer: dict[str, Any]) -> None:
-    transfer_all(tmp_path, RESNET, some_transfers(0, 1, 2, 3), optimizer=optimizer)
+def test_transfers_of_a_resnet_with_batchnorm_dropout_and_momentum(tmp_path: Path) -> None:
+    transfer_all(tmp_path, RESNET, some_transfers(0, 1, 2, 3), optimizer=SGD)
 
 
 @pytest.mark.slow

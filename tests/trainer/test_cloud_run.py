@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pytest
@@ -17,9 +20,8 @@ from configs.cloud import Cloud
 from configs.load import dump_recipe
 from configs.recipe import Recipe
 from tests.hosts import CAN_MAKE_HOSTS, Hosts
-from tests.trainer.commands import STOKER, attempts, start, steps_done, train, wait_for
-from tests.trainer.runs import GPT, events, history, recipe_of, write_text_shards
-from tests.trainer.test_elastic_run import samples
+from tests.trainer.commands import STOKER, attempts, start, steps_done, wait_for
+from tests.trainer.runs import GPT, events, history, recipe_of, samples, train_in_processes, write_text_shards
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +29,6 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 CODE = ("configs", "data", "cluster", "trainer")
-STEPS = 260
 
 
 @pytest.fixture
@@ -38,14 +39,15 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def run_of(folder: Path, name: str, count: int | str) -> Recipe:
+def run_of(folder: Path, name: str, count: int | str, steps: int) -> Recipe:
     setting = {
         "checkpoint": {"every_steps": 20},
         "validation": None,
         "monitor": {"every_steps": 1, "audit_samples": True},
         "workers": {"count": count, "max_failures": 1},
+        "schedule": {"kind": "constant"},
     }
-    return recipe_of(folder, GPT, name, run={"name": name, "dir": str(folder / "runs"), "steps": STEPS}, **setting)
+    return recipe_of(folder, GPT, name, run={"name": name, "dir": str(folder / "runs"), "steps": steps}, **setting)
 
 
 def submit(hosts: Hosts, recipe: Recipe, folder: Path) -> subprocess.Popen[str]:
@@ -79,8 +81,51 @@ def imported_from(pid: int) -> str:
     return psutil.Process(pid).environ()["PYTHONPATH"].split(os.pathsep)[0]
 
 
-def test_a_submitted_job_loses_a_host_gains_one_leaves_one_and_ends_with_the_same_batches(folder: Path) -> None:
-    job, calm = run_of(folder, "job", "1..2"), run_of(folder, "calm", 2)
+class SpotHost:
+    """A host with `stoker drain --watch azure`, and Azure's metadata service at its real address: a file per answer."""
+
+    def __init__(self, hosts: Hosts, number: int, folder: Path) -> None:
+        self._events = folder / "metadata" / "scheduledevents"
+        self._events.parent.mkdir(parents=True)
+        self._events.write_text('{"Events": []}')
+        hosts.add_address(number, "169.254.169.254")
+        serve = ["-m", "http.server", "80", "--bind", "169.254.169.254", "--directory", str(folder)]
+        watch = ["drain", "--watch", "azure", "--grace-s", "60", "--address", hosts.address]
+        self._server = subprocess.Popen(hosts.inside(number, sys.executable, *serve), stderr=subprocess.DEVNULL)
+        self._watch = subprocess.Popen(
+            hosts.inside(number, str(STOKER), *watch),
+            env=os.environ | hosts.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._server, self._watch):
+            process.kill()
+            process.wait()
+
+    def take_away(self) -> None:
+        assert self._watch.poll() is None
+        self._events.write_text('{"DocumentIncarnation": 2, "Events": [{"EventId": "a", "EventType": "Preempt"}]}')
+
+    def drained(self) -> list[str]:
+        """The first and the last line of the watch, which has ended well."""
+        output, _ = self._watch.communicate(timeout=300)
+        assert self._watch.returncode == 0, output
+        lines = output.splitlines()
+        return [next(line for line in lines if "takes this host away" in line), lines[-1]]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_submitted_job_loses_a_host_gains_one_leaves_one_is_stopped_and_another_ends_with_the_same_batches(
+    folder: Path,
+) -> None:
+    job = run_of(folder, "job", "1..2", steps=100_000)
     settings = ray_environment(job, Cloud(image="none"))
     with Hosts(folder, 3, started=2, settings=settings, jobs=True) as hosts:
         process = submit(hosts, job, folder)
@@ -89,52 +134,83 @@ def test_a_submitted_job_loses_a_host_gains_one_leaves_one_and_ends_with_the_sam
         lost = int(attempts(job)[0]["host"].removeprefix("host"))
         hosts.lose(lost)
         wait_for(lambda: [a["workers"] for a in attempts(job)] == [2, 1], process)
+        wait_for(lambda: _lost(job) == [f"host{lost}"], process)
         hosts.start_ray(3)
         wait_for(lambda: [a["workers"] for a in attempts(job)] == [2, 1, 2], process)
-        again = steps_done(job)
-        wait_for(lambda: steps_done(job) >= again + 20, process)
-        drain = hosts.inside(3, str(STOKER), "drain", "--grace-s", "60", "--address", hosts.address)
-        drained = subprocess.run(drain, env=os.environ | hosts.environment, capture_output=True, text=True, timeout=120)
-        assert (drained.returncode, drained.stdout.splitlines()[-1:]) == (0, ["the node has left the cluster"]), drained
+        with SpotHost(hosts, 3, folder / "metadata") as spot:
+            again = steps_done(job)
+            wait_for(lambda: steps_done(job) >= again + 20, process)
+            spot.take_away()
+            assert spot.drained() == ["azure takes this host away", "the node has left the cluster"]
+        wait_for(lambda: [a["workers"] for a in attempts(job)] == [2, 1, 2, 1], process)
+        gone_on = steps_done(job)
+        wait_for(lambda: steps_done(job) > gone_on, process)
+        ray_job(hosts, "stop", "job")
+        process.communicate(timeout=300)
+        left = events(job, "stopped")[0]["step"]
+        assert "was stopped" in ray_job(hosts, "status", "job")
+        ray_job(hosts, "delete", "job")
+        last = run_of(folder, "job", "1..2", steps=left + 20)  # with a constant rate it may be shortened
+        process = submit(hosts, last, folder)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         assert "succeeded" in output
-    assert [a["workers"] for a in attempts(job)] == [2, 1, 2, 1]
+    assert events(job, "resized")[0]["step"] % 20 == 0  # at a checkpoint: no step is done twice
+    assert events(job, "resumed")[-1]["step"] == left
     assert len(events(job, "preempted")) == 1
-    code, output = train(calm, folder)
-    assert code == 0, output
-    assert samples(job) == samples(calm)
+    assert not [event for event in events(job, "fault") if event["kind"] == "HangError"]
+    assert _lost(job) == [f"host{lost}"]  # the one that was taken away had been left before
+    _assert_the_same_batches_as_undisturbed(folder, last)
+
+
+def _lost(job: Recipe) -> list[str]:
+    return [event["host"] for event in events(job, "fault") if event["kind"] == "HostLost"]
+
+
+def _assert_the_same_batches_as_undisturbed(folder: Path, job: Recipe) -> None:
+    """Of the first steps all, losses too: one worker rounds otherwise than two, and that grows."""
+    calm = run_of(folder, "calm", 2, steps=150)
+    train_in_processes(folder / "store", 2, [(calm, None)])
+    assert {step: keys for step, keys in samples(job).items() if step <= 150} == samples(calm)
     losses = [[line["loss"] for line in history(run)[:100]] for run in (job, calm)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # one worker rounds otherwise than two
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert [line["step"] for line in history(job)] == list(range(1, job.run.steps + 1))
 
 
-def test_a_stopped_job_leaves_a_checkpoint_and_a_new_one_goes_on(folder: Path) -> None:
-    job = run_of(folder, "job", 1)
-    settings = ray_environment(job, Cloud(image="none"))
-    with Hosts(folder, 1, settings=settings, jobs=True) as hosts:
-        process = submit(hosts, job, folder)
-        wait_for(lambda: steps_done(job) >= 5, process)
-        ray_job(hosts, "stop", "job")
-        process.communicate(timeout=120)
-        left = events(job, "stopped")
-        assert len(left) == 1
-        assert "was stopped" in ray_job(hosts, "status", "job")
-        ray_job(hosts, "delete", "job")
-        process = submit(hosts, job, folder)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-    assert events(job, "fault") == []
-    assert [event["step"] for event in events(job, "resumed")] == [left[0]["step"]]
-
-
-def test_a_run_folder_that_a_host_does_not_share_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = run_of(folder, "job", 1)
-    (folder / "runs").mkdir()
-    with Hosts(folder, 1, started=0) as hosts:
-        hosts.start_ray(1, hidden=folder / "runs")
+def test_an_elastic_run_grows_by_the_hosts_that_an_autoscaler_brings_and_they_go_when_it_is_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run_of(folder, "job", "1..2", steps=100_000)
+    with Hosts(folder, 2, started=0, autoscaled=True) as hosts:
         for name, value in hosts.environment.items():
             monkeypatch.setenv(name, value)
         process = start(job, folder, "--address", hosts.address, place=partial(hosts.inside, 0))
+        wait_for(lambda: [a["workers"] for a in attempts(job)][-1:] == [2], process)
+        grown = steps_done(job)
+        wait_for(lambda: steps_done(job) > grown + 5, process)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=300)
+        deadline = time.monotonic() + 200
+        while hosts.processes(1) or hosts.processes(2):
+            assert time.monotonic() < deadline, "idle hosts are given back"
+            time.sleep(0.5)
+    assert "stopped" in output, output
+    assert events(job, "fault") == []
+
+
+def test_a_run_says_that_it_waits_for_room_and_names_a_run_folder_that_a_host_does_not_share(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run_of(folder, "job", 1, steps=100)
+    (folder / "runs").mkdir()
+    with Hosts(folder, 1, started=0) as hosts:
+        for name, value in hosts.environment.items():
+            monkeypatch.setenv(name, value)
+        process = start(job, folder, "--address", hosts.address, place=partial(hosts.inside, 0))
+        assert process.stdout is not None
+        waits = "waiting for room: 1 × (1 cpus, 0 gpus) are needed, what is up has room for 0"
+        assert any(waits in line for line in process.stdout)
+        hosts.start_ray(1, hidden=folder / "runs")
         output, _ = process.communicate(timeout=180)
     assert process.returncode == 2, output
     assert f"run folder {folder / 'runs' / 'job'} on host host1 is another one than that of `stoker train`" in output

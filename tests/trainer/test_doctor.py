@@ -11,8 +11,10 @@ import torch
 from cluster.host_network import free_port
 from cluster.host_report import CheckPlan
 from configs.errors import UnfitHostError
+from configs.load import dump_recipe
 from tests.ray_cluster import RayCluster
 from tests.trainer.commands import STOKER
+from tests.trainer.runs import GPT, recipe_of, write_text_shards
 from trainer import cli, host_links
 from trainer.host_speed import write_bytes_per_s
 
@@ -47,13 +49,23 @@ def test_a_folder_that_cannot_be_written_is_named(
 
 
 @pytest.mark.slow
-def test_the_nodes_of_a_ray_cluster_are_checked_together(tmp_path: Path) -> None:
+def test_the_nodes_of_a_ray_cluster_are_checked_together_and_a_wrong_token_is_told_in_a_line(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
     with RayCluster(tmp_path) as cluster:
         for _ in range(2):
-            cluster.order("add")
+            cluster.add_node()
+        (tmp_path / "wrong").write_text("0" * 64)
+        wrong = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "wrong")}
+        (tmp_path / "refused.yaml").write_text(dump_recipe(recipe_of(tmp_path, GPT, "refused")))
+        train = [str(STOKER), "train", str(tmp_path / "refused.yaml"), "--address", cluster.address]
+        refused = subprocess.Popen(train, env=wrong, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         command = [str(STOKER), "doctor", str(tmp_path / "runs"), "--address", cluster.address]
         environment = os.environ | cluster.environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        output, _ = refused.communicate(timeout=300)
+    assert refused.returncode == 2, output
+    assert f"no Ray cluster could be joined at {cluster.address}" in output
+    assert "Traceback" not in output
     assert done.returncode == 0, done.stdout + done.stderr
     assert "joined the Ray cluster" in done.stdout
     for line in ("matrix product on one cpu core", "all-reduce of all hosts", "all-reduce with", "free memory"):

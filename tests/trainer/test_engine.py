@@ -29,11 +29,11 @@ def _engine_run(recipes: list[Recipe]) -> list[dict[str, Any]]:
 
 
 def _one_run(recipe: Recipe) -> dict[str, Any]:
+    from cluster.ledger import Ledger
     from data.batch import step_slices
     from data.dataset import open_dataset, read_micro_batch
     from trainer.context import Context
     from trainer.deepspeed_engine import DeepSpeedEngine
-    from trainer.ledger import Ledger
     from trainer.ranks import Ranks
     from trainer.run_folder import RunFolder
     from trainer.schedule import learning_rate
@@ -45,7 +45,7 @@ def _one_run(recipe: Recipe) -> dict[str, Any]:
     engine = DeepSpeedEngine(build_task(recipe), Context(recipe, folder, Ledger(folder.ledger), ranks, 1, ""))
     data = open_dataset(recipe, "train")
     before = {(f.parameter, f.start): f.tensor.clone() for f in engine.fragments() if f.kind == "master"}
-    losses, scales, moved = [], [], {}
+    losses, scales, norms, moved = [], [], [], {}
     for step in range(1, STEPS + 1):
         slices = step_slices(step, recipe.batch, ranks.rank, ranks.world)
         batches = [_uneven(read_micro_batch(data, step, piece, recipe.batch.micro)) for piece in slices]
@@ -54,11 +54,12 @@ def _one_run(recipe: Recipe) -> dict[str, Any]:
         result = engine.train_step(batches, step, weight, lr)
         losses.append(ranks.sum([float(result.loss_sum)])[0] / weight)
         scales.append((result.loss_scale, result.skipped))
+        norms.append(float(result.grad_norm))
         if step == 1:
             after = {(f.parameter, f.start): f.tensor for f in engine.fragments() if f.kind == "master"}
             moved = {key: ((before[key] - after[key]) / lr).numpy() for key in before}
     engine.close()
-    return {"losses": losses, "scales": scales, "gradients": moved}
+    return {"losses": losses, "scales": scales, "norms": norms, "gradients": moved}
 
 
 def _recipe(folder: Path, name: str, **sections: Any) -> Recipe:
@@ -72,8 +73,17 @@ def _recipe(folder: Path, name: str, **sections: Any) -> Recipe:
     return recipe_of(folder, model, name, **{**defaults, **sections})
 
 
-def _zero(stage: int, offload_to: str) -> dict[str, Any]:
-    return {"stage": stage, "offload_optimizer": offload_to}
+def _zero(stage: int, *offloaded: str) -> dict[str, Any]:
+    return {"stage": stage, **{f"offload_{what}": "cpu" for what in offloaded}}
+
+
+HALF = [("bf16", _zero(stage)) for stage in range(4)] + [("fp16", _zero(stage)) for stage in (1, 2, 3)]
+OFFLOADED = [
+    *(("fp32", _zero(stage, "optimizer")) for stage in (1, 2, 3)),
+    *(("bf16", _zero(stage, "optimizer")) for stage in (1, 2)),
+    ("fp16", _zero(2, "optimizer")),
+    *((precision, _zero(3, "optimizer", "parameters")) for precision in ("fp32", "bf16", "fp16")),
+]
 
 
 @pytest.fixture
@@ -114,24 +124,51 @@ def test_any_split_of_a_global_batch_with_unequal_token_counts_gives_the_referen
                     np.testing.assert_allclose(piece.reshape(-1), expected, rtol=1e-5, atol=tolerance)
 
 
-def test_half_precision_offload_and_clipping_train_at_every_stage(shards: Path) -> None:
-    adam = {"optimizer": {"kind": "adamw", "lr": 1e-2}, "loss_scale": {"initial_power": 24, "hysteresis": 1}}
-    cases = [("bf16", stage, "none") for stage in range(4)] + [("fp16", stage, "none") for stage in (1, 2, 3)]
-    cases += [("fp32", stage, "cpu") for stage in (1, 2, 3)] + [("fp32", 0, "none")]
-    recipes = [
-        _recipe(shards, f"{precision}-{stage}-{to}", precision=precision, zero=_zero(stage, to), **adam)
-        for precision, stage, to in cases
-    ]
-    results = run_in_processes(_engine_run, 2, shards / "store", recipes)[0]
-    expected = results[-1]["losses"]
-    for (precision, _, _), result in zip(cases, results, strict=True):
+def test_clipped_updates_are_those_of_pytorch_at_every_stage_and_precision_and_with_offload(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, gradients = _masked_reference(_recipe(shards, "reference"), monkeypatch)
+    norm = float(torch.nn.utils.get_total_norm(gradients.values()))
+    clip = norm / 4
+    sections = {
+        "optimizer": {"kind": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "grad_clip": clip},
+        "loss_scale": {"initial_power": 8},
+    }
+    cases = [("fp32", _zero(stage)) for stage in range(4)] + HALF + OFFLOADED
+    recipes = [_recipe(shards, f"r{i}", precision=p, zero=zero, **sections) for i, (p, zero) in enumerate(cases)]
+    per_rank = run_in_processes(_engine_run, 2, shards / "store", recipes)
+    whole = per_rank[0][0]["losses"]
+    for number, (precision, zero) in enumerate(cases):
+        tolerance = 1e-5 if precision == "fp32" else 2e-2
+        for results in per_rank:
+            result = results[number]
+            assert result["norms"][0] == pytest.approx(norm, rel=tolerance), (precision, zero)
+            np.testing.assert_allclose(result["losses"], whole, rtol=tolerance, err_msg=f"{precision} {zero}")
+            for (name, start), piece in result["gradients"].items():
+                expected = gradients[name].reshape(-1)[start : start + piece.size].numpy() * clip / norm
+                atol = tolerance * abs(expected).max() + 1e-7
+                np.testing.assert_allclose(piece.reshape(-1), expected, rtol=tolerance, atol=atol)
+
+
+def test_an_update_of_fp16_is_as_large_where_the_loss_scale_doubles(shards: Path) -> None:
+    rising = {"precision": "fp16", "loss_scale": {"initial_power": 4, "window_steps": 1}}
+    recipes = [_recipe(shards, "fp32")]
+    for stage in (1, 2, 3):
+        recipes.append(_recipe(shards, f"z{stage}", zero=_zero(stage), **rising))
+        recipes.append(_recipe(shards, f"o{stage}", zero=_zero(stage, "optimizer"), **rising))
+    expected, *found = run_in_processes(_engine_run, 2, shards / "store", recipes)[0]
+    for result in found:
+        assert [scale for scale, _ in result["scales"]] == [2.0**power for power in (4, *range(5, 14))]
+        np.testing.assert_allclose(result["losses"], expected["losses"], rtol=5e-3)
+        np.testing.assert_allclose(result["norms"], expected["norms"], rtol=5e-2)
+
+
+def test_a_loss_scale_that_is_too_high_halves_until_training_goes_on(shards: Path) -> None:
+    high = {"precision": "fp16", "loss_scale": {"initial_power": 24, "hysteresis": 1}}
+    recipes = [_recipe(shards, f"z{stage}", zero=_zero(stage), **high) for stage in (1, 2, 3)]
+    for result in run_in_processes(_engine_run, 2, shards / "store", recipes)[0]:
         skipped = [skip for _, skip in result["scales"]]
-        if precision == "fp16":
-            # A scale of 2**24 overflows half precision: steps are skipped while it halves, then training goes on.
-            assert skipped[0]
-            assert not skipped[-1]
-            assert result["scales"][-1][0] < 2.0**24
-            assert result["losses"][-1] < result["losses"][0]
-        else:
-            tolerance = 1e-5 if precision == "fp32" else 2e-2
-            np.testing.assert_allclose(result["losses"], expected, rtol=tolerance)
+        assert skipped[0]
+        assert not skipped[-1]
+        assert result["scales"][-1][0] < 2.0**24
+        assert result["losses"][-1] < result["losses"][0]

@@ -12,8 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.load import load_recipe
 from configs.recipe import GptModel, Recipe, ResnetModel
+from tests.trainer.runs import GPT, recipe_of, write_text_shards
 from trainer.deepspeed_config import build_optimizer
 from trainer.estimate import estimate, worker_memory
+from trainer.hardware import sheet_flops
 from trainer.models.cost import (
     gpt_activation_bytes,
     gpt_flops_per_token,
@@ -23,6 +25,7 @@ from trainer.models.cost import (
 )
 from trainer.models.gpt import Gpt
 from trainer.models.resnet import Resnet
+from trainer.planning import describe, disk_bytes, kept_checkpoints, readable
 from trainer.tasks.build import build_task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -168,3 +171,29 @@ def test_shipped_recipes_are_valid_and_of_the_published_size(name: str, paramete
     assert figures.parameters == sum(figures.parameters_by_group.values()) == parameters
     assert figures.targets_per_step == targets
     assert figures.flops_per_step == figures.flops_per_target * targets
+
+
+def test_room_for_the_checkpoints_is_reckoned_with_every_rule_that_keeps_one(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    kept = {"every_steps": 10, "keep_last": 2, "keep_every_steps": 50, "keep_best": {"count": 4}}
+    validation = {"every_steps": 10}
+    long = recipe_of(tmp_path, GPT, "run", run={"name": "run", "steps": 1000}, checkpoint=kept, validation=validation)
+    assert [kept_checkpoints(long, step) for step in (0, 500, 1000)] == [6, 16, 26]
+    short = recipe_of(tmp_path, GPT, "run", run={"name": "run", "steps": 50}, checkpoint=kept, validation=validation)
+    assert kept_checkpoints(short, 50) == 5  # there are no more
+    each = estimate(long).checkpoint_bytes
+    assert disk_bytes(long, 0) == 7 * each
+    assert f"26 kept in the end and one in work need {readable(27 * each)}" in "\n".join(describe(long))
+
+
+def test_the_peak_of_a_gpu_is_that_of_its_own_data_sheet() -> None:
+    names = ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA L40", "NVIDIA L40S")
+    assert [sheet_flops(name) for name in names] == [312e12, 989e12, 756e12, 181e12, 362e12]
+    assert [sheet_flops(name) for name in ("NVIDIA A10G", "NVIDIA RTX A1000", "NVIDIA B200")] == [None] * 3
+
+
+def test_a_plan_tells_that_zero_3_begins_with_the_whole_model(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    sharded, whole = (recipe_of(tmp_path, GPT, "run", zero={"stage": stage}) for stage in (3, 2))
+    assert "start: each worker holds the whole model before it is sharded" in describe(sharded)[-1]
+    assert not [line for line in describe(whole) if line.startswith("start")]

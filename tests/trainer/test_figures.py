@@ -1,6 +1,8 @@
 """What a run tells of itself: metrics.jsonl, TensorBoard, goodput, status."""
 
+import fcntl
 import json
+import math
 import subprocess
 import sys
 import time
@@ -9,12 +11,13 @@ from urllib.request import urlopen
 
 import pytest
 
+from cluster.ledger import Ledger, read_json_lines
 from configs.recipe import Recipe
-from tests.trainer.runs import GPT, recipe_of, run_folder_of, train_in_processes, write_text_shards
+from tests.trainer.runs import GPT, history, recipe_of, run_folder_of, train_in_processes, write_text_shards
 from trainer import cli
-from trainer.ledger import Ledger, read_json_lines
 from trainer.metrics import TAGS, JsonLines
 from trainer.run_folder import RunFolder
+from trainer.summary import summarize
 from trainer.timeline import CLASSES
 
 
@@ -36,6 +39,23 @@ def test_metrics_have_every_logged_step_once_with_all_figures(finished: Recipe) 
     assert [line["samples"] for line in lines] == [8 * step for step in range(1, 11)]
     assert [line["tokens"] for line in lines] == [8 * 16 * step for step in range(1, 11)]
     assert [line["step"] for line in lines if "val_loss" in line] == [5, 10]
+
+
+def test_the_tokens_are_those_that_were_predicted_wherever_the_run_was_cut(tmp_path: Path) -> None:
+    """With document_mask their number differs from batch to batch."""
+    write_text_shards(tmp_path)
+    shards = {split: {"shards": str(tmp_path / f"{split}-*.tar")} for split in ("train", "val")}
+    data = {"kind": "text", "packing": "best_fit", "document_mask": True, **shards}
+    each, whole, cut = (
+        recipe_of(tmp_path, GPT, name, data=data, validation=None, workers={"count": 1}, monitor={"every_steps": every})
+        for name, every in (("each", 1), ("whole", 4), ("cut", 4))
+    )
+    train_in_processes(tmp_path / "store", 1, [(each, None), (whole, None), (cut, 6), (cut, None)])
+    of_step = {line["step"]: line["tokens"] for line in history(each)}
+    counts = [of_step[step] - of_step.get(step - 1, 0) for step in of_step]
+    assert len(set(counts)) > 1
+    for recipe in (whole, cut):
+        assert all(line["tokens"] == of_step[line["step"]] for line in history(recipe))
 
 
 def test_tensorboard_has_the_tags_of_the_design(finished: Recipe) -> None:
@@ -74,6 +94,39 @@ def test_status_tells_state_step_and_where_the_time_went_to_people_and_programs(
     ]
 
 
+def test_the_figures_of_a_run_are_strict_json(tmp_path: Path) -> None:
+    """A diverged run's too: other readers than Python's know neither NaN nor Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    write_text_shards(tmp_path)
+    scale = {"initial_power": 20, "hysteresis": 1}
+    fp16 = {"precision": "fp16", "loss_scale": scale, "zero": {"stage": 2}, "workers": {"count": 1}}
+    recipe = recipe_of(tmp_path, GPT, "overflows", optimizer={"kind": "adamw", "lr": 1e-3}, **fp16)
+    train_in_processes(tmp_path / "store", 1, [(recipe, None)])
+    lines = (run_folder_of(recipe) / "metrics.jsonl").read_text().splitlines()
+    figures = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert "grad_norm" not in figures[0]
+    assert "grad_norm" in figures[-1]
+    Ledger(tmp_path / "ledger.jsonl").append("any", rate=math.nan, hosts={"a": math.inf, "b": 1.5}, each=[math.nan, 1])
+    (event,) = [
+        json.loads(line, parse_constant=refuse) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()
+    ]
+    assert (event["hosts"], event["each"], "rate" in event) == ({"b": 1.5}, [None, 1], False)
+
+
+def test_a_finished_run_stays_finished_whatever_became_of_its_validation_data(finished: Recipe, tmp_path: Path) -> None:
+    folder = RunFolder.of(finished)
+    assert "(unigram entropy of the data: " in summarize(finished, folder)[1]
+    gone = finished.model_copy(update={"validation": None})
+    assert "entropy" not in "".join(summarize(gone, folder))
+    assert finished.data.val is not None
+    lost = finished.data.val.model_copy(update={"shards": str(tmp_path / "val-*.tar")})
+    moved = finished.model_copy(update={"data": finished.data.model_copy(update={"val": lost})})
+    assert "entropy of the data: unknown, " in summarize(moved, folder)[1]
+
+
 def test_board_serves_the_run_on_localhost(finished: Recipe) -> None:
     stoker = Path(sys.executable).with_name("stoker")
     command = [stoker, "board", str(run_folder_of(finished)), "--port", "0"]
@@ -109,3 +162,12 @@ def test_a_ledger_line_torn_by_a_crash_does_not_spoil_the_next(tmp_path: Path) -
     ledger = Ledger(path)
     ledger.append("command", time_here=time.time())
     assert [event["event"] for event in ledger.events()] == ["command", "command"]
+
+
+def test_a_process_that_was_stopped_while_it_wrote_does_not_stop_the_others_from_writing(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("command")
+    with (tmp_path / "ledger.jsonl").open("a") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        ledger.append("command")
+    assert len(ledger.events()) == 2

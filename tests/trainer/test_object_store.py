@@ -12,18 +12,22 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from cluster.ledger import Ledger
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, RunFolderError
+from configs.load import dump_recipe
 from tests.fault_proxy import Fault, FaultProxy
 from tests.processes import run_in_processes
 from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_jobs, write_text_shards
 from tests.trainer.test_checkpoint import ALONE, all_extents
 from tests.trainer.test_checkpoint_crash import NEW, OLD, header, part_of
+from trainer import cli
 from trainer.checkpoint_commit import Commit
 from trainer.checkpoint_format import Manifest
 from trainer.checkpoint_reader import CheckpointReader, open_newest, verify
 from trainer.checkpoint_store import Save
 from trainer.object_store import ObjectCheckpointStore, open_object_store
+from trainer.planning import check_places
 from trainer.receipts import Receipts
+from trainer.run_folder import RunFolder
 
 Plan = Callable[[str, str, int], Fault | None]
 
@@ -105,6 +109,35 @@ def test_a_commit_goes_through_whatever_befalls_a_few_requests(proxy: FaultProxy
     assert values_of(NEW) == [NEW]
 
 
+def test_a_bucket_that_is_not_there_is_told_in_a_line(proxy: FaultProxy, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, GPT, "run", checkpoint={"dir": "s3://buckets"})
+    with pytest.raises(RunFolderError, match="checkpoints cannot be kept in s3://buckets/run") as refused:
+        check_places(recipe)
+    assert len(str(refused.value).splitlines()) == 1
+    check_places(recipe_of(tmp_path, GPT, "run", checkpoint={"dir": "s3://bucket"}))
+    assert open_store()._objects.paths() == []
+
+
+def test_a_run_whose_bucket_is_away_still_has_a_status(
+    proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tmp_path, GPT, "run", checkpoint={"dir": "s3://buckets"})
+    folder = RunFolder.of(recipe)
+    folder.make()
+    folder.recipe.write_text(dump_recipe(recipe))
+    told = []
+    for command in (["status"], ["checkpoint", "list"]):
+        monkeypatch.setattr("sys.argv", ["stoker", *command, str(folder.root)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told.append((ended.value.code or 0, capsys.readouterr()))
+    assert told[0][0] == 0
+    assert "checkpoints: s3://buckets/run cannot be read: " in told[0][1].out
+    assert told[1][0] == 1
+    assert told[1][1].err.startswith("stoker: error: s3://buckets/run cannot be read: ")
+    assert len(told[1][1].err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("attempt", [1, 2, 3])
 def test_a_manifest_gives_way_only_to_one_of_a_newer_attempt(proxy: FaultProxy, tmp_path: Path, attempt: int) -> None:
     commit(tmp_path, NEW, attempt=2)
@@ -177,6 +210,16 @@ def test_a_server_that_stays_down_is_an_error_and_leaves_the_old_checkpoint(prox
     store.clean()
     assert len(store._objects.paths()) == 2
     assert values_of(OLD) == [OLD]
+
+
+def test_workers_ask_a_store_that_is_away_for_longer_and_others_tell_at_once(proxy: FaultProxy, tmp_path: Path) -> None:
+    commit(tmp_path, NEW)
+    proxy.plan = once("GET", "manifest", 400, 6 + 7)  # which obstore does not try again by itself
+    with pytest.raises(OSError, match="manifest"):
+        open_store().at(NEW).manifest()
+    objects = open_object_store("s3://bucket/run", os.environ)
+    assert ObjectCheckpointStore(objects, "s3://bucket/run", patience_s=60.0).at(NEW).manifest()
+    assert len(proxy.done) == 13
 
 
 def test_damage_is_named_and_put_aside_and_the_one_before_is_used(proxy: FaultProxy, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,19 @@ import pytest
 from configs.recipe import Recipe
 from tests.memory_limit import CAN_LIMIT_MEMORY, no_more_memory
 from tests.trainer.commands import attempts, left_behind, named, start, steps_done, train, wait_for
-from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_folder_of, write_text_shards
+from tests.trainer.runs import (
+    GPT,
+    digests,
+    events,
+    history,
+    recipe_of,
+    run_folder_of,
+    train_in_processes,
+    write_text_shards,
+)
 
 pytestmark = pytest.mark.slow
-STEPS = 130
+STEPS = 300
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +50,9 @@ def recipe(folder: Path, name: str, **sections: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def calm(folder: Path) -> Recipe:
-    """The undisturbed run that the others are compared with."""
+    """The undisturbed run that the others are compared with, without Ray."""
     calm = recipe(folder, "calm")
-    code, output = train(calm, folder)
-    assert code == 0, output
+    train_in_processes(folder / "store", 2, [(calm, None)])
     return calm
 
 
@@ -75,6 +85,8 @@ def samples(recipe: Recipe) -> dict[int, list[str]]:
     }
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_workers_that_are_killed_hang_or_raise_in_any_phase_leave_no_trace_in_the_result(
     folder: Path, calm: Recipe
 ) -> None:
@@ -91,23 +103,43 @@ def test_workers_that_are_killed_hang_or_raise_in_any_phase_leave_no_trace_in_th
         "kill:rank=1@step=1,phase=restoring the checkpoint",
     ]
     rough = recipe(folder, "workers", workers={"count": 2, "max_failures": 9})
-    code, output = train(rough, folder, *(option for fault in faults for option in ("--chaos", fault)))
-    assert code == 0, output
+    process = start(rough, folder, *(option for fault in faults for option in ("--chaos", fault)))
+    wait_for(lambda: steps_done(rough) >= 60, process, timeout_s=1000)
+    if CAN_LIMIT_MEMORY:
+        _kill_for_want_of_memory(rough, process)
+    else:
+        warnings.warn("NO WORKER RAN OUT OF MEMORY: the memory cgroup cannot be written here", stacklevel=1)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     assert {event["fault"] for event in events(rough, "chaos")} == set(faults)
     assert_as_if_nothing_had_happened(rough, calm)
 
-    hang = next(event for event in events(rough, "fault") if event["kind"] == "HangError")
+    struck = next(event for event in events(rough, "chaos") if event["fault"].startswith("stop"))
+    hang = next(e for e in events(rough, "fault") if e["kind"] == "HangError" and e["time"] > struck["time"])
     assert (hang["rank"], hang["step"], hang["phase"]) == (1, 43, "backward")
-    assert "has not been heard of for" in hang["message"]
+    noticed = re.search(r"has not been heard of for ([\d.]+) s", hang["message"])
+    assert noticed
+    assert float(noticed[1]) <= 10.0  # workers.hang_timeout_s
     logs = Path(hang["log"]).parent
     assert "which is stopped (SIGSTOP)" in (logs / "rank-1.log").read_text()
     assert "train_step" in (logs / "rank-0.log").read_text().rpartition("--- stacks of process")[2]
-    struck = next(event for event in events(rough, "chaos") if event["fault"].startswith("stop"))
-    assert hang["time"] - struck["time"] <= 10.0 + 2.0  # the limit, and a machine that is busy with this test
+    assert hang["time"] - struck["time"] <= 30.0  # on two clocks, and a machine that is busy with this test
 
 
+def _kill_for_want_of_memory(rough: Recipe, process: subprocess.Popen[str]) -> None:
+    """By the kernel: rank 1, which must be told of as such."""
+    before = attempts(rough)
+    with no_more_memory(before[-1]["pids"][1]):
+        wait_for(lambda: len(attempts(rough)) > len(before), process)
+    died = [event for event in events(rough, "fault") if event["kind"] == "WorkerDied"][-1]
+    assert died["rank"] == 1
+    assert "was ended by SIGKILL (by somebody, or by the kernel for want of memory)" in died["message"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(folder: Path, calm: Recipe) -> None:
-    rough = recipe(folder, "ray", checkpoint={"every_steps": 5, "keep_last": 2})
+    rough = recipe(folder, "ray")
     process = start(rough, folder)
     faults = [
         "raylet/raylet",
@@ -117,37 +149,25 @@ def test_ray_that_breaks_anywhere_is_started_again_and_a_killed_driver_resumes(f
         "trainer.session",
         "cluster.fork_server",
     ]
-    for number, name in enumerate(faults):
-        wait_for(lambda number=number: steps_done(rough) >= 12 + 14 * number, process)  # type: ignore[misc]
-        before = len(attempts(rough))
+    for name in faults:
+        saved, before = len(events(rough, "checkpoint")), len(attempts(rough))
+        wait_for(lambda saved=saved: len(events(rough, "checkpoint")) > saved, process)  # type: ignore[misc]
         named(process, name).kill()
         wait_for(lambda before=before: len(attempts(rough)) > before, process)  # type: ignore[misc]
-    wait_for(lambda: steps_done(rough) >= 112, process)
+    saved = len(events(rough, "checkpoint"))
+    wait_for(lambda: len(events(rough, "checkpoint")) > saved, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     code, output = train(rough, folder)
     assert code == 0, output
-    assert re.search(r"resumed from the checkpoint of step 1\d\d", output), output
-    assert_as_if_nothing_had_happened(rough, calm)
-
-
-@pytest.mark.skipif(not CAN_LIMIT_MEMORY, reason="the memory cgroup cannot be written here")
-def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_replaced(folder: Path, calm: Recipe) -> None:
-    rough = recipe(folder, "memory")
-    process = start(rough, folder)
-    wait_for(lambda: steps_done(rough) >= 22, process)
-    with no_more_memory(attempts(rough)[0]["pids"][1]):
-        wait_for(lambda: len(attempts(rough)) == 2, process)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    (died,) = [event for event in events(rough, "fault") if event["kind"] == "WorkerDied"]
-    assert died["rank"] == 1
-    assert "was ended by SIGKILL (by somebody, or by the kernel for want of memory)" in died["message"]
+    assert re.search(r"resumed from the checkpoint of step \d", output), output
     assert_as_if_nothing_had_happened(rough, calm)
 
 
 def test_a_crash_loop_ends_with_the_first_cause(folder: Path) -> None:
-    doomed = recipe(folder, "doomed", workers={"count": 2, "max_failures": 2})
+    # A checkpoint that is told late would make a failure count as the first after progress.
+    saved = {"every_steps": 5, "keep_last": 2, "background": False}
+    doomed = recipe(folder, "doomed", workers={"count": 2, "max_failures": 2}, checkpoint=saved)
     code, output = train(doomed, folder, "--chaos", "raise:rank=1@step=8,phase=forward,always")
     assert code == 1, output
     assert len(attempts(doomed)) == 3

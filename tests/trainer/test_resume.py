@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cluster.ledger import read_json_lines
 from configs.recipe import Recipe
 from tests.trainer.runs import (
     GPT,
@@ -17,7 +18,6 @@ from tests.trainer.runs import (
     write_image_shards,
     write_text_shards,
 )
-from trainer.ledger import read_json_lines
 
 
 @pytest.mark.parametrize("model", [GPT, RESNET], ids=["gpt", "resnet"])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs.recipe import Recipe
-from data.dataset import open_dataset
+from data.batch import Slice
+from data.dataset import open_dataset, read_micro_batch
 from data.shard_writer import write_shard
 from tests.trainer.runs import (
     GPT,
@@ -52,6 +53,21 @@ def test_a_damaged_image_is_skipped_alike_by_one_worker_two_workers_and_a_resume
     assert [line["skipped"] for line in history(two)] == [line["skipped"] for line in history(one)]
     assert history(cut) == history(two)
     assert digests(cut, 10) == digests(two, 10)
+
+
+def test_a_skipped_image_is_in_no_statistic_of_its_micro_batch(tmp_path: Path) -> None:
+    """Batch normalisation takes the mean over all rows: a black one would move it."""
+    write_image_shards(tmp_path)
+    shard = tmp_path / "val-000000.tar"
+    spoil_image(shard)
+    part = Slice(0, 0, 4)
+    some = read_micro_batch(open_dataset(_images(tmp_path, "some"), "val"), 1, part, 4)
+    images_BHWC, labels_B = some.arrays["images_BHWC"], some.arrays["labels_B"].tolist()
+    assert (some.samples, some.targets, labels_B.index(-100)) == (3, 3, 0)
+    assert np.array_equal(images_BHWC[0], images_BHWC[1])
+    shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\x89PNX"))
+    none = read_micro_batch(open_dataset(_images(tmp_path, "none"), "val"), 1, part, 4)
+    assert (none.samples, none.targets) == (0, 0)
 
 
 def test_a_validation_set_of_damaged_images_ends_the_run_with_its_checkpoint(tmp_path: Path) -> None:

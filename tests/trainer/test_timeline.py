@@ -69,6 +69,16 @@ def test_a_killed_driver_ends_with_its_last_sign_and_a_queue_holds_no_worker() -
     assert sum(account.worker_seconds.values()) == 2 * 30.0
 
 
+def test_a_wait_for_nodes_that_has_not_ended_is_in_the_queue_until_now() -> None:
+    events = [
+        {"event": "command", "time": 103.0, "started": 102.0, "workers": 2, "invocation": "a"},
+        {"event": "waiting", "time": 115.0, "since": 110.0, "room": 1, "invocation": "a"},
+    ]
+    account = Account.of(timeline(events, [], [], now=150.0))
+    assert {kind: s for kind, s in account.seconds.items() if s} == {"start": 8.0, "queue": 40.0}
+    assert account.worker_seconds["queue"] == 0.0
+
+
 def test_going_back_is_lost_work_and_a_restart() -> None:
     def told(event: str, time: float, attempt: int, **fields: object) -> dict[str, Any]:
         return {"event": event, "time": time, "attempt": attempt, "invocation": "a", **fields}
@@ -103,11 +113,12 @@ def test_the_live_account_counts_each_second_once_though_two_ranks_waited_at_a_t
 
 
 def test_a_restart_is_told_from_the_fault_to_the_step_where_it_was_again() -> None:
+    broken = {"attempt": 1, "step": 17}
     events = [
         {"event": "command", "time": 0.0, "invocation": "a"},
         {"event": "attempt_started", "time": 5.0, "attempt": 1, "workers": 2},
-        {"event": "fault", "time": 50.0, "attempt": 1, "kind": "WorkerDied", "rank": 1, "step": 17},
-        {"event": "fault", "time": 50.5, "attempt": 1, "kind": "RuntimeError", "rank": 0, "step": 17},
+        {"event": "fault", "time": 50.0, "kind": "RuntimeError", "rank": 0, "message": "gloo: connection", **broken},
+        {"event": "fault", "time": 50.5, "kind": "WorkerDied", "rank": 1, **broken},
         {"event": "attempt_started", "time": 53.0, "process_started": 52.0, "attempt": 2, "workers": 2},
         {"event": "resumed", "time": 54.5, "seconds": 0.5, "step": 15, "attempt": 2},
         {"event": "first_step", "time": 55.5, "seconds": 0.9, "step": 16, "attempt": 2},

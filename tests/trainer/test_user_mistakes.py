@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.ledger import Ledger
 from configs.load import dump_recipe
 from tests.trainer.runs import GPT, RESNET, recipe_of, write_image_shards, write_text_shards
 from trainer import cli
@@ -65,6 +66,8 @@ CASES = {
     "more workers than cpus": (None, ["workers.count=999"], "needs 999 cpus"),
     "gpus where there are none": (None, ["workers.gpus=1"], "gpus"),
     "run folder is a file": (_file_as_run_dir, [], "runs"),
+    "checkpoints in a file": (_file_as_run_dir, ["run.dir=other", "checkpoint.dir=runs"], "cannot be kept in"),
+    "no bucket of that kind": (None, ["checkpoint.dir=az://container"], "checkpoint.dir az://container/run"),
     "stop beyond the end": (None, ["--stop-at", "99"], "--stop-at is 99"),
     "vocabulary too small": (None, ["model.vocab=100"], "model.vocab is 100"),
     "no integer": (None, ["workers.count=08x"], "workers.count is '08x'"),
@@ -87,6 +90,19 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert "Traceback" not in errors
     assert len(errors.splitlines()) == 1, errors
     assert not (folder / "runs" / "run").exists()
+
+
+def test_checkpoints_that_are_not_where_they_were_do_not_make_a_run_start_over(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text_shards(folder)
+    recipe = write_recipe(folder, GPT)
+    run = folder / "runs" / "run"
+    run.mkdir(parents=True)
+    Ledger(run / "ledger.jsonl").append("checkpoint", step=50_000)
+    code, errors = stoker(capsys, monkeypatch, "train", recipe, f"checkpoint.dir={folder / 'other'}")
+    assert code == 2
+    assert f"has saved step 50000, but there is no checkpoint in {folder / 'other' / 'run'}" in errors
 
 
 def test_a_label_out_of_range_is_found_by_verify(

@@ -32,11 +32,11 @@ def _masters_and_averages(recipes: list[Recipe]) -> list[dict[str, Any]]:
 
 def _one_run(recipe: Recipe) -> dict[str, Any]:
     """This rank's masters after every step, and its average after the last: {(parameter, start): values}."""
+    from cluster.ledger import Ledger
     from data.batch import step_slices
     from data.dataset import open_dataset, read_micro_batch
     from trainer.context import Context
     from trainer.deepspeed_engine import DeepSpeedEngine
-    from trainer.ledger import Ledger
     from trainer.ranks import Ranks
     from trainer.run_folder import RunFolder
     from trainer.tasks.build import build_task

@@ -9,7 +9,7 @@ from rich.table import Table
 from configs.errors import CheckpointError, RunFolderError
 from configs.load import load_recipe
 from trainer.checkpoint_place import checkpoint_store
-from trainer.checkpoint_store import CheckpointFolder, CheckpointStore, read_manifest
+from trainer.checkpoint_store import CheckpointFolder, CheckpointStore, listed, read_manifest
 from trainer.run_folder import RunFolder
 from trainer.terminal import console, fail, say
 
@@ -37,7 +37,7 @@ def list_(run_dir: RunDir) -> None:
     """The published checkpoints, oldest first."""
     store = open_store(run_dir)
     table = Table("step", "samples", "workers", "engine", "bytes", "attempt", "validation")
-    for step in store.steps():
+    for step in listed(store):
         manifest = read_manifest(store.at(step))
         figures = " ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
         size = f"{manifest.total_bytes:,}"
@@ -53,7 +53,7 @@ def verify(run_dir: RunDir, step: Step = None) -> None:
 
     store = open_store(run_dir)
     damaged = 0
-    for each in [step] if step is not None else store.steps():
+    for each in [step] if step is not None else listed(store):
         try:
             verified(store.at(each))
             say(f"step {each}: whole and valid")
@@ -93,6 +93,8 @@ def export(
 
     recipe, folder = load_recipe(open_run(run_dir).recipe), _chosen(open_store(run_dir), step)
     how = Export(DTYPES[dtype], ema, shard_bytes)
+    if recipe.ema is not None and not ema:
+        say("these are the last weights; validation is of their average (ema), which --ema exports")
     for path in write(recipe, folder, verify(folder), out.absolute(), how):
         say(f"{path.stat().st_size:>15,} bytes  {path}")
     tokenizer = tokenizer_path(recipe)
@@ -102,15 +104,15 @@ def export(
 
 def _chosen(store: CheckpointStore, step: int | None) -> CheckpointFolder:
     """The checkpoint of `step`, or the newest. Raises RunFolderError naming the steps that are there."""
-    newest = _newest(store)
-    if step is not None and step not in store.steps():
-        known = ", ".join(map(str, store.steps()))
+    newest, steps = _newest(store), listed(store)
+    if step is not None and step not in steps:
+        known = ", ".join(map(str, steps))
         raise RunFolderError(f"{store.where} has no checkpoint of step {step}: choose from {known}")
     return store.at(newest if step is None else step)
 
 
 def _newest(store: CheckpointStore) -> int:
-    steps = store.steps()
+    steps = listed(store)
     if not steps:
         raise RunFolderError(f"{store.where} has no checkpoint yet")
     return steps[-1]

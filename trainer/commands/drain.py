@@ -7,7 +7,7 @@ import typer
 
 from cluster.node_drain import drain_this_node
 from cluster.spot_notice import is_taken_away
-from configs.errors import EXIT_FAILED
+from configs.errors import EXIT_FAILED, ClusterError
 from trainer.terminal import fail, say
 
 _POLL_S = 5.0
@@ -25,12 +25,28 @@ def drain(
     endpoint: Annotated[str | None, typer.Option(metavar="URL", help="of the metadata service, if not its own")] = None,
 ) -> None:
     """On a node of a Ray cluster: the run on it saves a checkpoint and leaves. Returns when the node has ended."""
-    if watch is not None:
+    if watch is None:
+        ended = drain_this_node(address, grace_s, say)
+    else:
         await_notice(watch, endpoint)
-    if not drain_this_node(address, grace_s, say):
+        ended = drain_in_time(address, grace_s)
+    if not ended:
         fail(f"something is still on this node after {grace_s} s")
         raise typer.Exit(EXIT_FAILED)
     say("the node has left the cluster")
+
+
+def drain_in_time(address: str, grace_s: int) -> bool:
+    """Nobody is there to try again: as often as the time allows."""
+    deadline = time.monotonic() + grace_s
+    while True:
+        try:
+            return drain_this_node(address, max(int(deadline - time.monotonic()), 1), say)
+        except ClusterError as error:
+            if time.monotonic() + _POLL_S > deadline:
+                raise
+            fail(f"warning: {error}; trying again")
+            time.sleep(_POLL_S)
 
 
 def await_notice(provider: Provider, endpoint: str | None) -> None:

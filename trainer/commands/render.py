@@ -40,7 +40,8 @@ def kuberay(recipe_path: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def ray_cluster(recipe_path: RecipePath, overrides: Overrides = None) -> None:
     """A cluster for Ray's launcher, for `ray up`."""
-    cluster = render_ray_cluster(_checked(recipe_path, overrides))
+    recipe = _checked(recipe_path, overrides)
+    cluster = render_ray_cluster(recipe, dump_recipe(recipe))
     typer.echo(yaml.dump(cluster, Dumper=_Dumper, sort_keys=False, width=120), nl=False)
 
 

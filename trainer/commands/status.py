@@ -1,6 +1,5 @@
 """`stoker status`: where a run stands, what happened to it and where its time went."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,11 +7,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cluster.ledger import Event, read_json_lines
+from cluster.ledger import Event, read_json_lines, strict_json
 from cluster.run_lock import is_held
 from cluster.slurm_queue import SlurmCommands
+from configs.errors import CheckpointError
 from configs.load import load_recipe
+from configs.recipe import Recipe
 from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_store import listed
 from trainer.commands.checkpoint import open_run
 from trainer.goodput import Account, superseded_lines
 from trainer.history import History, read_history
@@ -46,20 +48,28 @@ def status(
     recipe = load_recipe(folder.recipe)
     metrics = read_json_lines(folder.metrics)
     history = _read(folder, metrics)
-    published = checkpoint_store(folder, recipe).steps()
+    published, unlisted = _published(folder, recipe)
     last = metrics[-1] if metrics else {"step": 0}
-    step = max(last["step"], *published[-1:], 0)
+    step = max(last["step"], *(published or [])[-1:], 0)
     if as_json:
         place = {"run_dir": str(folder.root), "step": step, "steps": recipe.run.steps, "checkpoints": published}
-        typer.echo(json.dumps({**place, "last": last, **history.as_json()}))
+        typer.echo(strict_json({**place, "last": last, **history.as_json()}))
         return
     say(f"{folder.root}: {history.verdict.what}, step {step} of {recipe.run.steps}, {history.attempts} attempts")
     for line in _slurm_lines(read_json_lines(folder.ledger)):
         say(line)
     if metrics:
         say("  ".join(f"{name} {last[name]:.6g}" for name in _FIGURES if name in last))
-    say(f"newest checkpoint: step {published[-1]}" if published else "no checkpoint yet")
+    say(unlisted or (f"newest checkpoint: step {published[-1]}" if published else "no checkpoint yet"))
     _show(history)
+
+
+def _published(folder: RunFolder, recipe: Recipe) -> tuple[list[int] | None, str]:
+    """None, and why, where the checkpoints' store does not answer: the rest of the run can be told all the same."""
+    try:
+        return listed(checkpoint_store(folder, recipe)), ""
+    except CheckpointError as error:
+        return None, f"checkpoints: {error}"
 
 
 def _slurm_lines(events: list[Event]) -> list[str]:

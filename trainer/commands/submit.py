@@ -31,6 +31,7 @@ def submit(
     ] = None,
     dependency: Annotated[str | None, typer.Option(help="as singleton or afterok:123")] = None,
     constraint: Flag = None,
+    container: Annotated[str | None, typer.Option(help="image of pyxis or apptainer that the workers run in")] = None,
     profile: Annotated[str | None, typer.Option(help="of the user's profiles file")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the job script; nothing is written")] = False,
 ) -> None:
@@ -41,7 +42,7 @@ def submit(
     given = {
         **{"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition, "account": account},
         **{"qos": qos, "array": array, "dependency": dependency, "constraint": constraint},
-        **{"profile": profile, "sbatch": sbatch or None},
+        **{"container": container, "profile": profile, "sbatch": sbatch or None},
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     submission = plan_submission(

@@ -74,12 +74,14 @@ class LanguageTask:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
     def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device) -> str | None:
-        """SAMPLE_TOKENS tokens after the prompt, the same for the same weights."""
+        """SAMPLE_TOKENS tokens after the prompt, the same for the same weights; None where they make no numbers."""
         generator = torch.Generator().manual_seed(self._seed)
         tokens = list(self._prompt_tokens)
         for _ in range(SAMPLE_TOKENS):
             window_BT = torch.tensor([tokens[-self._context :]], device=device)
             logits_V = forward(window_BT)[0, -1, : self._vocab].float().cpu()
+            if not bool(torch.isfinite(logits_V).all()):
+                return None  # its loss, which is no number either, is told
             tokens.append(draw_token(logits_V, generator))
         return self._decode(tokens[len(self._prompt_tokens) :])
 

@@ -153,7 +153,9 @@ class HostileServer:
         with self._lock:
             if not self.faults or not answer.body or self._draw.random() >= self.share:
                 return answer
-            fault, own_draw = self._draw.choice(self.faults), random.Random(self._draw.random())
+            drawn, own_draw = self._draw.choice(self.faults), random.Random(self._draw.random())
+            # Each comes once before any comes as drawn: the order of requests is not the same in every run.
+            fault = next((each for each in self.faults if each.__name__ not in self.suffered), drawn)
             self.suffered[fault.__name__] += 1
         fault(answer, own_draw)
         return answer
