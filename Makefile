@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart quickstart-short digits test test-slow test-slurm check bench bench-peers bench-data bench-checkpoint bench-recovery soak docs clean
+.PHONY: install quickstart quickstart-short digits test test-smoke test-slow test-slurm test-all check bench bench-peers bench-data bench-checkpoint bench-recovery soak same-bits docs clean
 
 install: $(INSTALLED)
 
@@ -30,23 +30,36 @@ quickstart-short: $(INSTALLED) shards/stdlib
 digits: $(INSTALLED) shards/digits
 	@$(BIN)/stoker train configs/resnet_digits.yaml
 
+# Each of these runs a test that failed once more, alone, and ends with a summary (tests/suites.py).
 test: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not slurm" -rs -n 2 --dist worksteal
+	@$(BIN)/python -m tests.suites test
 
-# The longest first. Three at a time take longer than two: on two processors they wait for each other.
+# Once through real Ray, real faults and a real Slurm.
+test-smoke: $(INSTALLED)
+	@$(BIN)/python -m tests.suites smoke
+
 test-slow: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist load --maxschedchunk 1 --timeout 900 --durations 30
+	@$(BIN)/python -m tests.suites slow
 
-# On a real Slurm of virtual hosts: needs root and Debian's slurm-wlm, libslurm-dev, munge, iproute2, procps and gcc; else
-# skipped, and told.
+# On a real Slurm of virtual hosts: needs root and Debian's slurm-wlm, libslurm-dev, munge, iproute2, procps, shellcheck and
+# gcc; else skipped, and told.
 test-slurm: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm -rs -n 2 --dist load --maxschedchunk 1 --timeout 900 --durations 10 tests/slurm
+	@$(BIN)/python -m tests.suites slurm
+
+# All of them; the summary is in build/test-summary.md too.
+test-all: $(INSTALLED)
+	@$(BIN)/python -m tests.suites all
 
 # Half an hour of random faults, about one a minute, and then the same steps undisturbed: equal bit for bit.
 MINUTES ?= 30
 SEED ?= 1
 soak: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
+
+# The same recipe RUNS times at ZeRO 1 and 3, each killed and resumed, beside two busy loops: equal bit for bit.
+RUNS ?= 50
+same-bits: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.same_bits --runs $(RUNS)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
+from tests.patient_ray import WAIT_S
 from tests.ray_cluster import FAST, ROOT
 
 CAN_MAKE_HOSTS = os.geteuid() == 0 and bool(shutil.which("ip")) and bool(shutil.which("unshare"))
@@ -137,7 +138,7 @@ class Hosts:
         hide = (
             ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)] if hidden else []
         )
-        command = [*hide, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        command = [*hide, sys.executable, "-m", "tests.patient_ray", "start", "--block", "--disable-usage-stats"]
         place = [f"--node-ip-address={_NETWORK}.{10 + number}", f"--temp-dir={self._folder / f'ray{number}'}"]
         return self.inside(number, *command, *place, *options)
 
@@ -157,30 +158,21 @@ class Hosts:
         _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
 
     def _start_ray(self, number: int, *options: str, hidden: Path | None = None) -> None:
-        """One at a time, and three tries: Ray gives up on a node that takes half a minute to start."""
-        environment = {**os.environ, **self.environment, **self._settings, "DS_ACCELERATOR": "cpu"}
         log = self._folder / f"host{number}.log"
-        command = self._ray_command(number, *options, hidden=hidden)
-        if not any(self._starts(command, environment, log) for _ in range(3)):
-            raise AssertionError(log.read_text())
-
-    def _starts(self, command: list[str], environment: dict[str, str], log: Path) -> bool:
         ray = subprocess.Popen(
-            command,
-            env=environment,
+            self._ray_command(number, *options, hidden=hidden),
+            cwd=ROOT,
+            env={**os.environ, **self.environment, **self._settings, "DS_ACCELERATOR": "cpu"},
             stdin=subprocess.DEVNULL,
             stdout=log.open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         self._rays.append(ray)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 2 * WAIT_S
         while "will now block forever" not in log.read_text():
-            if ray.poll() is not None:
-                return False
-            assert time.monotonic() < deadline, log.read_text()
+            assert ray.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        return True
 
     def _remove(self) -> None:
         names = [line.split()[0] for line in _ip("netns", "list").splitlines() if line.startswith(f"{self._prefix}-")]

@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
+
+from tests.patient_ray import wait_for_nodes_longer
 
 ROOT = Path(__file__).parents[1]
 FAST = {
@@ -62,26 +63,15 @@ class RayCluster:
 def main() -> None:
     from ray.cluster_utils import Cluster
 
-    cluster = _patiently(
-        lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    )
+    wait_for_nodes_longer()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes = [cluster.head_node]
     _tell(cluster.address)
     for _ in sys.stdin:
-        nodes.append(_patiently(lambda: cluster.add_node(num_cpus=1)))
+        nodes.append(cluster.add_node(num_cpus=1))
         _tell(len(nodes) - 1)
     for node in [node for node in nodes if node in cluster.list_all_nodes()]:
         cluster.remove_node(node, allow_graceful=False)
-
-
-def _patiently(start: Callable[[], Any]) -> Any:
-    """Three tries: Ray gives up on a node that takes half a minute to start, as on a busy machine."""
-    for _ in range(2):
-        try:
-            return start()
-        except Exception as error:  # Ray has no class for it
-            print(error, file=sys.stderr)
-    return start()
 
 
 def _tell(answer: Any) -> None:

@@ -74,7 +74,7 @@ def run_folder_of(recipe: Recipe) -> Path:
     return Path(recipe.run.dir) / recipe.run.name
 
 
-def run_job(recipe: Recipe, stop_at: int | None = None) -> None:
+def run_job(recipe: Recipe, stop_at: int | None = None, chaos: list[str] | None = None) -> None:
     """One invocation inside the calling worker process."""
     import torch
 
@@ -89,7 +89,7 @@ def run_job(recipe: Recipe, stop_at: int | None = None) -> None:
     box = [uuid.uuid4().hex]
     torch.distributed.broadcast_object_list(box, src=0)
     data = recipe.model_dump(mode="json", by_alias=True)
-    job = Job(data, str(folder.root), str(Path.cwd()), box[0], time.time(), stop_at).encode()
+    job = Job(data, str(folder.root), str(Path.cwd()), box[0], time.time(), stop_at, chaos or []).encode()
     while main(job):  # the workers left in order to be started again
         torch.distributed.barrier()
     torch.distributed.barrier()

@@ -1,0 +1,1 @@
+"""Once through everything that breaks a run, on real Ray and a real Slurm, in minutes: `make test-smoke`."""
