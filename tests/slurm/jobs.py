@@ -68,7 +68,7 @@ class SubmittedRun:
         """The steps of those that are published: one that was killed right after may not be in the ledger."""
         return sorted(int(path.name.removeprefix("step-")) for path in (self.folder / "checkpoints").glob("step-*"))
 
-    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 500.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 1200.0) -> None:
         """Fails at once when the job is over, with what it said."""
 
         def happened() -> bool:
@@ -95,7 +95,7 @@ class SubmittedRun:
 
     def wait_over(self) -> dict[str, str]:
         """Of scontrol."""
-        wait_until(lambda: self.show()["JobState"] in OVER, f"the end of job {self.job}: {self.output()}", 600)
+        wait_until(lambda: self.show()["JobState"] in OVER, f"the end of job {self.job}: {self.output()}")
         return self.show()
 
     def resumed_steps(self) -> list[int]:

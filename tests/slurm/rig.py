@@ -35,7 +35,7 @@ def missing_tools() -> list[str]:
     return [*(["root"] if os.getuid() else []), *missing, *headers]
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 1200.0) -> None:
     """Raises AssertionError when it does not happen in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -46,7 +46,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.
 def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
     done = subprocess.run(
-        [*map(str, command)], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [*map(str, command)], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done

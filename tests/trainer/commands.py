@@ -39,12 +39,12 @@ def start(
 
 def train(recipe: Recipe, folder: Path, *options: str) -> tuple[int, str]:
     process = start(recipe, folder, *options)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=1200)
     return process.returncode, output
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 500) -> None:
-    """A busy machine starts a run in a minute, and again after a fault."""
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 1200) -> None:
+    """The limit bounds a hang: a busy machine starts a run in minutes, and again after a fault."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -67,12 +67,18 @@ def attempts(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def named(process: subprocess.Popen[str], name: str) -> psutil.Process:
-    """The living process below `stoker train` whose command line or title has `name`."""
-    for each in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # and zombies, which are no more either
-            if name in " ".join(each.cmdline()) or name in each.name():
-                return each
-    raise AssertionError(f"no process {name} below stoker train")
+    """The living process below `stoker train` whose command line or title has `name`; Ray may just be starting it."""
+    found: list[psutil.Process] = []
+
+    def there() -> bool:
+        for each in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # and zombies, which are no more either
+                if name in " ".join(each.cmdline()) or name in each.name():
+                    found.append(each)
+        return bool(found)
+
+    wait_for(there, process)
+    return found[0]
 
 
 def left_behind(folder: Path) -> list[psutil.Process]:

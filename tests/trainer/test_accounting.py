@@ -28,7 +28,7 @@ def test_a_rough_run_tells_where_its_time_went_which_rank_was_slow_and_why_it_re
 
 
 def rough_run(folder: Path) -> tuple[Recipe, list[str], float]:
-    """Rank 1 is killed in step 18; in the next attempt it may run a third of the time. Ends when that is noticed.
+    """Rank 1 is killed in step 38; in the next attempt it may run a third of the time. Ends when that is noticed.
 
     Also the time at which it was slowed down.
     """
@@ -42,14 +42,14 @@ def rough_run(folder: Path) -> tuple[Recipe, list[str], float]:
         validation={"every_steps": 15},
         monitor={"every_steps": 4},
     )
-    process = start(recipe, folder, "--chaos", "kill:rank=1@step=18")
-    wait_for(lambda: any(event["step"] >= 20 for event in events(recipe, "checkpoint")), process)
+    process = start(recipe, folder, "--chaos", "kill:rank=1@step=38")
+    wait_for(lambda: any(event["step"] >= 40 for event in events(recipe, "checkpoint")), process)
     slow = psutil.Process(attempts(recipe)[-1]["pids"][1])
     slowed_at = time.time()
     with _Slowed(slow):
         wait_for(lambda: bool(_named(recipe)), process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 75, output
     return recipe, output.splitlines(), slowed_at
 
@@ -113,7 +113,7 @@ def assert_the_time_is_accounted_for(recipe: Recipe) -> None:
     stopped, left = events(recipe, "stopped")[0], events(recipe, "left")[0]
     first_steps = {event["attempt"]: event for event in events(recipe, "first_step")}
     restored = events(recipe, "resumed")[0]
-    assert restored["step"] == 10
+    assert restored["step"] in (20, 30)  # the save at 30 has waited for that of 20, and may be on its way itself
     assert seconds["restore"] == pytest.approx(restored["seconds"], abs=1e-5)
     down_s = second["time"] - fault["time"] + ended["time"] - left["time"]
     assert seconds["down"] == pytest.approx(down_s, abs=1e-5)
@@ -121,7 +121,7 @@ def assert_the_time_is_accounted_for(recipe: Recipe) -> None:
     training = {a: event["time"] - event["seconds"] for a, event in first_steps.items()}
     start_s = training[1] - command["started"] + training[2] - second["time"] - restored["seconds"]
     assert seconds["start"] == pytest.approx(start_s, abs=1e-5)
-    saved = next(e for e in events(recipe, "checkpoint") if (e["attempt"], e["step"]) == (first["attempt"], 10))
+    saved = next(e for e in events(recipe, "checkpoint") if (e["attempt"], e["step"]) == (first["attempt"], restored["step"]))
     lost_s = fault["time"] - saved["saved_at"] - saved["wait_s"] - saved["copy_s"]
     assert seconds["lost"] == pytest.approx(lost_s, abs=1e-5)
 
@@ -136,7 +136,8 @@ def assert_the_time_is_accounted_for(recipe: Recipe) -> None:
 def assert_the_restart_and_the_last_line_tell_where_and_why(recipe: Recipe, output: list[str]) -> None:
     told = json.loads(_status(recipe, "--json"))
     restart = told["restarts"][0]
-    assert (restart["attempt"], restart["step"], restart["resumed_step"]) == (2, 17, 10)
+    resumed_step = events(recipe, "resumed")[0]["step"]
+    assert (restart["attempt"], restart["step"], restart["resumed_step"]) == (2, 37, resumed_step)
     assert restart["fault"] == "WorkerDied on rank 1"
     first_step = next(event for event in events(recipe, "first_step") if event["attempt"] == 2)
     assert restart["total_s"] == pytest.approx(first_step["time"] - events(recipe, "fault")[0]["time"])

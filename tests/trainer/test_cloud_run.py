@@ -73,7 +73,7 @@ def submit(hosts: Hosts, recipe: Recipe, folder: Path) -> subprocess.Popen[str]:
 
 def ray_job(hosts: Hosts, order: str, name: str) -> str:
     command = hosts.inside(0, str(STOKER.with_name("ray")), "job", order, "--address", hosts.jobs, name)
-    done = subprocess.run(command, env=os.environ | hosts.environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=os.environ | hosts.environment, capture_output=True, text=True, timeout=1200)
     return done.stdout + done.stderr
 
 
@@ -114,7 +114,7 @@ class SpotHost:
 
     def drained(self) -> list[str]:
         """The first and the last line of the watch, which has ended well."""
-        output, _ = self._watch.communicate(timeout=300)
+        output, _ = self._watch.communicate(timeout=1200)
         assert self._watch.returncode == 0, output
         lines = output.splitlines()
         return [next(line for line in lines if "takes this host away" in line), lines[-1]]
@@ -146,13 +146,13 @@ def test_a_submitted_job_loses_a_host_gains_one_leaves_one_is_stopped_and_anothe
         gone_on = steps_done(job)
         wait_for(lambda: steps_done(job) > gone_on, process)
         ray_job(hosts, "stop", "job")
-        process.communicate(timeout=300)
+        process.communicate(timeout=1200)
         left = events(job, "stopped")[0]["step"]
         assert "was stopped" in ray_job(hosts, "status", "job")
         ray_job(hosts, "delete", "job")
         last = run_of(folder, "job", "1..2", steps=left + 20)  # with a constant rate it may be shortened
         process = submit(hosts, last, folder)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=1200)
         assert process.returncode == 0, output
         assert "succeeded" in output
     assert events(job, "resized")[0]["step"] % 20 == 0  # at a checkpoint: no step is done twice
@@ -189,7 +189,7 @@ def test_an_elastic_run_grows_by_the_hosts_that_an_autoscaler_brings_and_they_go
         grown = steps_done(job)
         wait_for(lambda: steps_done(job) > grown + 5, process)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=1200)
         deadline = time.monotonic() + 200
         while hosts.processes(1) or hosts.processes(2):
             assert time.monotonic() < deadline, "idle hosts are given back"
@@ -211,7 +211,7 @@ def test_a_run_says_that_it_waits_for_room_and_names_a_run_folder_that_a_host_do
         waits = "waiting for room: 1 × (1 cpus, 0 gpus) are needed, what is up has room for 0"
         assert any(waits in line for line in process.stdout)
         hosts.start_ray(1, hidden=folder / "runs")
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=1200)
     assert process.returncode == 2, output
     assert f"run folder {folder / 'runs' / 'job'} on host host1 is another one than that of `stoker train`" in output
     assert "Traceback" not in output

@@ -61,8 +61,8 @@ def test_the_nodes_of_a_ray_cluster_are_checked_together_and_a_wrong_token_is_to
         refused = subprocess.Popen(train, env=wrong, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         command = [str(STOKER), "doctor", str(tmp_path / "runs"), "--address", cluster.address]
         environment = os.environ | cluster.environment
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        output, _ = refused.communicate(timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+        output, _ = refused.communicate(timeout=1200)
     assert refused.returncode == 2, output
     assert f"no Ray cluster could be joined at {cluster.address}" in output
     assert "Traceback" not in output

@@ -52,7 +52,7 @@ def test_a_run_that_is_killed_interrupted_and_resumed_equals_an_undisturbed_one(
 
     wait_for(lambda: len(events(rough, "attempt_started")) > 1 and steps_done(rough) > 100, process)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 75, output
     assert "SIGINT: saving a checkpoint at the next step boundary" in output
 
