@@ -145,7 +145,7 @@ def test_a_warning_while_the_setup_lines_run_waits_for_the_supervisor(tmp_path: 
         while not (tmp_path / "begun").exists():
             time.sleep(0.05)
         process.send_signal(signal.SIGUSR2)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=400)
     assert (process.returncode, output) == (0, "SIGUSR2\n")
 
 

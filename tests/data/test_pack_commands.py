@@ -17,6 +17,7 @@ from configs.errors import EXIT_REQUEUE
 from configs.recipe import Recipe
 from data.pack.work import partial_folder
 from data.shards import expand
+from tests.data.pack_gate import gated, make_gate
 from tests.data.packed import read_split
 from trainer.commands.data import app
 
@@ -93,7 +94,15 @@ def test_ctrl_c_keeps_what_is_finished_and_asks_to_be_run_again(tmp_path: Path, 
     out = tmp_path / "out"
     options = ["--shard-samples", "1", "--workers", str(workers), "--val-fraction", "0"]
     command = [STOKER, "data", "pack", "text", str(texts), str(out), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    make_gate(tmp_path / "gate")
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        env=gated(tmp_path / "gate", 5),  # or it might be over before it is interrupted
+    )
     while process.poll() is None and not list((partial_folder(out) / "records").glob("*.json")):
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: every process of the group

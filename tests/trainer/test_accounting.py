@@ -121,7 +121,8 @@ def assert_the_time_is_accounted_for(recipe: Recipe) -> None:
     training = {a: event["time"] - event["seconds"] for a, event in first_steps.items()}
     start_s = training[1] - command["started"] + training[2] - second["time"] - restored["seconds"]
     assert seconds["start"] == pytest.approx(start_s, abs=1e-5)
-    saved = next(e for e in events(recipe, "checkpoint") if (e["attempt"], e["step"]) == (first["attempt"], restored["step"]))
+    resumed = (first["attempt"], restored["step"])
+    saved = next(e for e in events(recipe, "checkpoint") if (e["attempt"], e["step"]) == resumed)
     lost_s = fault["time"] - saved["saved_at"] - saved["wait_s"] - saved["copy_s"]
     assert seconds["lost"] == pytest.approx(lost_s, abs=1e-5)
 

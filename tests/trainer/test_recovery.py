@@ -59,7 +59,7 @@ def calm(folder: Path) -> Recipe:
 @pytest.fixture(autouse=True)
 def nothing_remains(folder: Path) -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 20  # a killed driver's guard gives Ray a moment to leave by itself
+    deadline = time.monotonic() + 400  # a killed driver's guard gives Ray a moment to leave by itself
     while left_behind(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left_behind(folder) == []

@@ -85,7 +85,7 @@ def test_kills_and_damage_at_random_moments_cost_neither_a_byte_nor_the_limit(
     readers = [processes(server.url("a.tar"), settings, seed, 2_000) for seed in range(2)]
     victim = processes(server.url("a.tar"), settings, 100, 1_000_000)
     most, kills, damaged = 0, 0, 0
-    until = time.monotonic() + 60.0
+    until = time.monotonic() + 400.0  # bounds a hang
     while any(reader.is_alive() for reader in readers) and time.monotonic() < until:
         time.sleep(draw.uniform(0.01, 0.1))
         most = max(most, used_bytes(folder))
