@@ -17,6 +17,8 @@ def without_effect(recipe: Recipe) -> list[str]:
         found.append("data.val is not used: add a validation section")
     if recipe.loss_scale != LossScale() and recipe.precision != "fp16":
         found.append(f"loss_scale is not used with precision {recipe.precision}")
+    if recipe.zero.reduce_dtype != "fp32" and recipe.precision == "fp32":
+        found.append("zero.reduce_dtype is not used with precision fp32")
     if recipe.schedule.kind == "constant" and recipe.schedule.min_lr:
         found.append("schedule.min_lr is not used by a constant schedule")
     if recipe.checkpoint.keep_best is not None:

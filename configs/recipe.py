@@ -155,6 +155,7 @@ class LossScale(Section):
     window_steps: Positive = Field(1000, description="doubles after this many steps without overflow")
     hysteresis: Positive = Field(2, description="overflows before it halves")
     min_scale: float = Field(1.0, gt=0.0, description="a whole number; an overflow at this scale is a bad number")
+    max_skipped_steps: Positive = Field(20, description="overflows in a row; the last of so many is a bad number")
 
 
 class Ema(Section):
@@ -169,6 +170,11 @@ class Zero(Section):
     stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_parameters: Literal["none", "cpu"] = "none"
+    reduce_dtype: Literal["fp32", "model"] = Field(
+        "fp32",
+        description="in which gradients are summed over workers; model: in `precision`, half the bytes if that is half "
+        "precision, and rounded at each addition",
+    )
 
     @model_validator(mode="after")
     def _offload_needs_stage(self) -> Self:
@@ -339,6 +345,11 @@ class Recipe(Section):
         least, first = self.loss_scale.min_scale, 2**self.loss_scale.initial_power
         if self.precision == "fp16" and (not least.is_integer() or least > first):
             raise ValueError(f"loss_scale.min_scale is {least:g}: give a whole number up to 2**initial_power, {first}")
+        if self.precision == "fp16" and self.loss_scale.max_skipped_steps <= self.loss_scale.hysteresis:
+            raise ValueError(
+                f"loss_scale.max_skipped_steps is {self.loss_scale.max_skipped_steps}, and the scale halves only at "
+                f"overflow {self.loss_scale.hysteresis} (loss_scale.hysteresis): raise it above that"
+            )
         return self
 
 

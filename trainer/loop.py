@@ -24,7 +24,7 @@ def train(run: Attempt) -> Outcome:
             run.context.pulse("reading data")
             batch, fault = _next(batches)
             run.context.pulse("agreement")
-            total_weight, skipped, stops, faults, failed, hopeless, loss = run.ranks.sum(
+            total_weight, skipped, stops, faults, failed, hopeless, loss, broken = run.ranks.sum(
                 [
                     _weight(batch),
                     len(batch.skipped) if batch else 0,
@@ -32,10 +32,10 @@ def train(run: Attempt) -> Outcome:
                     batch is None,
                     run.writer.failed,
                     run.ranks.leads and run.writer.hopeless is not None,
-                    run.numbers.share(),
+                    *run.numbers.share(),
                 ]
             )
-            run.numbers.settle(loss)  # of the step before
+            run.numbers.settle(loss, broken)  # of the step before
             if failed:
                 saved = run.tell_failed_save()
             run.check_worth(bool(hopeless))

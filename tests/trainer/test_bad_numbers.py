@@ -211,10 +211,35 @@ def test_an_overflow_of_fp16_at_the_least_loss_scale_is_a_bad_number(tmp_path: P
     assert _causes(skips) == dict.fromkeys((2, 3, 4), "gradient")
 
 
+def test_so_many_overflows_in_a_row_are_a_bad_number_wherever_the_run_was_cut(tmp_path: Path) -> None:
+    """The scale is far from its least value: at step 4 the row is as long as is allowed, and no later step ends it."""
+    write_text_shards(tmp_path)
+    scale = {"initial_power": 30, "hysteresis": 1, "max_skipped_steps": 4}
+    sections: dict[str, Any] = {"precision": "fp16", "loss_scale": scale, "zero": {"stage": 2}, "validation": None}
+    stops = recipe_of(tmp_path, GPT, "stops", monitor={"every_steps": 100}, **sections)
+    with pytest.raises(AssertionError, match="NonFiniteError"):
+        train_in_processes(tmp_path / "a", 2, [(stops, None)])
+    (told,) = {event["message"].partition(": its samples")[0] for event in events(stops, "fault")}
+    assert told == (
+        "the gradients have overflowed fp16 4 times in a row (loss_scale.max_skipped_steps) at step 4 "
+        "(fp16, loss scale 1.34218e+08)"
+    )
+    assert all(event["final"] for event in events(stops, "fault"))
+    whole, cut = (
+        recipe_of(tmp_path, GPT, name, **sections, **_policy("skip_batch", max_events=2)) for name in ("whole", "cut")
+    )
+    with pytest.raises(AssertionError, match="more global batches are bad"):
+        train_in_processes(tmp_path / "b", 2, [(whole, None)])
+    train_in_processes(tmp_path / "c", 2, [(cut, 2)])
+    with pytest.raises(AssertionError, match="more global batches are bad"):
+        train_in_processes(tmp_path / "d", 3, [(cut, None)])
+    assert _causes(cut) == _causes(whole) == dict.fromkeys((4, 5), "overflows")
+
+
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=slow)])
 def test_in_fp16_a_loss_that_is_no_number_is_left_out_and_moves_no_loss_scale(tmp_path: Path, stage: int) -> None:
     causes = {4: "loss", 8: "spike"}
-    write_bad_batches(tmp_path, causes)
+    write_bad_batches(tmp_path, causes, fp16=True)
     sections: dict[str, Any] = {"precision": "fp16", "zero": {"stage": stage}, "loss_scale": {"initial_power": 4}}
     known, skipped, back = (
         bad_recipe(tmp_path, name, **sections, **_policy(policy))
