@@ -188,9 +188,16 @@ class Zero(Section):
 class KeepBest(Section):
     """Keeps checkpoints of steps that were validated, by one figure of metrics.jsonl."""
 
-    metric: str = Field("val_loss", pattern=r"^val_[a-z_]+$")
-    mode: Literal["min", "max"] = "min"
+    metric: str = Field(
+        "val_loss", pattern=r"^val_[a-z_]+$", description="val_loss, val_perplexity (gpt) or val_accuracy (resnet)"
+    )
+    mode: Literal["min", "max"] | None = Field(None, description="default: max for val_accuracy, min for the others")
     count: Positive = 1
+
+    @property
+    def natural_mode(self) -> Literal["min", "max"]:
+        """Which end of the metric is the good one."""
+        return "max" if self.metric == "val_accuracy" else "min"
 
 
 class Checkpoint(Section):
@@ -222,6 +229,21 @@ class Checkpoint(Section):
 class Validation(Section):
     every_steps: Positive = 100
     max_samples: Positive | None = Field(None, description="default: the whole validation set")
+    sample_tokens: NonNegative = Field(
+        200, description="of a text that the model writes, one forward pass for each on every worker (gpt); 0: none"
+    )
+    sample_every_steps: Positive | None = Field(
+        None, description="a multiple of every_steps; default: at each validation. Also after the last step"
+    )
+
+    @model_validator(mode="after")
+    def _samples_meet(self) -> Self:
+        if self.sample_every_steps and self.sample_every_steps % self.every_steps:
+            raise ValueError(
+                f"validation.sample_every_steps is {self.sample_every_steps}, not a multiple of validation.every_steps "
+                f"{self.every_steps}: samples are made where there is a validation; choose a multiple"
+            )
+        return self
 
 
 class Workers(Section):

@@ -182,11 +182,15 @@ class DeepSpeedEngine:
         self._engine.train()
         return {name: float(value) for name, value in sums.items()}
 
-    def sample(self) -> str | None:
+    def sample(self, length: int) -> str | None:
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
+            self._pulse("sampling")
+            outputs: torch.Tensor = self._engine(inputs)
+            return outputs
+
         self._engine.eval()
-        self._pulse("sampling")
         with torch.no_grad():
-            text = self._task.samples(self._engine, self.device)
+            text = self._task.samples(forward, self.device, length)
         self._engine.train()
         return text
 

@@ -80,8 +80,8 @@ class Engine(Protocol):
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
         """Sums of the task's outputs over this rank's micro-batches, in evaluation mode."""
 
-    def sample(self) -> str | None:
-        """What the task shows of itself, such as a generated text."""
+    def sample(self, length: int) -> str | None:
+        """What the task shows of itself, such as a generated text of `length` tokens. It beats at each of them."""
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the model computes with its averaged weights where the recipe keeps an average."""

@@ -11,7 +11,7 @@ import pytest
 from cluster.ledger import read_json_lines
 from configs.load import dump_recipe
 from configs.recipe import Recipe
-from tests.trainer.bad_batches import CAUSES, bad_recipe, keys_of, leave_out_from_the_start, write_bad_batches
+from tests.trainer.bad_batches import CAUSES, TOKENS, bad_recipe, keys_of, leave_out_from_the_start, write_bad_batches
 from tests.trainer.commands import STOKER, attempts, left_behind, train
 from tests.trainer.huggingface import checkpoint_of
 from tests.trainer.runs import (
@@ -45,6 +45,15 @@ def _assert_same(recipes: list[Recipe]) -> None:
     for recipe in recipes[1:]:
         assert history(recipe) == history(recipes[0])
         assert digests(recipe, 10) == digests(recipes[0], 10)
+
+
+def _assert_no_figure_counts_what_was_left_out(recipe: Recipe) -> None:
+    lines = read_json_lines(run_folder_of(recipe) / "metrics.jsonl")
+    for line in lines:  # every step is one interval
+        rates = [line[name] for name in ("samples_per_s", "tokens_per_s", "mfu")]
+        assert (rates == [0.0] * 3) if line.get("left_out") else all(rate > 0 for rate in rates)
+    rows, tokens = recipe.batch.global_, TOKENS - 1
+    assert lines[-1]["tokens"] == (10 - len(CAUSES)) * rows * tokens
 
 
 def _audited(recipe: Recipe) -> dict[bool, dict[int, list[str]]]:
@@ -83,6 +92,7 @@ def test_a_run_that_skips_or_goes_back_ends_in_every_bit_as_if_it_had_known(
     _assert_same([known, skipped, back])
     assert [line["step"] for line in history(known) if line.get("left_out")] == list(CAUSES)
     assert [line.get("left_out_steps", 0) for line in history(known)] == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
+    _assert_no_figure_counts_what_was_left_out(skipped)
     assert (len(attempts(skipped)), len(attempts(back))) == (1, 4)
     bad = {step: keys_of(known, step) for step in CAUSES}
     for recipe in (skipped, back):
