@@ -8,12 +8,13 @@ from typing import Any
 from configs.recipe import Recipe
 
 # Where and how a run is executed; by promise 1 none of these changes what is computed (beyond float rounding).
-# bad_numbers may change so that a run that a bad number stopped can go on; what it left out stays left out.
+# bad_numbers may change so that a run that a bad number stopped can go on; what it left out stays left out. So may
+# loss_scale.max_skipped_steps.
 _FREE_SECTIONS = ("workers", "checkpoint", "validation", "monitor", "zero", "bad_numbers", "slurm", "cloud")
 # The shards may move: the fingerprint of their contents, which is compared as well, stays the same.
 _FREE_KEYS = (
     *("run.dir", "run.name", "data.train.shards", "data.val.shards", "data.val", "model.checkpoint_activations"),
-    *("data.on_error", "data.max_skipped", "data.verify_reads"),
+    *("data.on_error", "data.max_skipped", "data.verify_reads", "loss_scale.max_skipped_steps"),
 )
 _FREE_PREFIXES = ("data.remote.",)
 

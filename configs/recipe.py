@@ -155,6 +155,7 @@ class LossScale(Section):
     window_steps: Positive = Field(1000, description="doubles after this many steps without overflow")
     hysteresis: Positive = Field(2, description="overflows before it halves")
     min_scale: float = Field(1.0, gt=0.0, description="a whole number; an overflow at this scale is a bad number")
+    max_skipped_steps: Positive = Field(20, description="overflows in a row; the last of so many is a bad number")
 
 
 class Ema(Section):
@@ -169,6 +170,11 @@ class Zero(Section):
     stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_parameters: Literal["none", "cpu"] = "none"
+    reduce_dtype: Literal["fp32", "model"] = Field(
+        "fp32",
+        description="in which gradients are summed over workers; model: in `precision`, half the bytes if that is half "
+        "precision, and rounded at each addition",
+    )
 
     @model_validator(mode="after")
     def _offload_needs_stage(self) -> Self:
@@ -182,9 +188,16 @@ class Zero(Section):
 class KeepBest(Section):
     """Keeps checkpoints of steps that were validated, by one figure of metrics.jsonl."""
 
-    metric: str = Field("val_loss", pattern=r"^val_[a-z_]+$")
-    mode: Literal["min", "max"] = "min"
+    metric: str = Field(
+        "val_loss", pattern=r"^val_[a-z_]+$", description="val_loss, val_perplexity (gpt) or val_accuracy (resnet)"
+    )
+    mode: Literal["min", "max"] | None = Field(None, description="default: max for val_accuracy, min for the others")
     count: Positive = 1
+
+    @property
+    def natural_mode(self) -> Literal["min", "max"]:
+        """Which end of the metric is the good one."""
+        return "max" if self.metric == "val_accuracy" else "min"
 
 
 class Checkpoint(Section):
@@ -216,6 +229,21 @@ class Checkpoint(Section):
 class Validation(Section):
     every_steps: Positive = 100
     max_samples: Positive | None = Field(None, description="default: the whole validation set")
+    sample_tokens: NonNegative = Field(
+        200, description="of a text that the model writes, one forward pass for each on every worker (gpt); 0: none"
+    )
+    sample_every_steps: Positive | None = Field(
+        None, description="a multiple of every_steps; default: at each validation. Also after the last step"
+    )
+
+    @model_validator(mode="after")
+    def _samples_meet(self) -> Self:
+        if self.sample_every_steps and self.sample_every_steps % self.every_steps:
+            raise ValueError(
+                f"validation.sample_every_steps is {self.sample_every_steps}, not a multiple of validation.every_steps "
+                f"{self.every_steps}: samples are made where there is a validation; choose a multiple"
+            )
+        return self
 
 
 class Workers(Section):
@@ -339,6 +367,11 @@ class Recipe(Section):
         least, first = self.loss_scale.min_scale, 2**self.loss_scale.initial_power
         if self.precision == "fp16" and (not least.is_integer() or least > first):
             raise ValueError(f"loss_scale.min_scale is {least:g}: give a whole number up to 2**initial_power, {first}")
+        if self.precision == "fp16" and self.loss_scale.max_skipped_steps <= self.loss_scale.hysteresis:
+            raise ValueError(
+                f"loss_scale.max_skipped_steps is {self.loss_scale.max_skipped_steps}, and the scale halves only at "
+                f"overflow {self.loss_scale.hysteresis} (loss_scale.hysteresis): raise it above that"
+            )
         return self
 
 

@@ -18,9 +18,10 @@ _LEAST_SIGMA = 1e-3  # of the median: losses that hardly differ would make any c
 class BadNumber:
     """What is wrong with a step. `limit` is the largest loss that would have passed; None where none would."""
 
-    cause: Literal["loss", "gradient", "spike"]
+    cause: Literal["loss", "gradient", "spike", "overflows", "state"]
     value: float
     limit: float | None = None
+    what: str = ""  # of the state
 
     def __str__(self) -> str:
         match self.cause:
@@ -28,6 +29,12 @@ class BadNumber:
                 return f"the loss is {self.value}"
             case "gradient":
                 return f"the gradient norm is {self.value}"
+            case "overflows":
+                return (
+                    f"the gradients have overflowed fp16 {self.value:g} times in a row (loss_scale.max_skipped_steps)"
+                )
+            case "state":
+                return f"{self.what} holds a value that is not finite"
             case "spike":
                 return f"the loss {self.value:.6g} is a spike, above {self.limit:.6g} (bad_numbers.spike)"
 

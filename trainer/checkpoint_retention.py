@@ -14,7 +14,7 @@ def superfluous(steps: Sequence[int], figures: Mapping[int, Mapping[str, float]]
     if settings.keep_best:
         best = settings.keep_best
         known = [step for step in steps if math.isfinite(figures.get(step, {}).get(best.metric, math.nan))]
-        sign = 1.0 if best.mode == "min" else -1.0
+        sign = 1.0 if (best.mode or best.natural_mode) == "min" else -1.0
         # Of equal ones the newer: it is kept anyway for a while.
         kept |= set(sorted(known, key=lambda step: (sign * figures[step][best.metric], -step))[: best.count])
     return sorted(step for step in steps if step not in kept)

@@ -33,11 +33,17 @@ def deepspeed_config(recipe: Recipe, workers: int) -> dict[str, Any]:
     if recipe.precision != "fp32" and recipe.zero.stage:
         # Micro-batch gradients add up in fp32, or the sum would depend on how the batch is cut.
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if recipe.precision != "fp32" and recipe.zero.reduce_dtype == "fp32":
+        config["communication_data_type"] = "fp32"
     return config
 
 
 def _zero(recipe: Recipe) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": recipe.zero.stage}
+    if recipe.zero.stage in (1, 2):
+        # Each gradient goes to the rank that owns it, as in a reduce-scatter; else every rank gets all sums, which is
+        # twice the bytes.
+        zero["use_multi_rank_bucket_allreduce"] = False
     for key, device in (("optimizer", recipe.zero.offload_optimizer), ("param", recipe.zero.offload_parameters)):
         if device != "none":
             zero[f"offload_{key}"] = {"device": device, "pin_memory": recipe.workers.gpus > 0}

@@ -17,7 +17,7 @@ from trainer.deepspeed_config import build_optimizer, deepspeed_config
 from trainer.engine import Admit, Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
 from trainer.hardware import computes_bf16
 from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
-from trainer.optimizer_state import group_scalars, restore_groups, restore_state
+from trainer.optimizer_state import first_not_finite, group_scalars, restore_groups, restore_state
 from trainer.own_time import OwnTime
 from trainer.randomness import enter_position
 from trainer.tasks.base import Task
@@ -54,15 +54,17 @@ class DeepSpeedEngine:
         self._task, self._recipe, self._ranks, self._pulse = task, recipe, ranks, context.pulse
         self._names = {id(p): name for name, p in task.module.named_parameters()}
         self._tested = False
+        self._skipped_in_a_row = 0
         self._shapes = {n: tuple(p.shape) for n, p in task.module.named_parameters() if p.requires_grad}
         deepspeed = _import_deepspeed(recipe, context.warn)
         optimizer = build_optimizer(recipe.optimizer, task.parameter_groups())
-        self._engine, *_ = deepspeed.initialize(
-            model=task.module,
-            optimizer=optimizer,
-            config=deepspeed_config(recipe, ranks.world),
-            dist_init_required=False,
-        )
+        with zero_state.sharded_optimizer(deepspeed.DeepSpeedEngine):
+            self._engine, *_ = deepspeed.initialize(
+                model=task.module,
+                optimizer=optimizer,
+                config=deepspeed_config(recipe, ranks.world),
+                dist_init_required=False,
+            )
         self.device = torch.device(self._engine.device)
         if recipe.precision == "bf16" and not computes_bf16(self.device):
             context.warn("precision bf16 has no hardware support here: it is emulated, slower than fp32")
@@ -114,14 +116,17 @@ class DeepSpeedEngine:
         if refused and not no_update:
             raise EngineError("DeepSpeed made an update that was refused: use the versions of constraints.txt")
         dropped = no_update and not scaled
+        row = 0 if refused or not no_update else self._skipped_in_a_row + 1
         if dropped:
             engine.skipped_steps = skipped_before  # counts what the loss scaler skips
+        else:
+            self._skipped_in_a_row = row
         self._commit_statistics(no_update)
         if self._average is not None and not no_update:
             self._average.update()
         norm = engine.get_global_grad_norm() if norm is None else norm
         own_s = self._own_time.stop() if self.device.type == "cpu" else 0.0
-        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), no_update and not dropped, dropped, own_s)
+        return StepResult(loss_sum, norm or 0.0, self._loss_scale(), no_update and not dropped, dropped, row, own_s)
 
     def _step(self, refused: bool) -> bool:
         """Whether a loss scaler dealt with an overflow, if there was one: else no scale makes an update of it."""
@@ -135,7 +140,8 @@ class DeepSpeedEngine:
             return False
         with zero_state.loss_scale_kept(engine.optimizer) as overflows:
             engine.step()
-        return zero_state.move_loss_scale(engine.optimizer, overflows)
+        last_one = self._skipped_in_a_row + 1 >= self._recipe.loss_scale.max_skipped_steps
+        return zero_state.move_loss_scale(engine.optimizer, overflows, gives_up=last_one)
 
     def _refuses(self, admit: Admit, loss_sum: torch.Tensor, norm: torch.Tensor | None) -> bool:
         with self._own_time.waiting():
@@ -176,11 +182,15 @@ class DeepSpeedEngine:
         self._engine.train()
         return {name: float(value) for name, value in sums.items()}
 
-    def sample(self) -> str | None:
+    def sample(self, length: int) -> str | None:
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
+            self._pulse("sampling")
+            outputs: torch.Tensor = self._engine(inputs)
+            return outputs
+
         self._engine.eval()
-        self._pulse("sampling")
         with torch.no_grad():
-            text = self._task.samples(self._engine, self.device)
+            text = self._task.samples(forward, self.device, length)
         self._engine.train()
         return text
 
@@ -204,6 +214,17 @@ class DeepSpeedEngine:
         if not self._tested:  # it compares every weight, on the host
             zero_state.self_test(layout)
             self._tested = True
+        return self._fragments(layout)
+
+    def not_finite(self) -> str | None:
+        layout = self._layout()
+        named = [(f"{f.kind} of {f.parameter}", f.tensor) for f in self._fragments(layout)]
+        if self._recipe.precision != "fp32":  # a weight may be finite in fp32 and overflow in what the model uses
+            named += [(f"{piece.parameter} in {self._recipe.precision}", piece.live()) for piece in layout.pieces]
+        named += [(name, buffer) for name, buffer in self.buffers().items() if buffer.is_floating_point()]
+        return first_not_finite(named)
+
+    def _fragments(self, layout: zero_state.Layout) -> Iterator[Fragment]:
         pieces = layout.pieces
         if layout.replicated:
             pieces = zero_state.even_share(pieces, self._ranks.rank, self._ranks.world)
@@ -234,7 +255,8 @@ class DeepSpeedEngine:
         if self._recipe.precision == "fp16":
             fields = {name: getattr(self._engine.optimizer.loss_scaler, name) for name in _SCALER_FIELDS}
         updates = 0 if self._average is None else self._average.updates
-        return Scalars(group_scalars(self._optimizer), fields, self._engine.skipped_steps, updates)
+        skipped = self._engine.skipped_steps
+        return Scalars(group_scalars(self._optimizer), fields, skipped, updates, self._skipped_in_a_row)
 
     def load(self, read: ReadState, buffers: dict[str, torch.Tensor], scalars: Scalars) -> None:
         layout = self._layout()
@@ -251,6 +273,7 @@ class DeepSpeedEngine:
         for name, value in scalars.loss_scaler.items():
             setattr(self._engine.optimizer.loss_scaler, name, value)
         self._engine.skipped_steps = scalars.skipped_steps
+        self._skipped_in_a_row = scalars.skipped_in_a_row
 
     def close(self) -> None:
         self._engine.destroy()

@@ -24,6 +24,7 @@ class StepResult:
     loss_scale: float
     skipped: bool  # fp16 overflow, for which the loss scale was lowered: no update was made
     dropped: bool = False  # no update was made either: it was not admitted, or a gradient was no number
+    overflows_in_a_row: int = 0  # of fp16 gradients, with this step; those left out before neither count nor end it
     own_s: float = 0.0  # of this rank's own work, without waiting for others; 0 where that cannot be told
 
 
@@ -50,6 +51,7 @@ class Scalars:
     loss_scaler: dict[str, float | int] = field(default_factory=dict)
     skipped_steps: int = 0
     ema_updates: int = 0
+    skipped_in_a_row: int = 0  # by the loss scaler, up to now
 
 
 class Engine(Protocol):
@@ -78,8 +80,8 @@ class Engine(Protocol):
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
         """Sums of the task's outputs over this rank's micro-batches, in evaluation mode."""
 
-    def sample(self) -> str | None:
-        """What the task shows of itself, such as a generated text."""
+    def sample(self, length: int) -> str | None:
+        """What the task shows of itself, such as a generated text of `length` tokens. It beats at each of them."""
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the model computes with its averaged weights where the recipe keeps an average."""
@@ -101,6 +103,12 @@ class Engine(Protocol):
 
     def load(self, read: ReadState, buffers: dict[str, torch.Tensor], scalars: Scalars) -> None:
         """Take over a stored state. `read(kind, parameter)` gives a reader of [start, stop), or None if not stored."""
+
+    def not_finite(self) -> str | None:
+        """The first thing of this rank's part of the state that holds an infinity or a NaN, also as the model uses it.
+
+        Waits for the device.
+        """
 
     def close(self) -> None:
         """Release what the engine holds beyond the process's own memory."""

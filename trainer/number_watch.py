@@ -5,7 +5,7 @@ state of the run: the ledger and every later checkpoint have it, so that no resu
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class _Trained:
     weight: float
     keys: list[list[str]]
     loss: float | None = None
+    sound: bool = False  # the state after it is known to hold numbers only
 
     @property
     def share(self) -> float:
@@ -45,8 +46,12 @@ class _Trained:
 class NumberWatch:
     """One per rank; every rank sees the same numbers and does the same."""
 
-    def __init__(self, context: Context, stored: Mapping[str, Any]) -> None:
-        """`stored`: `state()` at the checkpoint that was resumed; the ledger tells what was left out after it."""
+    def __init__(self, context: Context, stored: Mapping[str, Any], not_finite: Callable[[], str | None]) -> None:
+        """`stored`: `state()` at the checkpoint that was resumed; the ledger tells what was left out after it.
+
+        `not_finite`: what of this rank's part of the state is no number, if anything.
+        """
+        self._not_finite = not_finite
         self._context, self._ranks, self._settings = context, context.ranks, context.recipe.bad_numbers
         self._causes = context.ranks.from_leader(left_out_batches(context.ledger.events()))
         self.left_out = {*self._causes, *stored.get("left_out", ())}
@@ -87,15 +92,31 @@ class NumberWatch:
         elif result.dropped:
             self.check()
 
-    def share(self) -> float:
-        """What this rank adds to the loop's next agreement: its part of the last loss, where somebody waits for it."""
-        last = self._last
-        return last.share if last is not None and last.loss is None and self._every_step else 0.0
+    def share(self) -> tuple[float, float]:
+        """What this rank adds to the loop's next agreement where every step is judged: its part of the last loss.
 
-    def settle(self, loss: float) -> None:
-        """The sum of all ranks' `share`. Raises as `check`."""
-        if self._last is not None and self._last.loss is None and self._every_step:
+        And 1 if its part of the state is broken.
+        """
+        last = self._last
+        if last is None or not self._every_step:
+            return 0.0, 0.0
+        return last.share if last.loss is None else 0.0, 0.0 if last.sound else self._broken()
+
+    def settle(self, loss: float, broken: float) -> None:
+        """The sums of all ranks' `share`. Raises as `check` and `check_state`."""
+        if self._last is None or not self._every_step:
+            return
+        if self._last.loss is None:
             self._judge(self._last, loss)
+        self._judge_state(self._last, broken)
+
+    def check_state(self) -> None:
+        """Before a save: what is no number is never kept in the place of what is. Raises as `check`."""
+        if self._last is not None and not self._last.sound:
+            self._judge_state(self._last, self._ranks.sum([self._broken()])[0])
+
+    def _broken(self) -> float:
+        return float(self._not_finite() is not None)
 
     def check(self) -> float:
         """The last computed step's loss over all workers; 0 before the first.
@@ -117,8 +138,22 @@ class NumberWatch:
             if not skipped:
                 self._window.accept(loss)
             return
-        policy = self._settings.policy
-        leaves_out = policy == "rollback" or (policy == "skip_batch" and last.result.dropped)
+        row = last.result.overflows_in_a_row
+        if bad.cause == "gradient" and row >= self._context.recipe.loss_scale.max_skipped_steps:
+            bad = BadNumber("overflows", row)
+        goes_back = self._settings.policy == "rollback"
+        skips = self._settings.policy == "skip_batch" and last.result.dropped
+        self._act(last, bad, leaves_out=goes_back or skips, goes_back=goes_back)
+
+    def _judge_state(self, last: _Trained, broken: float) -> None:
+        last.sound = not broken
+        if broken:
+            what = next(found for found in self._ranks.gather(self._not_finite()) if found is not None)
+            # The update is made: with skip_batch too there is no other way back, and it ends in the same bits.
+            goes_back = self._settings.policy != "stop"
+            self._act(last, BadNumber("state", math.nan, what=what), leaves_out=goes_back, goes_back=goes_back)
+
+    def _act(self, last: _Trained, bad: BadNumber, *, leaves_out: bool, goes_back: bool) -> None:
         refused = leaves_out and len(self.left_out) >= self._settings.max_events
         self._record(last, bad, left_out=leaves_out and not refused)
         if not leaves_out or refused:
@@ -126,9 +161,9 @@ class NumberWatch:
         self.left_out.add(last.step)
         self._causes[last.step] = str(bad)
         count = f"{len(self.left_out)} of at most {self._settings.max_events}"
-        back = ", going back to the newest checkpoint" if policy == "rollback" else ""
+        back = ", going back to the newest checkpoint" if goes_back else ""
         self._context.warn(f"{bad} at step {last.step}: its global batch is left out ({count}){back}")
-        if policy == "rollback":
+        if goes_back:
             raise RollBack(last.step, bad)
 
     def _record(self, last: _Trained, bad: BadNumber, *, left_out: bool) -> None:

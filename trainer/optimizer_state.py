@@ -1,5 +1,6 @@
 """Optimizer state as element-wise tensors plus per-group scalars, for torch's optimizers on any layout."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,3 +83,12 @@ def _reader(read: ReadState, kind: str, parameter: str) -> ReadSlice:
     if reader is None:
         raise CheckpointError(f"the checkpoint has no {kind} weights of {parameter}: it was made by another model")
     return reader
+
+
+def first_not_finite(named: Sequence[tuple[str, torch.Tensor]]) -> str | None:
+    """The name of the first tensor that holds an infinity or a NaN. One pass, one wait for the device."""
+    filled = [(name, tensor.detach()) for name, tensor in named if tensor.numel()]
+    largest = torch.nn.utils.get_total_norm([tensor for _, tensor in filled], math.inf)
+    if bool(torch.isfinite(largest)):
+        return None
+    return next(name for name, tensor in filled if not bool(torch.isfinite(tensor).all()))

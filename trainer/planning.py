@@ -6,7 +6,7 @@ from typing import TypeVar
 from cluster.ledger import read_json_lines
 from cluster.preflight import available_cpus, available_gpus, check_disk, check_resources, check_writable
 from configs.compare import result_differences
-from configs.effect import without_effect
+from configs.effect import check_keep_best, without_effect
 from configs.errors import CheckpointError, DataError, ResourceError, RunFolderError
 from configs.load import load_recipe
 from configs.recipe import Recipe
@@ -112,6 +112,7 @@ def preflight(recipe: Recipe, say: Callable[[str], None], *, elsewhere: bool = F
     `elsewhere`: the workers run on a cluster, which has its own cpus and gpus.
     """
     folder = RunFolder.of(recipe)
+    check_keep_best(recipe)
     if not elsewhere:
         check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
     store = checkpoint_store(folder, recipe)
@@ -133,6 +134,7 @@ def preflight_elsewhere(recipe: Recipe, say: Callable[[str], None]) -> bool:
     """For a recipe that needs gpus where there are none: tell what is missing here; True when it was such a recipe."""
     if not recipe.workers.gpus or available_gpus():
         return False
+    check_keep_best(recipe)
     say(f"this machine has no gpus, the recipe wants {recipe.workers.count}: it is planned for another machine")
     try:
         check_data(recipe, say)

@@ -122,13 +122,14 @@ class Attempt:
     def save(self, step: int, *, may_skip: bool = True) -> bool:
         """Take a checkpoint of `step`; False when one is still being written and the recipe says to skip then.
 
-        Raises as NumberWatch.check rather than keep the state after a bad step.
+        Raises as NumberWatch.check and check_state rather than keep the state after a bad step.
         """
         skips = may_skip and self.recipe.checkpoint.when_busy == "skip"
         if skips and self.ranks.sum([self.writer.busy])[0]:
             self.context.record_once("checkpoint_skipped", step=step)
             return False
         self.numbers.check()
+        self.numbers.check_state()
         with self.reporter.saving(step):
             try:
                 self.reporter.flush()

@@ -210,7 +210,7 @@ def _build_attempt(
     context.pulse("restoring the checkpoint")
     found = resume(context, engine, store, train_data.fingerprint)
     resumed = found.step if found else 0
-    numbers = NumberWatch(context, found.numbers if found else {})
+    numbers = NumberWatch(context, found.numbers if found else {}, engine.not_finite)
     sinks: list[MetricSink] = []
     if context.ranks.leads:
         sinks = [

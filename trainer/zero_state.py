@@ -45,6 +45,25 @@ class Layout:
     flats: Sequence[torch.Tensor] = ()  # those that may be padding alone
 
 
+@contextmanager
+def sharded_optimizer(engine_class: Any) -> Iterator[None]:
+    """Inside, a DeepSpeed engine of stage 1 in bf16 gets the optimizer of every other engine of stage 1.
+
+    Left to itself, DeepSpeed takes one for it (BF16_Optimizer) that sums whole gradients on every rank.
+    """
+    choose = engine_class._do_optimizer_sanity_check
+
+    def sharded(engine: Any, optimizer: Any) -> Any:
+        chosen = choose(engine, optimizer)
+        return "zero_optimization" if engine.zero_optimization_stage() else chosen
+
+    engine_class._do_optimizer_sanity_check = sharded
+    try:
+        yield
+    finally:
+        engine_class._do_optimizer_sanity_check = choose
+
+
 def find_layout(engine: Any, names: dict[int, str]) -> Layout:
     """The layout of a DeepSpeed engine. `names` maps id(parameter) to its name.
 
@@ -54,7 +73,6 @@ def find_layout(engine: Any, names: dict[int, str]) -> Layout:
     finders: list[tuple[str, Callable[[Any, dict[int, str]], Layout]]] = [
         ("fp32_partitioned_groups_flat", _stage_3),
         ("single_partition_of_fp32_groups", _stage_1_and_2),
-        ("fp32_groups_flat_partition", _bf16_optimizer),
         ("fp32_groups", _unsharded_half),
         ("param_groups", _unsharded_fp32),
     ]
@@ -103,7 +121,6 @@ def no_update(optimizer: Any) -> Iterator[None]:
     ways: list[dict[str, Any]] = [
         {"_get_norm_groups": lambda: [infinite], "_update_scale": _nothing},  # stage 3
         {"scaled_global_norm": lambda: infinite, "_update_scale": _nothing},  # stages 1 and 2
-        {"get_grads_for_norm": lambda: ([infinite], {})},  # stage 1 in bf16
         {"overflow_checker": SimpleNamespace(check=lambda: True), "_update_scale": _nothing},  # stage 0 in bf16
     ]
     # Without a wrapper the engine itself clears the gradients, and would take the flag from one.
@@ -133,10 +150,10 @@ def loss_scale_kept(optimizer: Any) -> Iterator[list[bool]]:
         del vars(optimizer)["_update_scale"]
 
 
-def move_loss_scale(optimizer: Any, overflows: list[bool]) -> bool:
+def move_loss_scale(optimizer: Any, overflows: list[bool], *, gives_up: bool = False) -> bool:
     """After the step inside of `loss_scale_kept`. False, with nothing changed, where it overflowed at the least scale.
 
-    Raises EngineError when DeepSpeed did not ask for it exactly once.
+    Or wherever it overflowed with `gives_up`. Raises EngineError when DeepSpeed did not ask for it exactly once.
     """
     if len(overflows) != 1:
         raise EngineError(
@@ -144,7 +161,7 @@ def move_loss_scale(optimizer: Any, overflows: list[bool]) -> bool:
         )
     scaler = optimizer.loss_scaler
     lowers = scaler.delayed_shift == 1 or scaler.cur_hysteresis == 1
-    if overflows[0] and lowers and scaler.cur_scale <= scaler.min_scale:
+    if overflows[0] and (gives_up or (lowers and scaler.cur_scale <= scaler.min_scale)):
         return False
     optimizer._update_scale(overflows[0])
     return True
@@ -167,17 +184,6 @@ def _stage_1_and_2(optimizer: Any, names: dict[int, str]) -> Layout:
         offsets = optimizer.round_robin_bit16_offsets[group]
         pieces += _overlaps(parameters, offsets, first, flat, group, names)
     return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 or 2", flats)
-
-
-def _bf16_optimizer(optimizer: Any, names: dict[int, str]) -> Layout:
-    pieces: list[Piece] = []
-    flats = optimizer.fp32_groups_flat_partition
-    for group, flat in enumerate(flats):
-        first = torch.distributed.get_rank(optimizer.real_dp_process_group[group]) * flat.numel()
-        parameters = optimizer.bf16_groups[group]
-        offsets = [sum(p.numel() for p in parameters[:i]) for i in range(len(parameters))]
-        pieces += _overlaps(parameters, offsets, first, flat, group, names)
-    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 in bf16", flats)
 
 
 def _overlaps(

@@ -1,11 +1,12 @@
 """A recipe is valid, or the user gets one line that names the key, the place and the remedy."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from configs.compare import result_differences, result_sha256
-from configs.effect import without_effect
+from configs.effect import check_keep_best, without_effect
 from configs.errors import RecipeError
 from configs.load import dump_recipe, load_recipe
 from configs.reference import reference, schema
@@ -111,22 +112,36 @@ def test_keys_without_effect_are_told(recipe_path: Path) -> None:
     ]
 
 
-def test_a_rule_that_keeps_no_best_checkpoint_is_told(recipe_path: Path) -> None:
-    best = ["data.val.shards=v.tar", "validation.every_steps=2"]
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (
+            ["checkpoint.keep_best.metric=val_accuracy"],
+            "which a gpt does not have: choose from val_loss, val_perplexity",
+        ),
+        (["checkpoint.keep_best.metric=val_los"], "choose from val_loss, val_perplexity"),
+        (["checkpoint.keep_best.mode=max"], "keeps the worst val_loss: remove it, or set min"),
+        (["checkpoint={every_steps: 7, keep_best: {}}"], "meet only every 14 steps: make one a multiple of the other"),
+        (["checkpoint={every_steps: 5, keep_best: {}}", "validation.every_steps=7"], "meet only every 35 steps"),
+        (["checkpoint={every_steps: 4, keep_best: {mode: min}}"], None),
+        (["checkpoint={every_steps: 2, keep_best: {}}", "validation.every_steps=4"], None),
+        (["checkpoint={every_steps: 99, keep_best: {metric: val_perplexity}}"], None),
+    ],
+)
+def test_a_rule_that_keeps_no_best_checkpoint_or_the_worst_is_refused(
+    recipe_path: Path, overrides: list[str], refused: str | None
+) -> None:
+    recipe = load_recipe(recipe_path, ["data.val.shards=v.tar", "validation.every_steps=2", *overrides])
+    if refused is None:
+        check_keep_best(recipe)
+    else:
+        with pytest.raises(RecipeError, match=re.escape(refused)):
+            check_keep_best(recipe)
 
-    def told(*overrides: str) -> list[str]:
-        return without_effect(load_recipe(recipe_path, [*best, *overrides]))
 
-    assert (
-        told("checkpoint={every_steps: 4, keep_best: {}}") == told("checkpoint={every_steps: 99, keep_best: {}}") == []
-    )
-    assert (
-        "no val_accuracy: choose from val_loss, val_perplexity" in told("checkpoint.keep_best.metric=val_accuracy")[0]
-    )
-    assert (
-        "every 7 steps and validations every 2 first meet at step 14"
-        in told("checkpoint={every_steps: 7, keep_best: {}}")[0]
-    )
+def test_samples_at_steps_without_a_validation_are_refused(recipe_path: Path) -> None:
+    told = error_of(recipe_path, "validation={every_steps: 4, sample_every_steps: 6}")
+    assert "validation.sample_every_steps is 6, not a multiple of validation.every_steps 4" in told
 
 
 def test_every_mistake_is_told_at_once(recipe_path: Path) -> None:

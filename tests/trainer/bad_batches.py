@@ -23,8 +23,8 @@ GPT2: dict[str, Any] = {"kind": "gpt", "layers": 1, "heads": 2, "width": 32, "co
 GPT2 |= {"positions": "learned", "norm": "layernorm", "activation": "gelu", "bias": True, "tie_embeddings": False}
 
 
-def write_bad_batches(folder: Path, causes: dict[int, str] = CAUSES) -> None:
-    """One shard, and initial weights with which the steps of `causes` are bad."""
+def write_bad_batches(folder: Path, causes: dict[int, str] = CAUSES, *, fp16: bool = False) -> None:
+    """One shard, and initial weights with which the steps of `causes` are bad. Without `gradient` also for `fp16`."""
     documents = np.random.default_rng(7).integers(DOCUMENTS, VOCAB, (DOCUMENTS, TOKENS), np.uint16)
     documents[:, 8] = np.arange(DOCUMENTS)
     samples = []
@@ -37,10 +37,11 @@ def write_bad_batches(folder: Path, causes: dict[int, str] = CAUSES) -> None:
     _write_weights(
         folder / "weights.safetensors",
         {cause: int(key.removeprefix("d").partition("[")[0]) for cause, key in places.items()},
+        fp16=fp16,
     )
 
 
-def _write_weights(path: Path, poisoned: dict[str, int]) -> None:
+def _write_weights(path: Path, poisoned: dict[str, int], *, fp16: bool) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -51,11 +52,14 @@ def _write_weights(path: Path, poisoned: dict[str, int]) -> None:
     for name, factor in (("wte", 5e-3), ("wpe", 5e-3), ("c_attn", 50.0), ("c_fc", 50.0), ("c_proj", 0.05)):
         for key in weights:
             weights[key] *= factor if key.endswith(f"{name}.weight") else 1.0
-    # The mean of such a vector overflows, and with it all that follows.
-    weights["transformer.wte.weight"][poisoned["loss"]] = 3e38
-    # Feature 0 of the last norm is about 1 for every token, so that these are never predicted, at whatever price. With
-    # the first the loss is a number, but not its gradient, as the norms of so small vectors have derivatives of 300.
-    weights["transformer.ln_f.weight"][0], weights["transformer.ln_f.bias"][0] = 0.1, 1.0
+    # Features 0 and 1 of the last norm are about 1 for every token: some are never predicted, at whatever price.
+    weights["transformer.ln_f.weight"][:2], weights["transformer.ln_f.bias"][:2] = 0.1, 1.0
+    if fp16:  # the price itself overflows
+        weights["lm_head.weight"][poisoned["loss"]] = 0.0
+        weights["lm_head.weight"][poisoned["loss"], :2] = -6e4
+    else:  # the mean of such a vector overflows, and with it all that follows
+        weights["transformer.wte.weight"][poisoned["loss"]] = 3e38
+    # With the first the loss is a number, but not its gradient: the norms of so small vectors have derivatives of 300.
     for cause, price in (("gradient", -1e38), ("spike", -1e4)):
         if cause in poisoned:
             weights["lm_head.weight"][poisoned[cause]] = 0.0

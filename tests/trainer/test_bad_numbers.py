@@ -11,7 +11,7 @@ import pytest
 from cluster.ledger import read_json_lines
 from configs.load import dump_recipe
 from configs.recipe import Recipe
-from tests.trainer.bad_batches import CAUSES, bad_recipe, keys_of, leave_out_from_the_start, write_bad_batches
+from tests.trainer.bad_batches import CAUSES, TOKENS, bad_recipe, keys_of, leave_out_from_the_start, write_bad_batches
 from tests.trainer.commands import STOKER, attempts, left_behind, train
 from tests.trainer.huggingface import checkpoint_of
 from tests.trainer.runs import (
@@ -45,6 +45,15 @@ def _assert_same(recipes: list[Recipe]) -> None:
     for recipe in recipes[1:]:
         assert history(recipe) == history(recipes[0])
         assert digests(recipe, 10) == digests(recipes[0], 10)
+
+
+def _assert_no_figure_counts_what_was_left_out(recipe: Recipe) -> None:
+    lines = read_json_lines(run_folder_of(recipe) / "metrics.jsonl")
+    for line in lines:  # every step is one interval
+        rates = [line[name] for name in ("samples_per_s", "tokens_per_s", "mfu")]
+        assert (rates == [0.0] * 3) if line.get("left_out") else all(rate > 0 for rate in rates)
+    rows, tokens = recipe.batch.global_, TOKENS - 1
+    assert lines[-1]["tokens"] == (10 - len(CAUSES)) * rows * tokens
 
 
 def _audited(recipe: Recipe) -> dict[bool, dict[int, list[str]]]:
@@ -83,6 +92,7 @@ def test_a_run_that_skips_or_goes_back_ends_in_every_bit_as_if_it_had_known(
     _assert_same([known, skipped, back])
     assert [line["step"] for line in history(known) if line.get("left_out")] == list(CAUSES)
     assert [line.get("left_out_steps", 0) for line in history(known)] == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
+    _assert_no_figure_counts_what_was_left_out(skipped)
     assert (len(attempts(skipped)), len(attempts(back))) == (1, 4)
     bad = {step: keys_of(known, step) for step in CAUSES}
     for recipe in (skipped, back):
@@ -211,10 +221,35 @@ def test_an_overflow_of_fp16_at_the_least_loss_scale_is_a_bad_number(tmp_path: P
     assert _causes(skips) == dict.fromkeys((2, 3, 4), "gradient")
 
 
+def test_so_many_overflows_in_a_row_are_a_bad_number_wherever_the_run_was_cut(tmp_path: Path) -> None:
+    """The scale is far from its least value: at step 4 the row is as long as is allowed, and no later step ends it."""
+    write_text_shards(tmp_path)
+    scale = {"initial_power": 30, "hysteresis": 1, "max_skipped_steps": 4}
+    sections: dict[str, Any] = {"precision": "fp16", "loss_scale": scale, "zero": {"stage": 2}, "validation": None}
+    stops = recipe_of(tmp_path, GPT, "stops", monitor={"every_steps": 100}, **sections)
+    with pytest.raises(AssertionError, match="NonFiniteError"):
+        train_in_processes(tmp_path / "a", 2, [(stops, None)])
+    (told,) = {event["message"].partition(": its samples")[0] for event in events(stops, "fault")}
+    assert told == (
+        "the gradients have overflowed fp16 4 times in a row (loss_scale.max_skipped_steps) at step 4 "
+        "(fp16, loss scale 1.34218e+08)"
+    )
+    assert all(event["final"] for event in events(stops, "fault"))
+    whole, cut = (
+        recipe_of(tmp_path, GPT, name, **sections, **_policy("skip_batch", max_events=2)) for name in ("whole", "cut")
+    )
+    with pytest.raises(AssertionError, match="more global batches are bad"):
+        train_in_processes(tmp_path / "b", 2, [(whole, None)])
+    train_in_processes(tmp_path / "c", 2, [(cut, 2)])
+    with pytest.raises(AssertionError, match="more global batches are bad"):
+        train_in_processes(tmp_path / "d", 3, [(cut, None)])
+    assert _causes(cut) == _causes(whole) == dict.fromkeys((4, 5), "overflows")
+
+
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=slow)])
 def test_in_fp16_a_loss_that_is_no_number_is_left_out_and_moves_no_loss_scale(tmp_path: Path, stage: int) -> None:
     causes = {4: "loss", 8: "spike"}
-    write_bad_batches(tmp_path, causes)
+    write_bad_batches(tmp_path, causes, fp16=True)
     sections: dict[str, Any] = {"precision": "fp16", "zero": {"stage": stage}, "loss_scale": {"initial_power": 4}}
     known, skipped, back = (
         bad_recipe(tmp_path, name, **sections, **_policy(policy))

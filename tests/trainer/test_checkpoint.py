@@ -234,7 +234,7 @@ def test_retention_keeps_the_last_the_multiples_and_the_best() -> None:
     )
     assert superfluous(range(10, 110, 10), figures, settings) == [10, 20, 30, 60, 70, 80]
     by_accuracy = Checkpoint.model_validate(
-        {"every_steps": 10, "keep_last": 2, "keep_best": {"metric": "val_accuracy", "mode": "max"}}
+        {"every_steps": 10, "keep_last": 2, "keep_best": {"metric": "val_accuracy"}}
     )
     assert superfluous(range(10, 110, 10), figures, by_accuracy) == list(range(10, 90, 10))
     assert superfluous([10, 20], {}, settings) == []

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.load import load_recipe
 from configs.recipe import GptModel, Recipe, ResnetModel
 from tests.trainer.runs import GPT, recipe_of, write_text_shards
+from trainer import hardware
 from trainer.deepspeed_config import build_optimizer
 from trainer.estimate import estimate, worker_memory
 from trainer.hardware import sheet_flops
@@ -187,9 +189,52 @@ def test_room_for_the_checkpoints_is_reckoned_with_every_rule_that_keeps_one(tmp
 
 
 def test_the_peak_of_a_gpu_is_that_of_its_own_data_sheet() -> None:
-    names = ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA L40", "NVIDIA L40S")
-    assert [sheet_flops(name) for name in names] == [312e12, 989e12, 756e12, 181e12, 362e12]
-    assert [sheet_flops(name) for name in ("NVIDIA A10G", "NVIDIA RTX A1000", "NVIDIA B200")] == [None] * 3
+    known = {
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA A800-SXM4-80GB": 312e12,
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA H100 NVL": 835e12,
+        "NVIDIA H20": 148e12,
+        "NVIDIA H200": 989e12,
+        "NVIDIA GH200 480GB": 989e12,
+        "NVIDIA B200": 2250e12,
+        "NVIDIA GB200": 2500e12,
+        "NVIDIA L40": 181e12,
+        "NVIDIA L40S": 362e12,
+        "NVIDIA RTX 6000 Ada Generation": 364e12,
+        "NVIDIA GeForce RTX 4090": 165e12,
+        "Tesla V100-SXM2-32GB": 125e12,
+        "Tesla T4": 65e12,
+        "AMD Instinct MI300X": 1307e12,
+    }
+    assert {name: sheet_flops(name) for name in known} == known
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("NVIDIA A10G", "NVIDIA RTX A1000", "NVIDIA RTX 6000", "Quadro RTX 6000"),
+        *("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"),
+    ],
+)
+def test_a_gpu_that_is_not_known_is_measured_in_the_precision_of_the_run(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[torch.dtype] = []
+
+    def measure(device: torch.device, dtype: torch.dtype) -> float:
+        measured.append(dtype)
+        return 1e12
+
+    gpu = SimpleNamespace(get_device_name=lambda: name)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
+    monkeypatch.setattr(hardware, "_measured_matmul_flops", measure)
+    hardware.peak_flops.cache_clear()
+    for precision in ("fp32", "bf16", "fp16"):
+        assert hardware.peak_flops(torch.device("cuda"), precision) == 1e12
+    hardware.peak_flops.cache_clear()
+    assert measured == [torch.float32, torch.bfloat16, torch.float16]
 
 
 def test_a_plan_tells_that_zero_3_begins_with_the_whole_model(tmp_path: Path) -> None:

@@ -204,8 +204,8 @@ def test_samples_are_reproducible_and_keep_to_the_data_s_tokens() -> None:
         logits_BTV: Tensor = built.module(tokens_BT)
         return logits_BTV
 
-    text = built.samples(forward, torch.device("cpu"))
-    assert text == built.samples(forward, torch.device("cpu"))
+    text = built.samples(forward, torch.device("cpu"), 200)
+    assert text == built.samples(forward, torch.device("cpu"), 200)
     assert text is not None
     ids = [int(word) for word in text.split()]
     assert len(ids) == 200
@@ -216,8 +216,8 @@ def test_samples_are_reproducible_and_keep_to_the_data_s_tokens() -> None:
 
 def test_byte_samples_are_text_and_images_make_none() -> None:
     built = task(LANGUAGE)
-    assert built.samples(built.module, torch.device("cpu"))
-    assert task(IMAGES).samples(built.module, torch.device("cpu")) is None
+    assert built.samples(built.module, torch.device("cpu"), 20)
+    assert task(IMAGES).samples(built.module, torch.device("cpu"), 20) is None
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_s_is_refused() -> None:

@@ -71,6 +71,7 @@ CASES = {
     "stop beyond the end": (None, ["--stop-at", "99"], "--stop-at is 99"),
     "vocabulary too small": (None, ["model.vocab=100"], "model.vocab is 100"),
     "no integer": (None, ["workers.count=08x"], "workers.count is '08x'"),
+    "a best that is the worst": (None, ["checkpoint.keep_best.mode=max"], "keeps the worst val_loss"),
     "too large for the disk": (None, ["model.width=65536", "model.layers=512"], "free"),
 }
 

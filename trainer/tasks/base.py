@@ -40,10 +40,11 @@ class Task(Protocol):
         """Means from the sums of `module` over any number of micro-batches; "loss" among them."""
         ...
 
-    def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device) -> str | None:
+    def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device, length: int) -> str | None:
         """What the model makes, for people to look at; None for a task that makes nothing.
 
-        `forward` is the engine's; it is called equally often on every worker.
+        `length` counts what it makes one after another, such as tokens. `forward` is the engine's; it is called equally
+        often on every worker.
         """
         ...
 

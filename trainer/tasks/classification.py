@@ -71,7 +71,7 @@ class ClassificationTask:
         """Mean loss in nats per image, and the fraction of images whose likeliest class is right."""
         return {"loss": mean(sums, "loss"), "accuracy": mean(sums, "correct")}
 
-    def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device) -> str | None:
+    def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device, length: int) -> str | None:
         return None
 
     def flops_per_target(self) -> float:

@@ -13,7 +13,6 @@ from trainer.models.cost import gpt_flops_per_token
 from trainer.models.gpt import Gpt
 from trainer.tasks.base import IGNORED, ParameterGroup, mean, parameter_groups
 
-SAMPLE_TOKENS = 200
 TEMPERATURE = 0.8
 TOP_K = 40
 
@@ -73,11 +72,11 @@ class LanguageTask:
         # A diverged run has a loss beyond what exp can hold.
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
-    def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device) -> str | None:
-        """SAMPLE_TOKENS tokens after the prompt, the same for the same weights; None where they make no numbers."""
+    def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device, length: int) -> str | None:
+        """`length` tokens after the prompt, the same for the same weights; None where they make no numbers."""
         generator = torch.Generator().manual_seed(self._seed)
         tokens = list(self._prompt_tokens)
-        for _ in range(SAMPLE_TOKENS):
+        for _ in range(length):
             window_BT = torch.tensor([tokens[-self._context :]], device=device)
             logits_V = forward(window_BT)[0, -1, : self._vocab].float().cpu()
             if not bool(torch.isfinite(logits_V).all()):
