@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.failures import is_consequence
 from cluster.worker_shell import ShellOrder
 from configs.errors import EXIT_FAILED, StokerError, WorkerError
 from configs.recipe import Workers
@@ -88,7 +87,7 @@ def _worker_failure(error: Exception, restarts: int) -> WorkerFailure:
 
 
 def _is_echo(error: BaseException) -> bool:
-    return not isinstance(error, StokerError) and is_consequence(str(error))
+    return isinstance(error, WorkerError) and error.echo
 
 
 def _one_line(error: BaseException) -> str:

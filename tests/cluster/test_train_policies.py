@@ -1,6 +1,5 @@
-"""How many workers fit, and how many failures are one too many."""
+"""How many workers fit."""
 
-from cluster.failures import Failures
 from cluster.train_policies import possible_workers
 from tests.cluster.test_preflight import workers
 
@@ -11,14 +10,6 @@ def test_workers_fill_whole_nodes_up_to_the_most() -> None:
     assert possible_workers(nodes, {"CPU": 2, "GPU": 1}, 8) == 1
     assert possible_workers(nodes, {"CPU": 1, "GPU": 0}, 4) == 4
     assert possible_workers([], {"CPU": 1, "GPU": 0}, 4) == 0
-
-
-def test_only_failures_without_a_newer_checkpoint_in_between_add_up() -> None:
-    failures, counts = Failures(), []
-    for committed in (0, 0, 5, 5, 5, 10):
-        failures = failures.another(committed)
-        counts.append(failures.count)
-    assert counts == [1, 2, 1, 2, 3, 1]
 
 
 def test_a_range_of_workers_has_two_ends_and_a_number_has_one() -> None:
