@@ -1,10 +1,11 @@
 """How many failures a run has had without getting on, and which errors only follow from another rank's. Pure."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 _AFTERMATH_S = 60.0
 _MOST_FORGIVEN = 5
+MOST_LOST_HOSTS = 20  # in a row: by then it is one host that comes and goes, or a checkpoint is never reached
 # Where gloo's connections break or time out; its checks say `[enforce fail at` instead, and are causes.
 _GLOO = re.compile(r"^\[(\S*/)?gloo/transport/\w+/(pair|unbound_buffer)\.cc:\d+\] ", re.MULTILINE)
 _NCCL = (
@@ -18,14 +19,28 @@ _NCCL = (
 
 @dataclass(frozen=True)
 class Failures:
-    """Failures in a row without a newer checkpoint in between."""
+    """Failures in a row without a newer checkpoint in between. Those with a lost host have a limit of their own."""
 
     count: int = 0
     committed: int = 0
+    with_lost_host: int = 0
 
-    def another(self, committed: int) -> "Failures":
+    def another(self, committed: int, *, lost_host: bool = False) -> "Failures":
         """After one more failure, with `committed` the step of the newest checkpoint."""
-        return Failures(1 if committed > self.committed else self.count + 1, max(committed, self.committed))
+        row = self if committed <= self.committed else Failures(committed=committed)
+        if lost_host:
+            return replace(row, with_lost_host=row.with_lost_host + 1)
+        return replace(row, count=row.count + 1)
+
+    def may_go_on(self, most: int) -> bool:
+        """With `most` workers.max_failures."""
+        return self.count <= most and self.with_lost_host <= MOST_LOST_HOSTS
+
+    def limit(self, most: int) -> str:
+        """The one that is passed."""
+        if self.with_lost_host > MOST_LOST_HOSTS:
+            return f"after {MOST_LOST_HOSTS} restarts for lost hosts without a newer checkpoint"
+        return f"after {most} restarts without a newer checkpoint, workers.max_failures"
 
     def encode(self) -> dict[str, int]:
         return asdict(self)

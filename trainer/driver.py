@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 
+from cluster.failures import MOST_LOST_HOSTS
 from cluster.ledger import Event, Ledger
 from cluster.preflight import available_cpus, available_gpus, workers_here
 from cluster.run_lock import RunLock
@@ -164,6 +165,9 @@ def _news(event: Event) -> str | None:
             return f"attempt {event['attempt']} started with {event['workers']} workers"
         case "fault" if not event.get("final") and event["rank"] is not None:
             return f"fault on rank {event['rank']}: {event['kind']}: {event['message']}"
+        case "failure_not_counted":
+            hosts, nth = ", ".join(event["hosts"]), f"{event['in_a_row']} of {MOST_LOST_HOSTS} in a row"
+            return f"host {hosts} is lost or about to go: this costs no workers.max_failures ({nth})"
         case _:
             return None
 

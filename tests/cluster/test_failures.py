@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.failures import Failures, is_echo
+from cluster.failures import MOST_LOST_HOSTS, Failures, is_echo
 from tests.processes import run_in_processes
 
 
@@ -18,6 +18,19 @@ def test_only_failures_without_a_newer_checkpoint_in_between_add_up() -> None:
         failures = failures.another(committed)
         counts.append(failures.count)
     assert counts == [1, 2, 1, 2, 3, 1]
+
+
+def test_a_lost_host_costs_no_failure_but_hosts_are_not_lost_without_end() -> None:
+    failures = Failures().another(0)
+    for _ in range(MOST_LOST_HOSTS):
+        failures = failures.another(0, lost_host=True)
+        assert failures.may_go_on(1)
+    assert not failures.another(0).may_go_on(1)
+    assert "workers.max_failures" in failures.another(0).limit(1)
+    flapping = failures.another(0, lost_host=True)
+    assert not flapping.may_go_on(1)
+    assert flapping.limit(1) == "after 20 restarts for lost hosts without a newer checkpoint"
+    assert flapping.another(5, lost_host=True).may_go_on(0)
 
 
 def see_rank_1_die(told: Path) -> None:
@@ -51,7 +64,7 @@ def _seen(use: Callable[[], object]) -> str:
         use()
     except Exception as error:
         try:
-            raise KeyError("while cleaning up")  # noqa: TRY301
+            raise KeyError("while cleaning up")
         except KeyError as later:
             return f"{type(error).__name__} {is_echo(error)} {is_echo(later)}"
     return "no error"
@@ -60,7 +73,8 @@ def _seen(use: Callable[[], object]) -> str:
 def test_what_torch_raises_for_a_dead_rank_is_an_echo_and_so_is_what_comes_of_it(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="a worker process died"):
         run_in_processes(see_rank_1_die, 2, tmp_path / "store", tmp_path / "told")
-    assert (tmp_path / "told").read_text().splitlines() == ["RuntimeError True True"] * 4 + ["DistNetworkError True True"]
+    kinds = ["RuntimeError"] * 4 + ["DistNetworkError"]
+    assert (tmp_path / "told").read_text().splitlines() == [f"{kind} True True" for kind in kinds]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +85,7 @@ def test_what_torch_raises_for_a_dead_rank_is_an_echo_and_so_is_what_comes_of_it
         ModuleNotFoundError("no module named nccl_tools"),
         FileNotFoundError(2, "No such file or directory", "/data/gloo/transport/tcp/pair.cc"),
         RuntimeError("gloo: Connection closed by peer, said the database"),
-        RuntimeError("[enforce fail at /pytorch/gloo/gloo/transport/tcp/device.cc:84] ifa != nullptr. No such interface"),
+        RuntimeError("[enforce fail at /pytorch/gloo/gloo/transport/tcp/device.cc:84] ifa != nullptr. No interface"),
     ],
 )
 def test_words_of_a_lost_connection_do_not_make_a_cause_an_echo(error: Exception) -> None:
@@ -87,7 +101,7 @@ def test_words_of_a_lost_connection_do_not_make_a_cause_an_echo(error: Exception
         ("NCCL error in: NCCLUtils.cpp:1\nncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0", False),
     ],
 )
-def test_of_nccls_errors_only_the_remote_ones_are_echoes(message: str, echo: bool) -> None:  # noqa: FBT001
+def test_of_nccls_errors_only_the_remote_ones_are_echoes(message: str, echo: bool) -> None:
     from torch.distributed import DistBackendError
 
     assert is_echo(DistBackendError(message)) is echo
