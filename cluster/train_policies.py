@@ -17,6 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from cluster.failures import Failures
 from cluster.group_store import RunStore
 from cluster.ledger import Ledger
+from cluster.preflight import goes_into
 from cluster.worker_shell import ShellOrder
 from configs.errors import StokerError, WorkersLeftError
 
@@ -29,7 +30,9 @@ _TRIED_AT_ONCE = 128
 def possible_workers(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float], most: int) -> int:
     """How many workers that need `each` fit on `nodes`, at most `most`."""
     needs = {name: amount for name, amount in each.items() if amount > 0}
-    return min(most, sum(int(min(node.get(name, 0.0) // amount for name, amount in needs.items())) for node in nodes))
+    return min(
+        most, sum(min(goes_into(amount, node.get(name, 0.0)) for name, amount in needs.items()) for node in nodes)
+    )
 
 
 class Node(dict[str, float]):

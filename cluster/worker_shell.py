@@ -38,7 +38,7 @@ class ShellOrder:
     config: dict[str, Any]
     modules: list[str]  # that the fork server has imported
     backend: str
-    cpus: int
+    cpus: int  # threads of one worker
     fresh: bool  # a new interpreter instead of a fork
     working_folder: str
     server_host: str = ""  # where the driver has a fork server, and its socket

@@ -9,7 +9,7 @@ import psutil
 
 from cluster.failures import MOST_LOST_HOSTS
 from cluster.ledger import Event, Ledger
-from cluster.preflight import available_cpus, available_gpus, workers_here
+from cluster.preflight import available_cpus, available_gpus, whole_cpus, workers_here
 from cluster.run_lock import RunLock
 from cluster.stop_signals import StopSignals
 from cluster.worker_shell import ShellOrder
@@ -120,7 +120,7 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
         config=job.encode(),
         modules=WORKER_MODULES,
         backend=collective_backend(workers.gpus),
-        cpus=workers.cpus,
+        cpus=workers.threads,
         fresh=workers.gpus > 0,
         working_folder=job.working_folder,
         server_host=place.host,
@@ -135,7 +135,7 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
         workers=workers.model_dump(mode="json"),
         name=recipe.run.name,
         folder=str(place.folder),
-        cpus=count * workers.cpus,
+        cpus=whole_cpus(count, workers.cpus),
         gpus=count * workers.gpus,
         address=address,
     )

@@ -88,7 +88,7 @@ def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, An
     if _cannot_be_mended(ledger, job.invocation):
         return None
     select_accelerator(recipe.workers.gpus)
-    torch.set_num_threads(recipe.workers.cpus)
+    torch.set_num_threads(recipe.workers.threads)
     if link is not None:
         use_device(recipe.workers.gpus)
         join(link)
