@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from cluster.preflight import whole_cpus
 from configs.cloud import Cloud, quantity_bytes
 from configs.errors import RecipeError, ResourceError
 from configs.recipe import Recipe, Workers
@@ -30,7 +31,8 @@ class NodeShape:
 
 def node_shape(workers: Workers, workers_per_node: int) -> NodeShape:
     each = min(workers_per_node, workers.most)
-    return NodeShape(-(-workers.least // each), -(-workers.most // each), each * workers.cpus, each * workers.gpus)
+    cpus, gpus = whole_cpus(each, workers.cpus), each * workers.gpus
+    return NodeShape(-(-workers.least // each), -(-workers.most // each), cpus, gpus)
 
 
 def check_memory(recipe: Recipe, cloud: Cloud, worker_bytes: int) -> None:

@@ -45,6 +45,7 @@ class _ForkingBackend(Backend):  # type: ignore[misc]
         name = uuid.uuid4().hex[:12]
         store = RunStore(backend_config.run).group(name)
         store.put("world", len(worker_group))
+        store.put("nodes", sorted({worker.metadata.node_id for worker in worker_group.get_workers()}))
         worker_group.execute(adopt_group, name)
         RunStore(backend_config.run).put("room", None)  # a controller that died may have been waiting
         RunStore(backend_config.run).put("group", name)
@@ -99,7 +100,7 @@ def make_trainer(order: ShellOrder, *, name: str, workers: Workers, storage: Pat
     return ForkingTrainer(
         {
             "scaling_policy": AsManyAsFit(scaling, order.run, workers.least, workers.most, ask_autoscaler=shared),
-            "failure_policy": CountWithoutProgress(failures, order.run, workers.max_failures),
+            "failure_policy": CountWithoutProgress(failures, order, workers.max_failures),
         },
         shared=shared,
         train_loop_config=order.encode(),

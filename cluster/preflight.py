@@ -11,24 +11,35 @@ from configs.errors import ResourceError, RunFolderError
 from configs.recipe import Workers
 
 GIB = 1 << 30
+_SHARES = 10_000  # of a cpu
 
 
 def check_resources(workers: Workers, *, cpus: int, gpus: int) -> None:
     """Raises ResourceError when `workers` need more than the `cpus` and `gpus` of this machine."""
     for unit, each, found in (("cpus", workers.cpus, cpus), ("gpus", workers.gpus, gpus)):
-        needed = workers.least * each
-        if needed > found:
-            remedy = f"lower workers.count to {found // each}" if found >= each else f"lower workers.{unit}"
+        if each and goes_into(each, found) < workers.least:
+            fits = goes_into(each, found)
+            remedy = f"lower workers.count to {fits}" if fits else f"lower workers.{unit}"
             raise ResourceError(
-                f"workers.count {workers.least} × workers.{unit} {each} needs {needed} {unit}, "
+                f"workers.count {workers.least} × workers.{unit} {each} needs {workers.least * each:g} {unit}, "
                 f"this machine has {found}: {remedy}, or use a larger machine"
             )
 
 
 def workers_here(workers: Workers, *, cpus: int, gpus: int) -> int:
     """How many of an elastic range of workers fit on this machine; check_resources has passed."""
-    fits = [found // each for each, found in ((workers.cpus, cpus), (workers.gpus, gpus)) if each]
+    fits = [goes_into(each, found) for each, found in ((workers.cpus, cpus), (workers.gpus, gpus)) if each]
     return min(workers.most, *fits)
+
+
+def goes_into(each: float, found: float) -> int:
+    """How many times, in Ray's smallest share: 0.1 goes into 1 ten times, where 1 // 0.1 is 9."""
+    return round(found * _SHARES) // round(each * _SHARES)
+
+
+def whole_cpus(count: int, each: float) -> int:
+    """As many as `count` workers with `each` need."""
+    return -(-count * round(each * _SHARES) // _SHARES)
 
 
 def available_cpus() -> int:

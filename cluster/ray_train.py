@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.failures import is_consequence
+from cluster.failures import Aftermath, Failures
 from cluster.worker_shell import ShellOrder
 from configs.errors import EXIT_FAILED, StokerError, WorkerError
 from configs.recipe import Workers
@@ -37,7 +37,7 @@ def run_workers(
         fit.join(POLL_S)
         poll()
     if fit.error is not None:
-        raise _worker_failure(fit.error, workers.max_failures) from fit.error
+        raise _worker_failure(fit.error, fit.failures, workers.max_failures) from fit.error
 
 
 class _Fit(threading.Thread):
@@ -48,14 +48,15 @@ class _Fit(threading.Thread):
         self._order, self._workers = order, workers
         self._options = {"name": name, "storage": storage, "shared": shared}
         self.error: Exception | None = None
+        self.failures = Failures()
 
     def run(self) -> None:
         # Imported late because Ray reads its settings from the environment when it is imported.
         from ray.train.v2.api.exceptions import WorkerGroupError
 
-        from cluster.failures import Aftermath
         from cluster.forking_trainer import make_trainer
-        from cluster.train_policies import spend_failure
+        from cluster.group_store import RunStore
+        from cluster.train_policies import failures_of, spend_failure
 
         aftermath = Aftermath()
         while True:
@@ -63,32 +64,33 @@ class _Fit(threading.Thread):
                 make_trainer(self._order, workers=self._workers, **self._options).fit()  # type: ignore[arg-type]
             except WorkerGroupError as error:
                 self.error = error
+                self.failures = failures_of(RunStore(self._order.run))
             except Exception as error:  # the controller was killed, or a worker before its group was up
                 self.error = error
-                if aftermath.forgives(time.monotonic()) or spend_failure(self._order.run, self._workers.max_failures):
+                if aftermath.forgives(time.monotonic()) or spend_failure(self._order, self._workers.max_failures):
                     continue
             else:
                 self.error = None
             return
 
 
-def _worker_failure(error: Exception, restarts: int) -> WorkerFailure:
+def _worker_failure(error: Exception, failures: Failures, most: int) -> WorkerFailure:
     from cluster.train_policies import worker_errors
 
     errors = worker_errors(error)
     if not errors:
-        message = f"the workers could not run, {restarts + 1} times: {_one_line(error)}"
+        message = f"the workers could not run, {most + 1} times: {_one_line(error)}"
         return WorkerFailure(message, details=str(error), exit_code=EXIT_FAILED)
     rank, cause = min(errors.items(), key=lambda item: (_is_echo(item[1]), item[0]))
     exit_code = cause.exit_code if isinstance(cause, StokerError) else EXIT_FAILED
     message = f"worker {rank} failed: {_one_line(cause)}"
-    if restarts and not isinstance(cause, StokerError):
-        message += f" (after {restarts} restarts without a newer checkpoint, workers.max_failures)"
+    if most and not isinstance(cause, StokerError):
+        message += f" ({failures.limit(most)})"
     return WorkerFailure(message, details=str(error), exit_code=exit_code)
 
 
 def _is_echo(error: BaseException) -> bool:
-    return not isinstance(error, StokerError) and is_consequence(str(error))
+    return isinstance(error, WorkerError) and error.echo
 
 
 def _one_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.preflight import goes_into
 from configs.recipe import Workers
 from configs.slurm import Slurm
 
@@ -15,7 +16,7 @@ Event = dict[str, Any]
 
 def workers_that_fit(workers: Workers, hosts: int, cpus: int, gpus: int) -> int:
     """On `hosts` with `cpus` and `gpus` each."""
-    per_host = cpus // workers.cpus
+    per_host = goes_into(workers.cpus, cpus)
     if workers.gpus:
         per_host = min(per_host, gpus // workers.gpus)
     return hosts * per_host

@@ -2,8 +2,9 @@
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,17 +16,23 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from cluster.failures import Failures
 from cluster.group_store import RunStore
+from cluster.ledger import Ledger
+from cluster.preflight import goes_into
+from cluster.worker_shell import ShellOrder
 from configs.errors import StokerError, WorkersLeftError
 
 _LOOK_S = 0.5
 _ANSWER_S = 1.0
+_LAST_LOOK_S = 5.0
 _TRIED_AT_ONCE = 128
 
 
 def possible_workers(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float], most: int) -> int:
     """How many workers that need `each` fit on `nodes`, at most `most`."""
     needs = {name: amount for name, amount in each.items() if amount > 0}
-    return min(most, sum(int(min(node.get(name, 0.0) // amount for name, amount in needs.items())) for node in nodes))
+    return min(
+        most, sum(min(goes_into(amount, node.get(name, 0.0)) for name, amount in needs.items()) for node in nodes)
+    )
 
 
 class Node(dict[str, float]):
@@ -45,16 +52,33 @@ def usable_nodes() -> list[Node]:
     return nodes
 
 
+def lost_hosts(nodes: Collection[str]) -> list[str]:
+    """Of these Ray nodes the names of those that are not alive, that Ray drains, or whose raylet does not answer."""
+    told = {node["NodeID"]: node for node in ray.nodes()}
+    draining = ray._private.state.state.get_draining_nodes()
+
+    def lost(node: str) -> bool:
+        found = told.get(node)
+        if found is None or not found["Alive"] or node in draining:
+            return True
+        return not _answers((found["NodeManagerAddress"], found["NodeManagerPort"]))
+
+    with ThreadPoolExecutor(max(1, min(_TRIED_AT_ONCE, len(nodes)))) as pool:
+        gone = [node for node, is_lost in zip(nodes, pool.map(lost, nodes), strict=True) if is_lost]
+    return [str(told[node]["NodeManagerHostname"]) if node in told else node for node in gone]
+
+
 def answering(nodes: Sequence[Node], each: Mapping[str, float]) -> list[Node]:
     """Those with room for a worker whose raylet accepts connections: Ray counts a lost host as alive for a minute."""
     large = [node for node in nodes if possible_workers([node], each, 1)]
     with ThreadPoolExecutor(max(1, min(_TRIED_AT_ONCE, len(large)))) as pool:
-        return [node for node, answers in zip(large, pool.map(_answers, large), strict=True) if answers]
+        answers = pool.map(_answers, [node.address for node in large])
+        return [node for node, answered in zip(large, answers, strict=True) if answered]
 
 
-def _answers(node: Node) -> bool:
+def _answers(address: tuple[str, int]) -> bool:
     try:
-        socket.create_connection(node.address, _ANSWER_S).close()
+        socket.create_connection(address, _ANSWER_S).close()
     except OSError:
         return False
     return True
@@ -99,14 +123,14 @@ class AsManyAsFit(FixedScalingPolicy):  # type: ignore[misc]  # ray is not typed
 
 
 class CountWithoutProgress(FailurePolicy):  # type: ignore[misc]
-    """A StokerError ends the run: it would only come again. Workers that left by plan cost nothing.
+    """A StokerError ends the run: it would only come again. Workers that left by plan, or lost a host, cost nothing.
 
     The count lies in the run's store, so that it outlives a controller.
     """
 
-    def __init__(self, failure_config: FailureConfig, run: str, most: int) -> None:
+    def __init__(self, failure_config: FailureConfig, order: ShellOrder, most: int) -> None:
         super().__init__(failure_config)
-        self._run, self._most = run, most
+        self._order, self._most = order, most
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         errors = worker_errors(training_failed_error).values()
@@ -116,15 +140,41 @@ class CountWithoutProgress(FailurePolicy):  # type: ignore[misc]
             return FailureDecision.RAISE
         if any(isinstance(error, WorkersLeftError) for error in errors):
             return FailureDecision.RETRY
-        return FailureDecision.RETRY if spend_failure(self._run, self._most) else FailureDecision.RAISE
+        return FailureDecision.RETRY if spend_failure(self._order, self._most) else FailureDecision.RAISE
 
 
-def spend_failure(run: str, most: int) -> bool:
-    """Count one failure of the run; whether it may have another try."""
-    store = RunStore(run)
-    failures = Failures(**(store.get("failures") or {})).another(store.committed)
+def spend_failure(order: ShellOrder, most: int) -> bool:
+    """Count one failure of the run; whether it may have another try. One that came with a lost host is not its own."""
+    store = RunStore(order.run)
+    before, committed, nodes = failures_of(store), store.committed, _failed_nodes(store)
+    lost = lost_hosts(nodes)
+    deadline = time.monotonic() + _LAST_LOOK_S
+    while not lost and not before.another(committed).may_go_on(most) and _others(nodes) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)  # what ends a host may end the worker first
+        lost = lost_hosts(nodes)
+    failures = before.another(committed, lost_host=bool(lost))
     store.put("failures", failures.encode())
-    return failures.count <= most
+    if lost and order.ledger is not None:
+        facts = {"hosts": lost, "in_a_row": failures.with_lost_host, "invocation": order.invocation}
+        Ledger(Path(order.ledger)).append("failure_not_counted", **facts)
+    return failures.may_go_on(most)
+
+
+def failures_of(store: RunStore) -> Failures:
+    return Failures(**(store.get("failures") or {}))
+
+
+def _failed_nodes(store: RunStore) -> list[str]:
+    """Where the newest group was, the first time that it is asked: no later failure is of that group."""
+    group = store.newest_group()
+    if group is None or group.get("judged"):
+        return []
+    group.put("judged", True)
+    return list(group.get("nodes"))
+
+
+def _others(nodes: Collection[str]) -> set[str]:
+    return set(nodes) - {ray.get_runtime_context().get_node_id()}
 
 
 def worker_errors(error: BaseException) -> dict[int, BaseException]:

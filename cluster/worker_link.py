@@ -21,6 +21,7 @@ from itertools import count
 from statistics import median
 from typing import Any
 
+from cluster.failures import is_echo
 from cluster.position_board import Position, PositionBoard
 from configs.errors import StokerError
 
@@ -141,7 +142,13 @@ def run_request(connection: socket.socket, request: dict[str, Any], rest: bytes)
 def describe(error: BaseException) -> dict[str, Any]:
     """An error as plain data; `configs.errors` has the class of a StokerError."""
     own = isinstance(error, StokerError)
-    return {"kind": type(error).__name__, "message": str(error), "own": own, "trace": traceback.format_exc()}
+    return {
+        "kind": type(error).__name__,
+        "message": str(error),
+        "own": own,
+        "echo": not own and is_echo(error),
+        "trace": traceback.format_exc(),
+    }
 
 
 def main(descriptor: int, parent: int) -> None:

@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 import psutil
 
 import configs.errors
-from cluster.failures import is_consequence
 from cluster.forked_worker import ForkedWorker, Message
 from cluster.group_store import GroupStore, RunStore
 from cluster.host_servers import connect, try_connect
@@ -39,7 +38,7 @@ class ShellOrder:
     config: dict[str, Any]
     modules: list[str]  # that the fork server has imported
     backend: str
-    cpus: int
+    cpus: int  # threads of one worker
     fresh: bool  # a new interpreter instead of a fork
     working_folder: str
     server_host: str = ""  # where the driver has a fork server, and its socket
@@ -186,7 +185,7 @@ class _Shell:
 
     def _let_the_cause_be_told_first(self, told: Message) -> None:
         """Ray Train stops all at the first error that it sees, and would never hear of another."""
-        if not told["own"] and is_consequence(told["message"]):
+        if told["echo"]:
             time.sleep(_ECHO_S)
 
     def _tell_committed(self) -> None:
@@ -281,4 +280,4 @@ def _as_error(told: Message) -> Exception:
         kind = getattr(configs.errors, told["kind"], StokerError)
         error: Exception = kind(told["message"])
         return error
-    return WorkerError(f"{told['kind']}: {told['message']}\n{told['trace']}")
+    return WorkerError(f"{told['kind']}: {told['message']}\n{told['trace']}", echo=told["echo"])

@@ -75,7 +75,14 @@ class EngineError(StokerError):
 
 
 class WorkerError(Exception):
-    """A worker failed by something that another attempt may not meet: a crash, a lost peer, a hang."""
+    """A worker failed by something that another attempt may not meet: a crash, a lost peer, a hang.
+
+    `echo`: by what it saw of another worker's failure.
+    """
+
+    def __init__(self, message: str, *, echo: bool = False) -> None:
+        super().__init__(message)
+        self.echo = echo
 
 
 class WorkersLeftError(Exception):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from configs.errors import RecipeError
 from configs.recipe import Recipe
-from configs.yaml_source import KeyPath, Source, parse_scalar, read_source
+from configs.yaml_source import KeyPath, Source, parse_value, read_source
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -43,10 +43,7 @@ def _override(source: Source, text: str) -> KeyPath:
         place = place[part]
         if not isinstance(place, dict):
             raise RecipeError(f"override {text!r}: {part} holds a value, not a section")
-    try:
-        place[key[-1]] = parse_scalar(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"override {text!r}: {value!r} is not a YAML value") from None
+    place[key[-1]] = parse_value(value, f"override {_shown(text)}")
     return key
 
 

@@ -3,13 +3,14 @@
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.cloud import Cloud
 from configs.recipe_data import Data
-from configs.section import Fraction, NonNegative, Positive, Rate, Section
+from configs.section import Dimension, Fraction, NonNegative, Positive, Rate, Section
 from configs.slurm import Slurm
 
+_MOST_WORKERS = 2**20
 InitFrom = Annotated[
     str | None,
     Field(
@@ -23,7 +24,7 @@ InitFrom = Annotated[
 class Run(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder under `dir`")
     dir: str = Field("runs", min_length=1, description="where run folders are made")
-    seed: NonNegative = Field(1337, lt=2**63, description="keys every random draw")
+    seed: NonNegative = Field(1337, description="keys every random draw")
     steps: Positive = Field(description="optimizer steps (global batches) of the whole run")
 
 
@@ -31,13 +32,15 @@ class GptModel(Section):
     """Decoder-only Transformer, pre-norm (trainer/models/gpt.py)."""
 
     kind: Literal["gpt"]
-    layers: Positive = 4
-    heads: Positive = 4
-    kv_heads: Positive | None = Field(None, description="grouped-query attention; default: `heads`")
-    width: Positive = Field(128, description="model (embedding) dimension")
-    mlp_width: Positive | None = Field(None, description="default: 4·width (gelu), or 8/3·width up to a multiple of 64")
-    context: Positive = Field(64, description="tokens per row")
-    vocab: Positive | None = Field(None, description="default: the tokenizer's size")
+    layers: Positive = Field(4, le=10_000)
+    heads: Dimension = 4
+    kv_heads: Dimension | None = Field(None, description="grouped-query attention; default: `heads`")
+    width: Dimension = Field(128, description="model (embedding) dimension")
+    mlp_width: Dimension | None = Field(
+        None, description="default: 4·width (gelu), or 8/3·width up to a multiple of 64"
+    )
+    context: Dimension = Field(64, description="tokens per row")
+    vocab: Dimension | None = Field(None, description="default: the tokenizer's size")
     positions: Literal["rope", "learned"] = "rope"
     rope_base: float = Field(10000.0, gt=1.0)
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -74,8 +77,8 @@ class ResnetModel(Section):
 
     kind: Literal["resnet"]
     depth: Literal[18, 34, 50] = 18
-    classes: Positive = Field(description="number of classes; labels are 0 … classes-1")
-    width: Positive = Field(64, description="channels of the first stage; 64 in the paper")
+    classes: Dimension = Field(description="number of classes; labels are 0 … classes-1")
+    width: Dimension = Field(64, description="channels of the first stage; 64 in the paper")
     stem: Literal["imagenet", "small"] = Field("imagenet", description="small: 3×3 stride 1, no pooling (CIFAR-like)")
     dropout: Fraction = Field(0.0, description="before the classifier")
     zero_init_residual: bool = Field(True, description="last norm of each block starts at 0 (Goyal et al. 2017)")
@@ -87,7 +90,7 @@ Model = Annotated[GptModel | ResnetModel, Field(discriminator="kind")]
 
 
 class Batch(Section):
-    global_: Positive = Field(alias="global", description="samples (rows or images) per optimizer step")
+    global_: Positive = Field(alias="global", le=2**24, description="samples (rows or images) per optimizer step")
     micro: Positive = Field(description="samples per forward and backward on one worker")
 
     @model_validator(mode="after")
@@ -250,7 +253,9 @@ class Workers(Section):
     count: Positive | str = Field(
         1, description='a number, or "2..8": as many as there is room for, resized as nodes go and come'
     )
-    cpus: Positive = Field(1, description="per worker")
+    cpus: int | float = Field(
+        1, ge=0.01, le=2**16, description="per worker; 0.5: two share one, to try many workers on few"
+    )
     gpus: NonNegative = Field(0, le=1, description="per worker: 0 or 1")
     max_failures: NonNegative = Field(
         3, description="restarts in a row without a newer checkpoint before the run fails"
@@ -264,12 +269,20 @@ class Workers(Section):
         description="with a range: new nodes are used from the next checkpoint on, one at this age at the latest",
     )
 
+    @field_validator("cpus")
+    @classmethod
+    def _whole(cls, cpus: float) -> float:
+        """2.0 is 2: what counts whole ones gets an integer."""
+        return int(cpus) if cpus == int(cpus) else cpus
+
     @model_validator(mode="after")
     def _range(self) -> Self:
         if isinstance(self.count, str):
             least, dots, most = self.count.partition("..")
             if not (dots and least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
                 raise ValueError(f'workers.count is {self.count!r}: give a number, or a range such as "2..8"')
+        if self.most > _MOST_WORKERS:
+            raise ValueError(f"workers.count is {self.count}: give at most {_MOST_WORKERS}")
         return self
 
     @property
@@ -279,6 +292,11 @@ class Workers(Section):
     @property
     def most(self) -> int:
         return int(str(self.count).rpartition("..")[2])
+
+    @property
+    def threads(self) -> int:
+        """Of one worker, for torch and for decoding."""
+        return max(1, int(self.cpus))
 
     @property
     def elastic(self) -> bool:

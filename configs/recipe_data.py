@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from configs.section import NonNegative, Positive, Section
+from configs.section import Dimension, NonNegative, Positive, Section
 
 
 class Source(Section):
@@ -93,7 +93,7 @@ class TextData(_Documents):
 
 class TokensData(_Documents):
     kind: Literal["tokens"]
-    vocab: Positive = Field(description="token ids are 0 … vocab-1")
+    vocab: Dimension = Field(description="token ids are 0 … vocab-1")
     part: str = Field("npy", description="extension of the one-dimensional integer array")
 
 
@@ -121,7 +121,7 @@ class Augment(Section):
 
 class ImageData(_Data):
     kind: Literal["image"]
-    size: Positive = Field(224, description="pixels, square")
+    size: Dimension = Field(224, description="pixels, square")
     channels: Literal[1, 3] = 3
     mean: list[float] | None = Field(None, description="per channel, in 0…1; default ImageNet's, 0.5 for one channel")
     std: list[float] | None = Field(None, description="per channel; default ImageNet's, 0.5 for one channel")

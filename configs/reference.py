@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from configs.recipe import Recipe
+from configs.section import BEYOND
 
 _HEAD = """# Recipe reference
 
@@ -70,7 +71,8 @@ def _values(field: FieldInfo) -> str:
 
 def _bound(constraint: Any) -> str:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "pattern": "matching"}
-    return " ".join(f"{sign} {getattr(constraint, name)}" for name, sign in signs.items() if hasattr(constraint, name))
+    bounds = {sign: getattr(constraint, name, None) for name, sign in signs.items()}
+    return " ".join(f"{sign} {bound}" for sign, bound in bounds.items() if bound not in (None, BEYOND))
 
 
 def _type(annotation: Any) -> str:

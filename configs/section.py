@@ -4,8 +4,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+BEYOND = 2**63  # what JSON, torch and file systems take
+Positive = Annotated[int, Field(gt=0, lt=BEYOND)]
+NonNegative = Annotated[int, Field(ge=0, lt=BEYOND)]
+Dimension = Annotated[int, Field(gt=0, le=2**24)]  # of a tensor, which has two of them and more
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(ge=0.0)]
 

@@ -163,4 +163,4 @@ def open_image_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | N
     data, model = recipe.data, recipe.model
     if not isinstance(data, ImageData) or not isinstance(model, ResnetModel):
         raise RecipeError(f"data.kind is {data.kind}, which model.kind {model.kind} does not train on")
-    return ImageSource(name, catalog, data, model.classes, seed, recipe.workers.cpus)
+    return ImageSource(name, catalog, data, model.classes, seed, recipe.workers.threads)

@@ -7,8 +7,9 @@ from typing import Any
 
 import psutil
 
+from cluster.failures import MOST_LOST_HOSTS
 from cluster.ledger import Event, Ledger
-from cluster.preflight import available_cpus, available_gpus, workers_here
+from cluster.preflight import available_cpus, available_gpus, whole_cpus, workers_here
 from cluster.run_lock import RunLock
 from cluster.stop_signals import StopSignals
 from cluster.worker_shell import ShellOrder
@@ -119,7 +120,7 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
         config=job.encode(),
         modules=WORKER_MODULES,
         backend=collective_backend(workers.gpus),
-        cpus=workers.cpus,
+        cpus=workers.threads,
         fresh=workers.gpus > 0,
         working_folder=job.working_folder,
         server_host=place.host,
@@ -134,7 +135,7 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
         workers=workers.model_dump(mode="json"),
         name=recipe.run.name,
         folder=str(place.folder),
-        cpus=count * workers.cpus,
+        cpus=whole_cpus(count, workers.cpus),
         gpus=count * workers.gpus,
         address=address,
     )
@@ -164,6 +165,9 @@ def _news(event: Event) -> str | None:
             return f"attempt {event['attempt']} started with {event['workers']} workers"
         case "fault" if not event.get("final") and event["rank"] is not None:
             return f"fault on rank {event['rank']}: {event['kind']}: {event['message']}"
+        case "failure_not_counted":
+            hosts, nth = ", ".join(event["hosts"]), f"{event['in_a_row']} of {MOST_LOST_HOSTS} in a row"
+            return f"host {hosts} is lost or about to go: this costs no workers.max_failures ({nth})"
         case _:
             return None
 

@@ -28,7 +28,7 @@ from configs.local_folders import local_folders, outermost
 from configs.recipe import Recipe
 from configs.slurm import Slurm, array_tasks
 from configs.slurm_profiles import with_profile
-from configs.yaml_source import parse_scalar
+from configs.yaml_source import parse_value
 from trainer.durable import write_durably
 from trainer.run_folder import RunFolder
 from trainer.slurm_jobs import live_jobs
@@ -101,7 +101,7 @@ def _plain(recipe_path: Path, overrides: Sequence[str], options: Mapping[str, An
 def _name(overrides: Sequence[str]) -> str | None:
     """`run.name` as the last override has it, with TASK in it; braces mean something else to YAML."""
     found = [text.partition("=")[2] for text in overrides if text.startswith("run.name=")]
-    return str(parse_scalar(found[-1].replace(TASK, _MARK))).replace(_MARK, TASK) if found else None
+    return str(parse_value(found[-1].replace(TASK, _MARK), "run.name")).replace(_MARK, TASK) if found else None
 
 
 def _shape(runs: Mapping[int | None, Recipe]) -> HostShape:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.failures import is_consequence
 from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER
 
 Event = dict[str, Any]
@@ -18,7 +17,6 @@ _ADVICE = {
     "RayBroken": f"the log has what Ray said; {_GO_ON}",
     "HostLost": f"see what became of the host; {_GO_ON}",
 }
-_WATCHED = ("WorkerDied", "HangError", "RayBroken", "HostLost")
 _KILLED = f"`dmesg` or `journalctl -k` tell of a kill for want of memory: then {_MEMORY}"
 _CRASHED = f"the log has the native stacks: mend the cause; {_GO_ON}"
 _RAISED = f"the log has the traceback: mend the cause; {_GO_ON}"
@@ -123,9 +121,8 @@ def _since_progress(events: list[Event]) -> list[Event]:
 
 
 def is_echo(fault: Event) -> bool:
-    """A lost connection to a rank that broke; deaths and hangs are named by who watches, and are none."""
-    kind = str(fault.get("kind", ""))
-    return kind not in _WATCHED and is_consequence(f"{kind} {fault.get('message', '')}")
+    """A lost connection to a rank that broke, as the rank that tells of it knew."""
+    return bool(fault.get("echo"))
 
 
 def _where(fault: Event) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from cluster.failures import is_echo
 from cluster.ledger import Ledger
 from cluster.worker_link import WorkerLink
 from configs.errors import BadStepError, DataError, RunFolderError, StokerError
@@ -87,7 +88,7 @@ def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, An
     if _cannot_be_mended(ledger, job.invocation):
         return None
     select_accelerator(recipe.workers.gpus)
-    torch.set_num_threads(recipe.workers.cpus)
+    torch.set_num_threads(recipe.workers.threads)
     if link is not None:
         use_device(recipe.workers.gpus)
         join(link)
@@ -148,6 +149,7 @@ def _record_fault(context: Context, error: Exception) -> None:
         step=context.pulse.step if bad_step is None else bad_step,
         phase=context.pulse.phase,
         final=isinstance(error, StokerError),  # it would only come again
+        echo=not isinstance(error, StokerError) and is_echo(error),
         exit_code=error.exit_code if isinstance(error, StokerError) else 1,
         log=str(context.folder.log(context.attempt, context.ranks.rank)),
     )

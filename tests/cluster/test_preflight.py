@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cloud_shape import node_shape
 from cluster.preflight import (
     available_cpus,
     available_gpus,
@@ -11,13 +12,18 @@ from cluster.preflight import (
     check_disk,
     check_resources,
     check_writable,
+    goes_into,
     visible_gpus,
+    whole_cpus,
+    workers_here,
 )
+from cluster.slurm_preflight import host_shape
 from configs.errors import ResourceError, RunFolderError
 from configs.recipe import Workers
+from configs.slurm import Slurm
 
 
-def workers(**setting: int) -> Workers:
+def workers(**setting: float | str) -> Workers:
     return Workers.model_validate(setting)
 
 
@@ -28,6 +34,17 @@ def test_a_run_that_fits_exactly_passes_and_one_worker_more_is_refused_with_a_re
         check_resources(workers(count=4), cpus=2, gpus=0)
     with pytest.raises(ResourceError, match=r"needs 1 gpus, this machine has 0: lower workers.gpus"):
         check_resources(workers(gpus=1), cpus=2, gpus=0)
+
+
+def test_workers_that_share_cpus_are_counted_exactly() -> None:
+    check_resources(workers(count=4, cpus=0.5), cpus=2, gpus=0)
+    with pytest.raises(ResourceError, match=r"5 × workers.cpus 0.5 needs 2.5 cpus, this .* lower workers.count to 4"):
+        check_resources(workers(count=5, cpus=0.5), cpus=2, gpus=0)
+    assert workers_here(workers(count="1..20", cpus=0.1), cpus=1, gpus=0) == 10  # 1 // 0.1 is 9
+    assert goes_into(0.3333, 1.0) == 3
+    assert [whole_cpus(count, 0.1) for count in (1, 3, 10, 11)] == [1, 1, 1, 2]
+    assert host_shape(workers(count=6, cpus=0.5), Slurm(nodes=2)).cpus == 2
+    assert node_shape(workers(count=6, cpus=0.5), 3).cpus == 2
 
 
 def test_cpus_follow_the_affinity_of_the_process() -> None:

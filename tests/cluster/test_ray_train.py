@@ -38,7 +38,7 @@ def rank_1_fails(config: dict[str, Any], link: WorkerLink) -> None:
     if distributed.get_rank() == 1:
         facts = distributed.get_world_size(), distributed.get_backend(), total.item(), os.environ["OMP_NUM_THREADS"]
         (Path(config["folder"]) / "group").write_text(repr(facts))
-        raise ValueError("the seventh seal\nis broken")
+        raise ConnectionError("database connection refused\nby its gloo")
     distributed.barrier()
 
 
@@ -71,9 +71,9 @@ def fail_in_two_ways(tmp_path: Path) -> None:
         session = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
         with pytest.raises(WorkerFailure) as failure:
             run(rank_1_fails, tmp_path, private, count=2, max_failures=0)
-        assert str(failure.value) == "worker 1 failed: ValueError: the seventh seal"
+        assert str(failure.value) == "worker 1 failed: ConnectionError: database connection refused"
         assert (tmp_path / "group").read_text() == "(2, 'gloo', 1.0, '1')"
-        assert "is broken" in failure.value.details
+        assert "by its gloo" in failure.value.details
         assert failure.value.exit_code == EXIT_FAILED
         with pytest.raises(WorkerFailure) as failure:
             run(bad_data, tmp_path, private, count=1, max_failures=3)

@@ -26,6 +26,8 @@ optimizer: {kind: adamw, lr: 3e-4}
 schedule: {kind: cosine}
 """
 
+LAUGHS = "\n".join(["l0: &l0 [x, x]", *(f"l{n}: &l{n} [*l{n - 1}, *l{n - 1}]" for n in range(1, 40))])
+
 
 @pytest.fixture
 def recipe_path(tmp_path: Path) -> Path:
@@ -71,9 +73,21 @@ def test_a_mistyped_key_is_answered_with_its_line_and_the_key_that_was_meant(rec
         ("schedule.min_lr=1.0", "schedule.min_lr is 1.0, above optimizer.lr 0.0003"),
         ("run.name=../x", "run.name is '../x'"),
         ("run.seed=9223372036854775808", "run.seed is 9223372036854775808"),
-        ("batch={global: 1000000007, micro: 8}", "choose batch.micro from 1, 1000000007"),
+        ("batch={global: 16777213, micro: 8}", "choose batch.micro from 1, 16777213"),
         ("nonsense", "override 'nonsense' is not section.key=value"),
         ("run.seed.deep=1", "run.seed is"),
+        (f"run.steps={10**30}", f"run.steps is {10**30}"),
+        (f"run.steps={'9' * 5000}", "is no integer, or too large"),
+        (f"checkpoint.every_steps={10**30}", "expected less than 9223372036854775808"),
+        (f"batch.global={10**12}", "expected less than or equal to 16777216"),
+        (f"model.width={10**12}", "expected less than or equal to 16777216"),
+        (f"model.layers={10**9}", "expected less than or equal to 10000"),
+        ("workers.count=1..99999999999999999999", "give at most 1048576"),
+        *((f"workers.cpus={cpus}", f"workers.cpus is {cpus} (override") for cpus in ("0", "-1", "0.001", "-0.5")),
+        ("workers.cpus=.nan", "workers.cpus is '.nan'"),
+        ("batch={global: 8, micro: 4, micro: 2}", "micro is given twice"),
+        (f"run={'[' * 5000}{']' * 5000}", "sections lie too deep in each other"),
+        ("run.seed=!!int x", "'x' is no int"),
     ],
 )
 def test_a_wrong_value_is_named_with_the_remedy(recipe_path: Path, override: str, expected: str) -> None:
@@ -157,7 +171,12 @@ def test_every_mistake_is_told_at_once(recipe_path: Path) -> None:
         ("- a\n- b\n", "is empty or not a mapping"),
         (RECIPE + "batch: {global: 8, micro: 8}\n", "batch is given twice"),
         (RECIPE + "? [a]\n: 1\n", "a key must be a plain word"),
-        ("run: &run {name: *run}", "a section holds itself"),
+        ("run: &run {name: *run}", "one holds itself"),
+        (f"run: {'[' * 10_000}{']' * 10_000}", "sections lie too deep in each other"),
+        (LAUGHS, "holds more than 100,000 values, its aliases written out"),
+        ("run: !!timestamp 2001-99-99", "could not determine a constructor"),
+        ("run: !!bool maybe", "'maybe' is no bool"),
+        ("run: {name: a, name: b}", "bad.yaml:1 and 1): remove one"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
@@ -170,8 +189,21 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str, 
 
 def test_a_missing_or_binary_file_is_refused_by_name(tmp_path: Path) -> None:
     assert "absent.yaml cannot be read" in error_of(tmp_path / "absent.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "binary.yaml cannot be read" in error_of(tmp_path / "binary.yaml")
+    for name, content in {"binary.yaml": b"\xff\xfe\x00", "utf-16.yaml": RECIPE.encode("utf-16")}.items():
+        (tmp_path / name).write_bytes(content)
+        assert f"{name} cannot be read: it is not UTF-8 text" in error_of(tmp_path / name)
+    assert "cannot be read: Is a directory" in error_of(tmp_path)
+    (tmp_path / "nul.yaml").write_bytes(b"run: {name: 'a\0b'}")
+    assert len(error_of(tmp_path / "nul.yaml").splitlines()) == 1
+
+
+def test_cpus_may_be_shared_and_whole_ones_stay_integers(recipe_path: Path) -> None:
+    cpus = {text: load_recipe(recipe_path, [f"workers.cpus={text}"]).workers for text in ("0.5", "1", "1.0", "2.5")}
+    assert [repr(workers.cpus) for workers in cpus.values()] == ["0.5", "1", "1", "2.5"]
+    assert [workers.threads for workers in cpus.values()] == [1, 1, 1, 2]
+    assert "cpus: 1\n" in dump_recipe(load_recipe(recipe_path, ["workers.cpus=1.0"]))
+    shared, whole = (load_recipe(recipe_path, [f"workers.cpus={text}"]) for text in ("0.5", "1"))
+    assert result_differences(shared, whole) == []
 
 
 def test_scalars_have_their_yaml_1_2_types(recipe_path: Path) -> None:

@@ -44,7 +44,7 @@ def run_of(folder: Path, name: str, count: int | str, steps: int) -> Recipe:
         "checkpoint": {"every_steps": 20},
         "validation": None,
         "monitor": {"every_steps": 1, "audit_samples": True},
-        "workers": {"count": count, "max_failures": 1},
+        "workers": {"count": count, "max_failures": 0},
         "schedule": {"kind": "constant"},
     }
     return recipe_of(folder, GPT, name, run={"name": name, "dir": str(folder / "runs"), "steps": steps}, **setting)
@@ -135,6 +135,7 @@ def test_a_submitted_job_loses_a_host_gains_one_leaves_one_is_stopped_and_anothe
         hosts.lose(lost)
         wait_for(lambda: [a["workers"] for a in attempts(job)] == [2, 1], process)
         wait_for(lambda: _lost(job) == [f"host{lost}"], process)
+        assert [event["hosts"] for event in events(job, "failure_not_counted")] == [[f"host{lost}"]]
         hosts.start_ray(3)
         wait_for(lambda: [a["workers"] for a in attempts(job)] == [2, 1, 2], process)
         with SpotHost(hosts, 3, folder / "metadata") as spot:

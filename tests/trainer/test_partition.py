@@ -34,7 +34,7 @@ def test_a_host_that_is_cut_off_is_replaced_and_writes_nothing_after_it_is_back(
     runs = {"dir": str(folder / "runs"), "steps": STEPS}
     setting = {"checkpoint": {"every_steps": 5, "keep_last": 2}, "validation": None}
     cut, calm = (
-        recipe_of(folder, GPT, name, run={**runs, "name": name}, workers={"count": 2, "max_failures": 1}, **setting)
+        recipe_of(folder, GPT, name, run={**runs, "name": name}, workers={"count": 2, "max_failures": 0}, **setting)
         for name in ("cut", "calm")
     )
     with Hosts(folder, 3) as hosts:

@@ -117,7 +117,7 @@ def test_a_restart_is_told_from_the_fault_to_the_step_where_it_was_again() -> No
     events = [
         {"event": "command", "time": 0.0, "invocation": "a"},
         {"event": "attempt_started", "time": 5.0, "attempt": 1, "workers": 2},
-        {"event": "fault", "time": 50.0, "kind": "RuntimeError", "rank": 0, "message": "gloo: connection", **broken},
+        {"event": "fault", "time": 50.0, "kind": "RuntimeError", "rank": 0, "message": "gloo", "echo": True, **broken},
         {"event": "fault", "time": 50.5, "kind": "WorkerDied", "rank": 1, **broken},
         {"event": "attempt_started", "time": 53.0, "process_started": 52.0, "attempt": 2, "workers": 2},
         {"event": "resumed", "time": 54.5, "seconds": 0.5, "step": 15, "attempt": 2},

@@ -30,10 +30,10 @@ def test_a_crash_loop_is_told_by_the_first_cause_of_its_first_attempt() -> None:
         attempt(2),
         {"event": "resumed", "attempt": 2, "step": 5, "invocation": "b"},
         {"event": "checkpoint", "attempt": 2, "step": 10, "invocation": "b"},
-        fault("RuntimeError", ECHO, 2, rank=0),
+        fault("RuntimeError", ECHO, 2, rank=0, echo=True),
         fault("ValueError", "the value\nis odd", 2),
         attempt(3),
-        fault("RuntimeError", ECHO, 3, rank=0),
+        fault("RuntimeError", ECHO, 3, rank=0, echo=True),
         attempt(4),
         fault("WorkerDied", "rank 0 was ended by SIGKILL", 4, rank=0),
         {"event": "command_ended", "exit_code": 1, "failure": "worker 0 failed: Connection closed", "invocation": "b"},
@@ -59,6 +59,7 @@ def test_a_crash_loop_is_told_by_the_first_cause_of_its_first_attempt() -> None:
         ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried", "lower batch.micro"),
         ("OSError", "[Errno 28] No space left on device", "free space"),
         ("KeyError", "'loss'", "traceback"),
+        ("ConnectionError", "database connection refused", "traceback"),
     ],
 )
 def test_what_to_do_follows_from_the_kind(kind: str, message: str, advice: str) -> None:
@@ -71,7 +72,7 @@ def test_what_to_do_follows_from_the_kind(kind: str, message: str, advice: str) 
 @pytest.mark.parametrize("kind", ["NonFiniteError", "DataError", "CheckpointError"])
 def test_an_error_of_our_own_says_itself_what_to_do(kind: str) -> None:
     final = fault(kind, "x.tar is torn: pack it again", final=True, exit_code=1)
-    told = verdict([COMMAND, attempt(1), fault("RuntimeError", ECHO), final], failure="worker 0 failed")
+    told = verdict([COMMAND, attempt(1), fault("RuntimeError", ECHO, echo=True), final], failure="worker 0 failed")
     assert told.line() == (
         "failed: x.tar is torn: pack it again (rank 1, host n2, step 7, phase forward, attempt 1, log logs/rank-1.log)"
     )
@@ -102,6 +103,6 @@ def test_what_only_the_launcher_knows_is_told_with_its_exit_code() -> None:
     assert (told.cause, told.exit_code) == ("no Ray at 10.0.0.1:6379", 2)
     ended = {"event": "command_ended", "failure": "no Ray at 10.0.0.1:6379", "exit_code": 2, "invocation": "b"}
     assert verdict([*events, ended]) == told
-    lost = verdict([*events, fault("RuntimeError", ECHO)], failure="worker 0 failed")
+    lost = verdict([*events, fault("RuntimeError", ECHO, echo=True)], failure="worker 0 failed")
     assert "no rank told of a cause" in lost.cause
     assert verdict([COMMAND, {"event": "fault"}], failure="x").line().startswith("failed: fault; ")
