@@ -24,11 +24,11 @@ def _uneven(batch: Any) -> Any:
     return replace(batch, arrays={**batch.arrays, "targets_BT": targets_BT}, targets=int((targets_BT != -100).sum()))
 
 
-def _engine_run(recipes: list[Recipe]) -> list[dict[str, Any]]:
-    return [_one_run(recipe) for recipe in recipes]
+def _engine_run(recipes: list[Recipe], steps: int = STEPS) -> list[dict[str, Any]]:
+    return [_one_run(recipe, steps) for recipe in recipes]
 
 
-def _one_run(recipe: Recipe) -> dict[str, Any]:
+def _one_run(recipe: Recipe, steps: int) -> dict[str, Any]:
     from cluster.ledger import Ledger
     from data.batch import step_slices
     from data.dataset import open_dataset, read_micro_batch
@@ -46,7 +46,7 @@ def _one_run(recipe: Recipe) -> dict[str, Any]:
     data = open_dataset(recipe, "train")
     before = {(f.parameter, f.start): f.tensor.clone() for f in engine.fragments() if f.kind == "master"}
     losses, scales, norms, moved = [], [], [], {}
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         slices = step_slices(step, recipe.batch, ranks.rank, ranks.world)
         batches = [_uneven(read_micro_batch(data, step, piece, recipe.batch.micro)) for piece in slices]
         weight = ranks.sum([sum(b.targets for b in batches)])[0]
@@ -136,7 +136,7 @@ def test_clipped_updates_are_those_of_pytorch_at_every_stage_and_precision_and_w
     }
     cases = [("fp32", _zero(stage)) for stage in range(4)] + HALF + OFFLOADED
     recipes = [_recipe(shards, f"r{i}", precision=p, zero=zero, **sections) for i, (p, zero) in enumerate(cases)]
-    per_rank = run_in_processes(_engine_run, 2, shards / "store", recipes)
+    per_rank = run_in_processes(_engine_run, 2, shards / "store", recipes, 4)
     whole = per_rank[0][0]["losses"]
     for number, (precision, zero) in enumerate(cases):
         tolerance = 1e-5 if precision == "fp32" else 2e-2

@@ -19,7 +19,7 @@ from tests.processes import run_in_processes
 from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_jobs, write_text_shards
 from tests.trainer.test_checkpoint import ALONE, all_extents
 from tests.trainer.test_checkpoint_crash import NEW, OLD, header, part_of
-from trainer import cli
+from trainer import cli, object_store
 from trainer.checkpoint_commit import Commit
 from trainer.checkpoint_format import Manifest
 from trainer.checkpoint_reader import CheckpointReader, open_newest, verify
@@ -212,13 +212,16 @@ def test_a_server_that_stays_down_is_an_error_and_leaves_the_old_checkpoint(prox
     assert values_of(OLD) == [OLD]
 
 
-def test_workers_ask_a_store_that_is_away_for_longer_and_others_tell_at_once(proxy: FaultProxy, tmp_path: Path) -> None:
+def test_workers_ask_a_store_that_is_away_for_longer_and_others_tell_at_once(
+    proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit(tmp_path, NEW)
+    monkeypatch.setattr(object_store, "_LONGEST_PAUSE_S", 0.2)
     proxy.plan = once("GET", "manifest", 400, 6 + 7)  # which obstore does not try again by itself
     with pytest.raises(OSError, match="manifest"):
         open_store().at(NEW).manifest()
     objects = open_object_store("s3://bucket/run", os.environ)
-    assert ObjectCheckpointStore(objects, "s3://bucket/run", patience_s=60.0).at(NEW).manifest()
+    assert ObjectCheckpointStore(objects, "s3://bucket/run", patience_s=400.0).at(NEW).manifest()
     assert len(proxy.done) == 13
 
 

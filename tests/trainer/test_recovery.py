@@ -42,7 +42,7 @@ def recipe(folder: Path, name: str, **sections: Any) -> Recipe:
     setting = {
         "run": {"dir": str(folder / "runs"), "name": name, "steps": STEPS},
         "checkpoint": {"every_steps": 5, "keep_last": 2},
-        "validation": {"every_steps": 20, "max_samples": 4},
+        "validation": {"every_steps": 20, "max_samples": 4, "sample_tokens": 4},
         "monitor": {"every_steps": 1, "audit_samples": True},
     }
     return recipe_of(folder, GPT, name, **{**setting, **sections})

@@ -74,6 +74,7 @@ def test_a_run_that_is_killed_interrupted_and_resumed_equals_an_undisturbed_one(
 
 
 @pytest.mark.usefixtures("nothing_remains")
+@pytest.mark.slow  # tests/trainer/test_faults.py has the same without Ray
 def test_an_image_that_cannot_be_decoded_stops_the_run_by_name_with_the_work_kept(tmp_path: Path) -> None:
     write_image_shards(tmp_path)
     spoil_image(tmp_path / "train-000001.tar")

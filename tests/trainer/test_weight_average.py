@@ -108,7 +108,7 @@ def test_an_average_changes_no_bit_of_training_and_validates_its_own_weights(
     tmp_path: Path, model: dict[str, Any]
 ) -> None:
     (write_text_shards if model is GPT else write_image_shards)(tmp_path)
-    often = {"every_steps": 4}
+    often = {"every_steps": 4, "sample_tokens": 4}
     pairs, jobs = [], []
     for stage in range(4):
         plain = recipe_of(tmp_path, model, f"plain-{stage}", zero={"stage": stage}, validation=often)

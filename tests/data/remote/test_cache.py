@@ -82,7 +82,7 @@ def test_kills_and_damage_at_random_moments_cost_neither_a_byte_nor_the_limit(
     settings = reads(cache_bytes=5 * FILE_BYTES)
     folder, draw = Path(str(settings.cache_dir)), random.Random(0)
     folder.mkdir()
-    readers = [processes(server.url("a.tar"), settings, seed, 2_000) for seed in range(2)]
+    readers = [processes(server.url("a.tar"), settings, seed, 1_000) for seed in range(2)]
     victim = processes(server.url("a.tar"), settings, 100, 1_000_000)
     most, kills, damaged = 0, 0, 0
     until = time.monotonic() + 400.0  # bounds a hang
