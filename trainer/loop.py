@@ -78,10 +78,7 @@ def validate(run: Attempt, data: Dataset, step: int) -> bool:
             sums = run.engine.evaluate(_readable(run, data, step, slices, faults, skipped))
             names = sorted(sums)
             *totals, faulty, left_out = run.ranks.sum([*(sums[n] for n in names), float(bool(faults)), len(skipped)])
-            # On every rank, also below stage 3, which needs them all: rank 0 alone would take as long, while the others
-            # waited in the next sum and looked hung.
-            length = 0 if faulty else _sample_tokens(run, step)
-            text = run.engine.sample(length) if length else None
+            text = None if faulty else run.sample(step)
         run.reporter.skipped.validated(step, skipped)
         means = dict(zip(names, totals, strict=True))
         refusal = None if faulty else run.reporter.skipped.validation_refusal(step, int(left_out), means["weight"])
@@ -145,13 +142,6 @@ def _leave(
     if fault is not None:
         run.reporter.fault(fault, step)
     return Outcome("data_fault", step, "a data fault")
-
-
-def _sample_tokens(run: Attempt, step: int) -> int:
-    settings = run.recipe.validation
-    assert settings is not None
-    due = step % (settings.sample_every_steps or settings.every_steps) == 0 or step == run.recipe.run.steps
-    return settings.sample_tokens if due else 0
 
 
 def _validates(run: Attempt, step: int) -> bool:

@@ -140,6 +140,17 @@ class Attempt:
             self._tell(self.writer.save(self.engine, replace(self.header(step), metrics=metrics)))
         return True
 
+    def sample(self, step: int) -> str | None:
+        """What the validation after `step` shows of the model, where the recipe asks for it.
+
+        On every rank, also below stage 3, which needs them all: rank 0 alone would take as long, while others waited
+        in the next sum and looked hung.
+        """
+        settings = self.recipe.validation
+        assert settings is not None
+        due = step % (settings.sample_every_steps or settings.every_steps) == 0 or step == self.recipe.run.steps
+        return self.engine.sample(settings.sample_tokens) if due and settings.sample_tokens else None
+
     def check_worth(self, hopeless: bool) -> None:
         """Raises CheckpointError, on every rank, when rank 0 has found that training on is not worth it."""
         if hopeless:
