@@ -20,7 +20,7 @@ class Slice:
 class Rows:
     """Arrays padded to a fixed number of rows; `targets` counts what is learnt from: labels or tokens not -100.
 
-    Of what was `skipped` nothing is learnt, and `samples` excludes images of it.
+    Of what was `skipped` nothing is learnt; images of it have no row, and `samples` excludes them.
     """
 
     arrays: dict[str, Array]

@@ -14,7 +14,7 @@ from configs.recipe_data import Source as SourceRecipe
 from data import draw
 from data.arrangement import Arrangement
 from data.batch import MicroBatch, Rows, Slice
-from data.image_source import open_image_source, repeat_images
+from data.image_source import open_image_source, with_images
 from data.mixture import Mixture, Portion
 from data.open_catalog import open_catalog
 from data.runs import equal_runs
@@ -77,13 +77,16 @@ class Dataset:
                 source.prefetch(items)
 
     def read(self, start: int, stop: int, pad_to: int) -> Rows:
-        """Positions start … stop-1 and blanks up to `pad_to` rows. DataError names a bad sample (on_error stop)."""
+        """Positions start … stop-1 and blanks up to `pad_to` rows. DataError names a bad sample (on_error stop).
+
+        Where images are skipped, those that are left alone, without blanks.
+        """
         arrays, skipped = self.sources[0].blank(pad_to), list[Skipped]()
         for source, items, rows in self._by_source(start, stop):
             skipped += source.fill(items, rows, arrays)
         samples = stop - start
         if skipped and "images_BHWC" in arrays:
-            repeat_images(arrays)
+            arrays = with_images(arrays)
             samples -= len(skipped)
         return Rows(arrays, samples, _count_targets(arrays), skipped)
 

@@ -23,15 +23,10 @@ from data.types import Array, Bytes, Ints
 IGNORED = -100
 
 
-def repeat_images(arrays: dict[str, Array]) -> None:
-    """Rows without an image become copies of those with one, in turn, so that statistics over a batch are of images.
-
-    Their label stays -100. Where there is no image at all, they stay black.
-    """
-    images_BHWC, labels_B = arrays["images_BHWC"], arrays["labels_B"]
-    with_image, without = np.flatnonzero(labels_B != IGNORED), np.flatnonzero(labels_B == IGNORED)
-    if len(with_image):
-        images_BHWC[without] = images_BHWC[np.resize(with_image, len(without))]
+def with_images(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The rows that have an image, so that statistics over a batch are of images alone; all where none has."""
+    has_image_B = arrays["labels_B"] != IGNORED
+    return {name: array[has_image_B] for name, array in arrays.items()} if has_image_B.any() else arrays
 
 
 class _Job(NamedTuple):

@@ -112,3 +112,18 @@ def _pending(module: nn.Module) -> Tensor:
     sums = pending_statistics(module)
     assert sums is not None
     return sums
+
+
+def test_one_value_a_channel_is_its_own_mean_and_moves_no_statistic() -> None:
+    """What is left of a micro-batch whose other images were skipped, at the end of a network: torch refuses it."""
+    norm = BatchNorm2d(3)
+    with torch.no_grad():
+        norm.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    x_BCHW = torch.randn(1, 3, 1, 1, requires_grad=True)
+    y_BCHW = norm(x_BCHW)
+    assert y_BCHW.flatten().tolist() == [1.0, 2.0, 3.0]
+    y_BCHW.sum().backward()
+    assert x_BCHW.grad is not None and x_BCHW.grad.flatten().tolist() == [0.0, 0.0, 0.0]
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    commit_statistics(norm, _pending(norm))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())

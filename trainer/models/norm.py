@@ -38,6 +38,8 @@ class BatchNorm2d(nn.Module):
         scale, shift = self.weight.float(), self.bias.float()
         if not self.training:
             return F.batch_norm(x_BCHW, self.running_mean, self.running_var, scale, shift, eps=self.eps)
+        if x_BCHW.numel() == self.channels:  # one value has no variance: it is its own mean, and moves nothing
+            return ((x_BCHW - x_BCHW) * scale[:, None, None] + shift[:, None, None]).to(x_BCHW.dtype)
         # With momentum 1 the "running" statistics handed in come back as those of this micro-batch.
         batch_2C = torch.zeros(2, self.channels, device=x_BCHW.device)
         mean, var = batch_2C
