@@ -13,7 +13,7 @@ def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
     lines = read_json_lines(folder.metrics)
     last = next((line for line in reversed(lines) if "loss" in line), None)  # a left-out step has none
     loss = f", train loss {last['loss']:.4f}" if last else ""
-    summary = [f"finished: step {lines[-1]['step']}{loss}"]
+    summary = [f"finished: step {lines[-1]['step'] if lines else recipe.run.steps}{loss}"]
     validated = [line for line in lines if "val_loss" in line]
     if validated:
         summary.append(_validation(recipe, validated[-1]))
@@ -27,9 +27,10 @@ def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
 def _newest_checkpoint(recipe: Recipe, folder: RunFolder) -> str:
     store = checkpoint_store(folder, recipe)
     try:
-        return store.at(store.steps()[-1]).where
+        steps = store.steps()
     except OSError as error:  # it was there when the run finished
         return f"{store.where} cannot be listed now ({error})"
+    return store.at(steps[-1]).where if steps else f"none is in {store.where} now"
 
 
 def _validation(recipe: Recipe, line: dict[str, float]) -> str:
