@@ -1,10 +1,11 @@
 """What a finished run is worth, in a few lines."""
 
 from cluster.ledger import read_json_lines
-from configs.errors import DataError
+from configs.errors import CheckpointError, DataError, RunFolderError
 from configs.recipe import Recipe
 from data.dataset import open_dataset, unigram_entropy
 from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_store import listed
 from trainer.run_folder import RunFolder
 
 
@@ -25,11 +26,12 @@ def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
 
 
 def _newest_checkpoint(recipe: Recipe, folder: RunFolder) -> str:
-    store = checkpoint_store(folder, recipe)
+    """It was there when the run finished."""
     try:
-        steps = store.steps()
-    except OSError as error:  # it was there when the run finished
-        return f"{store.where} cannot be listed now ({error})"
+        store = checkpoint_store(folder, recipe)
+        steps = listed(store)
+    except (CheckpointError, RunFolderError) as error:
+        return f"unknown now, {error}"
     return store.at(steps[-1]).where if steps else f"none is in {store.where} now"
 
 

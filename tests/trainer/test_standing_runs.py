@@ -12,6 +12,8 @@ from configs.load import dump_recipe, load_recipe
 from tests.trainer.runs import GPT, recipe_of, train_in_processes, write_text_shards
 from trainer import cli
 from trainer.object_store import open_object_store
+from trainer.run_folder import RunFolder
+from trainer.summary import summarize
 
 Stoker = Callable[..., tuple[int, str]]
 
@@ -120,12 +122,30 @@ def test_a_finished_run_is_finished_whatever_became_of_its_shards(folder: Path, 
     assert (changed[0], "optimizer.lr: " in changed[1]) == (2, True)
 
 
-def test_a_store_that_is_away_is_one_line_of_every_command(
-    folder: Path, stoker: Stoker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["az://container", "s3://nobucket/x", "nowhere"])
+def test_a_run_that_has_finished_is_told_of_wherever_its_checkpoints_went(
+    folder: Path, stoker: Stoker, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
+    use_no_store(monkeypatch)
+    run = RunFolder(folder / "runs" / "run")
+    recipe = load_recipe(folder / "recipe.yaml", [f"checkpoint.dir={place}"])
+    run.recipe.write_text(dump_recipe(recipe))
+    code, said = stoker("status", str(run.root))
+    assert code == 0, said
+    assert "goodput: " in said
+    assert " now" in next(line for line in summarize(recipe, run) if line.startswith("checkpoint: "))
+
+
+def use_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
     for name, value in {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ALLOW_HTTP": "true"}.items():
         monkeypatch.setenv(name, value)
+
+
+def test_a_store_that_is_away_is_one_line_of_every_command(
+    folder: Path, stoker: Stoker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_no_store(monkeypatch)
     recipe, run = str(folder / "recipe.yaml"), folder / "runs" / "run"
     away = load_recipe(folder / "recipe.yaml", ["checkpoint.dir=s3://nobucket/x"])
     for path in (folder / "recipe.yaml", run / "recipe.yaml"):
