@@ -1,6 +1,7 @@
 """How Ray Train decides for us: how many workers to start, and whether a failure is worth another start."""
 
 import socket
+import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,9 +156,15 @@ def spend_failure(order: ShellOrder, most: int) -> bool:
     failures = before.another(committed, lost_host=bool(lost))
     store.put("failures", failures.encode())
     if lost and order.ledger is not None:
-        facts = {"hosts": lost, "in_a_row": failures.with_lost_host, "invocation": order.invocation}
-        Ledger(Path(order.ledger)).append("failure_not_counted", **facts)
+        _tell(Path(order.ledger), hosts=lost, in_a_row=failures.with_lost_host, invocation=order.invocation)
     return failures.may_go_on(most)
+
+
+def _tell(ledger: Path, **facts: Any) -> None:
+    try:
+        Ledger(ledger).append("failure_not_counted", **facts)
+    except OSError as error:  # a full disk does not end the run: Ray's log of this process is the next best place
+        print(f"{ledger} cannot be written ({error.strerror}): failure_not_counted {facts}", file=sys.stderr)  # noqa: T201
 
 
 def failures_of(store: RunStore) -> Failures:

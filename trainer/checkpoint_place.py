@@ -23,9 +23,14 @@ def local_place(folder: RunFolder, recipe: Recipe) -> Path | None:
 def checkpoint_store(folder: RunFolder, recipe: Recipe, patience_s: float = 0.0) -> CheckpointStore:
     """`checkpoints/` of the run folder, or what `checkpoint.dir` says with the run's name added."""
     local = local_place(folder, recipe)
-    if local is not None:
-        return FolderStore(local)
+    where = str(local) if local is not None else f"{str(recipe.checkpoint.dir).rstrip('/')}/{recipe.run.name}"
+    return store_at(where, patience_s)
+
+
+def store_at(where: str, patience_s: float = 0.0) -> CheckpointStore:
+    """In this folder, or at this URL."""
+    if not where.startswith(_SCHEMES):
+        return FolderStore(Path(where))
     from trainer.object_store import ObjectCheckpointStore, open_object_store  # takes a moment to import
 
-    where = f"{str(recipe.checkpoint.dir).rstrip('/')}/{recipe.run.name}"
     return ObjectCheckpointStore(open_object_store(where, os.environ), where, patience_s)

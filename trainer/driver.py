@@ -10,7 +10,7 @@ import psutil
 from cluster.failures import MOST_LOST_HOSTS
 from cluster.ledger import Event, Ledger
 from cluster.preflight import available_cpus, available_gpus, whole_cpus, workers_here
-from cluster.run_lock import RunLock
+from cluster.run_lock import RunLock, is_held
 from cluster.stop_signals import StopSignals
 from cluster.worker_shell import ShellOrder
 from cluster.workplace import Workplace
@@ -20,10 +20,11 @@ from configs.recipe import Recipe
 from data import sidecar
 from trainer.checkpoint_place import checkpoint_store
 from trainer.checkpoint_reader import verify
+from trainer.checkpoint_store import CheckpointStore
 from trainer.deepspeed_engine import collective_backend
 from trainer.durable import write_durably
 from trainer.modules import WORKER_MODULES
-from trainer.planning import check_places, preflight
+from trainer.planning import check_places, check_resumable, preflight, told
 from trainer.run_folder import RunFolder
 from trainer.session import SessionPlan
 from trainer.sessions import Failure, run_sessions
@@ -64,15 +65,13 @@ class Watch:
 def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | None, chaos: list[str]) -> int:
     """Run to the end, or until something stops it. Returns the exit code; raises StokerError for what never started."""
     folder = RunFolder.of(recipe)
+    if (why := _nothing_to_do(recipe, folder, stop_at)) is not None:  # whatever has become of its data
+        say(why)
+        return EXIT_DONE
     sidecar.share_in(folder.index)
     preflight(recipe, say, elsewhere=address is not None)
     check_places(recipe)
     with RunLock(folder.root):
-        if _is_finished(recipe, folder):
-            for line in summarize(recipe, folder):
-                say(line)
-            say(f"run {folder.root} is finished at step {recipe.run.steps}: nothing to do")
-            return EXIT_DONE
         try:
             folder.make()
             write_durably(folder.recipe, dump_recipe(recipe).encode())
@@ -83,19 +82,37 @@ def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | 
         return _run(recipe, folder, Job.of(recipe, folder, stop_at, chaos), place, address)
 
 
-def _is_finished(recipe: Recipe, folder: RunFolder) -> bool:
-    """Whether the last step's checkpoint is there and whole; a kill right after it may have kept the ledger from it."""
+def _nothing_to_do(recipe: Recipe, folder: RunFolder, stop_at: int | None) -> str | None:
+    """Why no worker need be started, or None. Raises RunFolderError when that is not for this recipe to say."""
+    if not folder.recipe.exists() or is_held(folder.root):
+        return None
     store = checkpoint_store(folder, recipe)
-    if recipe.run.steps not in store.steps():
-        return False
+    check_resumable(recipe, folder, store)
+    steps = told(store, store.steps)
+    if recipe.run.steps in steps and _is_whole(store, recipe.run.steps):
+        _finish(recipe, folder)
+        return f"run {folder.root} is finished at step {recipe.run.steps}: nothing to do"
+    if stop_at is not None and steps and steps[-1] >= stop_at and _is_whole(store, steps[-1]):
+        return f"run {folder.root} is at step {steps[-1]}, and --stop-at is {stop_at}: nothing to do"
+    return None
+
+
+def _is_whole(store: CheckpointStore, step: int) -> bool:
+    """Else the workers will find it, tell, and go back to the one before."""
     try:
-        verify(store.at(recipe.run.steps))
+        verify(store.at(step))
     except CheckpointError:
-        return False  # the workers will find it, tell, and go back to the one before
+        return False
+    return True
+
+
+def _finish(recipe: Recipe, folder: RunFolder) -> None:
+    """Tell what the run is worth; a kill right after its last checkpoint may have kept the ledger from the end."""
     ledger = Ledger(folder.ledger)
     if not any(event["event"] == "finished" for event in ledger.events()):
         ledger.append("finished", step=recipe.run.steps, reason="found published")
-    return True
+    for line in summarize(recipe, folder):
+        say(line)
 
 
 def _run(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> int:

@@ -16,7 +16,7 @@ def train(run: Attempt) -> Outcome:
     recipe, step, saved = run.recipe, run.resumed_step, run.resumed_step
     outcome = Outcome("finished", run.last_step)
     if run.last_step < recipe.run.steps:
-        outcome = Outcome("stopped", run.last_step, f"--stop-at {run.last_step}")
+        outcome = Outcome("stopped", run.last_step, f"--stop-at {run.stop_at}")
     with _loader(run) as loader:
         batches = iter(loader)
         while step < run.last_step:

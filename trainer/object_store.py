@@ -26,6 +26,8 @@ _ASIDE = "damaged-manifest"
 _PART_BYTES = 8 << 20
 _CONNECTIONS = 4
 _TRIES = 6
+_RETRIES = 5  # obstore's own, of what a store does not answer
+_PERSISTED = 2
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 
@@ -39,7 +41,7 @@ def open_object_store(url: str, environment: Mapping[str, str]) -> ObjectStore:
 
     Raises RunFolderError when that is not enough.
     """
-    retries: Any = {"max_retries": 5, "backoff": {"init_backoff": timedelta(seconds=_FIRST_PAUSE_S)}}
+    retries: Any = {"max_retries": _RETRIES, "backoff": {"init_backoff": timedelta(seconds=_FIRST_PAUSE_S)}}
     plain = environment.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
     options: Any = {"timeout": "120s", "connect_timeout": "5s", "allow_http": plain}
     try:
@@ -52,7 +54,8 @@ def open_object_store(url: str, environment: Mapping[str, str]) -> ObjectStore:
 def _persistently(where: str, act: Callable[[], T], patience_s: float) -> T:
     """`act()`, again after errors that obstore itself does not retry, such as 409 and a lost upload. Raises OSError.
 
-    At least _TRIES times, and for `patience_s`; a refusal only _TRIES times.
+    At least _TRIES times, and for `patience_s`; a refusal only _TRIES times. Without patience no more than twice what
+    obstore itself has asked for again and again: somebody waits.
     """
     pause_s, tries, deadline = _FIRST_PAUSE_S, 0, time.monotonic() + patience_s
     while True:
@@ -61,7 +64,8 @@ def _persistently(where: str, act: Callable[[], T], patience_s: float) -> T:
             return act()
         except (BaseError, _ConflictError) as error:
             refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-            if tries >= _TRIES and (refused or time.monotonic() > deadline):
+            persisted = patience_s <= 0 and tries >= _PERSISTED and f"after {_RETRIES} retries" in str(error)
+            if persisted or (tries >= _TRIES and (refused or time.monotonic() > deadline)):
                 first_line = (str(error).splitlines() or [""])[0][:300]
                 raise OSError(errno.EIO, f"{where}: {first_line}") from error
         time.sleep(pause_s)

@@ -1,10 +1,11 @@
 """What a finished run is worth, in a few lines."""
 
 from cluster.ledger import read_json_lines
-from configs.errors import DataError
+from configs.errors import CheckpointError, DataError, RunFolderError
 from configs.recipe import Recipe
 from data.dataset import open_dataset, unigram_entropy
 from trainer.checkpoint_place import checkpoint_store
+from trainer.checkpoint_store import listed
 from trainer.run_folder import RunFolder
 
 
@@ -13,7 +14,7 @@ def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
     lines = read_json_lines(folder.metrics)
     last = next((line for line in reversed(lines) if "loss" in line), None)  # a left-out step has none
     loss = f", train loss {last['loss']:.4f}" if last else ""
-    summary = [f"finished: step {lines[-1]['step']}{loss}"]
+    summary = [f"finished: step {lines[-1]['step'] if lines else recipe.run.steps}{loss}"]
     validated = [line for line in lines if "val_loss" in line]
     if validated:
         summary.append(_validation(recipe, validated[-1]))
@@ -25,11 +26,13 @@ def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
 
 
 def _newest_checkpoint(recipe: Recipe, folder: RunFolder) -> str:
-    store = checkpoint_store(folder, recipe)
+    """It was there when the run finished."""
     try:
-        return store.at(store.steps()[-1]).where
-    except OSError as error:  # it was there when the run finished
-        return f"{store.where} cannot be listed now ({error})"
+        store = checkpoint_store(folder, recipe)
+        steps = listed(store)
+    except (CheckpointError, RunFolderError) as error:
+        return f"unknown now, {error}"
+    return store.at(steps[-1]).where if steps else f"none is in {store.where} now"
 
 
 def _validation(recipe: Recipe, line: dict[str, float]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.ledger import read_json_lines
+from cluster.preflight import available_cpus
 from tests.trainer.commands import STOKER, left_behind, start, steps_done, train, wait_for
 from tests.trainer.runs import (
     GPT,
@@ -71,6 +72,25 @@ def test_a_run_that_is_killed_interrupted_and_resumed_equals_an_undisturbed_one(
     assert digests(calm, 400) == digests(rough, 400)
     assert len(events(rough, "attempt_started")) == 3
     assert len(list((run_folder_of(rough) / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("nothing_remains")
+@pytest.mark.slow
+def test_four_workers_share_two_cpus_and_one_with_a_whole_one_goes_on(tmp_path: Path) -> None:
+    write_text_shards(tmp_path)
+    run = {"name": "shared", "dir": str(tmp_path / "runs"), "steps": 6}
+    patient = {"hang_timeout_s": 120.0, "max_failures": 0}
+    shared, whole = (
+        recipe_of(tmp_path, GPT, "", run=run, validation=None, workers={"count": count, "cpus": cpus, **patient})
+        for count, cpus in ((4, available_cpus() / 4), (1, 1))
+    )
+    code, output = train(shared, tmp_path, "--stop-at", "3")
+    assert code == 75, output
+    assert f"starting Ray on this host: {available_cpus()} cpus" in output
+    code, output = train(whole, tmp_path)
+    assert code == 0, output
+    assert [attempt["workers"] for attempt in events(shared, "attempt_started")] == [4, 1]
+    assert [line["step"] for line in history(shared)] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.usefixtures("nothing_remains")

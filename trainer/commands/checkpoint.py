@@ -1,5 +1,7 @@
 """`stoker checkpoint list | verify | digest | export`."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,13 +10,15 @@ from rich.table import Table
 
 from configs.errors import CheckpointError, RunFolderError
 from configs.load import load_recipe
-from trainer.checkpoint_place import checkpoint_store
-from trainer.checkpoint_store import CheckpointFolder, CheckpointStore, listed, read_manifest
+from configs.recipe import Recipe
+from trainer.checkpoint_place import checkpoint_store, store_at
+from trainer.checkpoint_store import CheckpointStore, listed, read_manifest
 from trainer.run_folder import RunFolder
 from trainer.terminal import console, fail, say
 
 app = typer.Typer(help="List, verify, fingerprint and export the checkpoints of a run.", no_args_is_help=True)
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR")]
+Place = Annotated[str, typer.Argument(metavar="RUN_DIR", help="or the path or URL of one checkpoint (…/step-NNNNNNNN)")]
 Step = Annotated[int | None, typer.Option(help="default: the newest")]
 
 
@@ -32,6 +36,29 @@ def open_store(path: Path) -> CheckpointStore:
     return checkpoint_store(folder, load_recipe(folder.recipe))
 
 
+@dataclass(frozen=True)
+class Located:
+    """What RUN_DIR and --step name. `step` is None for all, or the newest; `recipe` where no run folder is known."""
+
+    store: CheckpointStore
+    step: int | None
+    recipe: Recipe | None
+
+
+def locate(place: str, step: int | None) -> Located:
+    """Raises RunFolderError when `place` is neither a run folder nor a checkpoint."""
+    whole = place.rstrip("/") if "://" in place else str(Path(place).absolute())
+    found = re.fullmatch(r"(.+)/step-(\d{8,})", whole)
+    if found is None or RunFolder(Path(whole)).recipe.exists():  # a run may have such a name
+        return Located(open_store(Path(place)), step, load_recipe(open_run(Path(place)).recipe))
+    named = int(found[2])
+    if step not in (None, named):
+        raise RunFolderError(f"{place} is the checkpoint of step {named}, --step is {step}: leave one of them out")
+    run = RunFolder(Path(found[1]).parent)
+    inside = str(run.checkpoints) == found[1] and run.recipe.exists()
+    return Located(store_at(found[1]), named, load_recipe(run.recipe) if inside else None)
+
+
 @app.command("list")
 def list_(run_dir: RunDir) -> None:
     """The published checkpoints, oldest first."""
@@ -47,13 +74,14 @@ def list_(run_dir: RunDir) -> None:
 
 
 @app.command()
-def verify(run_dir: RunDir, step: Step = None) -> None:
+def verify(run_dir: Place, step: Step = None) -> None:
     """Check every file of one checkpoint, or of all, against its manifest."""
+    located = locate(run_dir, step)
+    store, damaged = located.store, 0
+    steps = listed(store) if located.step is None else [_chosen(located)]
     from trainer.checkpoint_reader import verify as verified  # imports torch
 
-    store = open_store(run_dir)
-    damaged = 0
-    for each in [step] if step is not None else listed(store):
+    for each in steps:
         try:
             verified(store.at(each))
             say(f"step {each}: whole and valid")
@@ -65,12 +93,12 @@ def verify(run_dir: RunDir, step: Step = None) -> None:
 
 
 @app.command()
-def digest(run_dir: RunDir, step: Step = None) -> None:
+def digest(run_dir: Place, step: Step = None) -> None:
     """sha256 of every parameter's weights and optimizer states: equal for equal states, however they were sharded."""
+    located = locate(run_dir, step)
+    folder = located.store.at(_chosen(located))
     from trainer.checkpoint_reader import CheckpointReader, verify
 
-    store = open_store(run_dir)
-    folder = store.at(step if step is not None else _newest(store))
     with CheckpointReader(folder, verify(folder)) as reader:
         for name, value in reader.digests().items():
             say(f"{value}  {name}")
@@ -78,7 +106,7 @@ def digest(run_dir: RunDir, step: Step = None) -> None:
 
 @app.command()
 def export(
-    run_dir: RunDir,
+    run_dir: Place,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder that does not exist yet")],
     step: Step = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the weights")] = "fp32",
@@ -86,12 +114,15 @@ def export(
     shard_bytes: Annotated[int, typer.Option(help="more than this becomes several files", min=1)] = 5_000_000_000,
 ) -> None:
     """Write the weights as a folder that Hugging Face transformers loads (config.json and safetensors)."""
+    located = locate(run_dir, step)
+    recipe, folder = located.recipe, located.store.at(_chosen(located))
+    if recipe is None:
+        raise RunFolderError(f"{run_dir} is in no run folder, whose recipe.yaml tells the model: give RUN_DIR --step N")
     from trainer.checkpoint_reader import verify  # imports torch
     from trainer.huggingface.companions import tokenizer_path
     from trainer.huggingface.export import DTYPES, Export
     from trainer.huggingface.export import export as write
 
-    recipe, folder = load_recipe(open_run(run_dir).recipe), _chosen(open_store(run_dir), step)
     how = Export(DTYPES[dtype], ema, shard_bytes)
     if recipe.ema is not None and not ema:
         say("these are the last weights; validation is of their average (ema), which --ema exports")
@@ -102,17 +133,12 @@ def export(
         say(f"warning: {tokenizer} is not here: there is no tokenizer.json in {out}, nor the id that ends a document")
 
 
-def _chosen(store: CheckpointStore, step: int | None) -> CheckpointFolder:
-    """The checkpoint of `step`, or the newest. Raises RunFolderError naming the steps that are there."""
-    newest, steps = _newest(store), listed(store)
-    if step is not None and step not in steps:
-        known = ", ".join(map(str, steps))
-        raise RunFolderError(f"{store.where} has no checkpoint of step {step}: choose from {known}")
-    return store.at(newest if step is None else step)
-
-
-def _newest(store: CheckpointStore) -> int:
-    steps = listed(store)
+def _chosen(located: Located) -> int:
+    """The step that is named, or the newest. Raises RunFolderError naming the steps that are there."""
+    store, steps = located.store, listed(located.store)
     if not steps:
         raise RunFolderError(f"{store.where} has no checkpoint yet")
-    return steps[-1]
+    if located.step is not None and located.step not in steps:
+        known = ", ".join(map(str, steps))
+        raise RunFolderError(f"{store.where} has no checkpoint of step {located.step}: choose from {known}")
+    return steps[-1] if located.step is None else located.step

@@ -10,7 +10,7 @@ from rich.table import Table
 from cluster.ledger import Event, read_json_lines, strict_json
 from cluster.run_lock import is_held
 from cluster.slurm_queue import SlurmCommands
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, RunFolderError
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from trainer.checkpoint_place import checkpoint_store
@@ -68,7 +68,7 @@ def _published(folder: RunFolder, recipe: Recipe) -> tuple[list[int] | None, str
     """None, and why, where the checkpoints' store does not answer: the rest of the run can be told all the same."""
     try:
         return listed(checkpoint_store(folder, recipe)), ""
-    except CheckpointError as error:
+    except (CheckpointError, RunFolderError) as error:  # its address alone may be one that cannot be used here
         return None, f"checkpoints: {error}"
 
 
