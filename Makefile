@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
+# pip compiles nothing (it would take a minute): what is imported is compiled once, and not in every process.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install quickstart quickstart-short digits test test-smoke test-slow test-slurm test-all check bench bench-peers bench-data bench-checkpoint bench-recovery soak same-bits docs clean
 
 install: $(INSTALLED)

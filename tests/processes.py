@@ -4,6 +4,7 @@ They are forked from a server that has imported torch and DeepSpeed, which takes
 nothing else: no thread, no random state and no patch of one test reaches another.
 """
 
+import gc
 import os
 import sys
 import traceback
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-# DeepSpeed imports the last, and with it torch's compiler, when an engine is made.
-PRELOADED = ["pytest", "torch", "deepspeed", "trainer.worker", "deepspeed.runtime.zero.muon.muon_optimizer"]
+# DeepSpeed imports the last two, and with them torch's compiler, when an engine is made.
+PRELOADED = [
+    *("pytest", "torch", "deepspeed", "trainer.worker"),
+    *("deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_config"),
+]
 _CPU = {"DS_ACCELERATOR": "cpu"}
 
 
@@ -67,6 +71,7 @@ def _child(
     arguments: tuple[Any, ...],
 ) -> None:
     assert "deepspeed" in sys.modules, "the fork server could not import what it should"
+    gc.freeze()  # no collection need look at what was imported, which takes most of a small engine's start
     os.environ.clear()  # the server's is of the time when it started
     os.environ |= {**environment, **_CPU, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     import torch

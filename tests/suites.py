@@ -84,7 +84,8 @@ def _pytest(name: str, *options: str) -> tuple[int, dict[str, str]]:
     record = BUILD / f"tests-{name}.jsonl"
     record.write_text("")
     command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-rs", "-p", "tests.suites", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", _RECORD: str(record)}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {**outside, "OMP_NUM_THREADS": "1", _RECORD: str(record)}
     code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     outcomes: dict[str, str] = {}
     for line in map(json.loads, record.read_text().splitlines()):

@@ -285,8 +285,9 @@ def _import_deepspeed(recipe: Recipe, warn: Callable[[str], None]) -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
-    # The shared-memory op serves inference only, and takes a minute and a compiler to build.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The shared-memory op serves inference only, and takes a minute and a compiler to build. It alone is looked up here:
+    # a first look at what DeepSpeed keeps by itself runs a compiler for every op, in every process.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     accelerator = get_accelerator()
     if recipe.precision == "bf16" and recipe.zero.stage == 0:
         warn("precision bf16 at zero.stage 0 adds up the gradients of micro-batches in bf16: stage 1 does so in fp32")

@@ -63,7 +63,7 @@ def recipe_of(folder: Path, model: dict[str, Any], name: str, **sections: Any) -
         "optimizer": {"kind": "adamw", "lr": 1e-2},
         "schedule": {"kind": "cosine", "warmup_steps": 3},
         "checkpoint": {"every_steps": 5},
-        "validation": {"every_steps": 5, "sample_tokens": 4},
+        "validation": {"every_steps": 5, "sample_tokens": 20},
         "workers": {"count": 2},
         "monitor": {"every_steps": 1, "audit_samples": True},
     }
