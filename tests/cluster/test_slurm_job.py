@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import slurm_patience
 from cluster.ledger import Ledger
 from cluster.slurm_decisions import (
     excludable,
@@ -163,7 +164,8 @@ def test_states_come_from_the_accounting_else_the_queue_else_the_ledger(
     assert state.over is (name == "CANCELLED")
 
 
-def test_a_job_asks_again_while_slurm_is_away_and_takes_a_no_at_once() -> None:
+def test_a_job_asks_again_while_slurm_is_away_and_takes_a_no_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_patience, "_FIRST_S", 0.01)
     answers = [AWAY, NoAnswerError("scontrol did not answer in 60 s"), Answer(0, "JobId=7", "")]
     asked, said = iter(answers), list[str]()
 

@@ -44,7 +44,8 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def proxy(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[FaultProxy]:
-    """A fresh bucket named `bucket`, behind a proxy that the environment names as the endpoint."""
+    """A fresh bucket named `bucket`, behind a proxy that the environment names as the endpoint; pauses are short."""
+    monkeypatch.setattr(object_store, "_FIRST_PAUSE_S", 0.01)
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
     with FaultProxy(server) as proxy:
         for name, value in {**keys, "AWS_ENDPOINT_URL": proxy.url, "AWS_ALLOW_HTTP": "true"}.items():
