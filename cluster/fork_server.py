@@ -92,7 +92,6 @@ class ForkServer:
         if pid:
             return pid
         try:
-            gc.freeze()  # no collection need look at what the server has imported
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(server)
