@@ -285,8 +285,8 @@ def _import_deepspeed(recipe: Recipe, warn: Callable[[str], None]) -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
-    # The shared-memory op serves inference only, and takes a minute and a compiler to build. It alone is looked up here:
-    # a first look at what DeepSpeed keeps by itself runs a compiler for every op, in every process.
+    # The shared-memory op serves inference only, and takes a minute and a compiler to build. It alone is looked up, and
+    # a first look at DeepSpeed's own list would run a compiler for every op, in every process.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     accelerator = get_accelerator()
     if recipe.precision == "bf16" and recipe.zero.stage == 0:
