@@ -89,56 +89,60 @@ def test_closing_stops_the_thread_while_it_waits_for_room(text_shards: list[Path
 
 
 class _Counted(Dataset):
-    """Counts its reads, of which each takes until `gate` is open."""
+    """Counts its reads."""
 
     def __init__(self) -> None:
         super().__init__([MemorySource("train", [100, 50], 1, 1)], Mixture([Portion(1.0)]), 1, 8)
         self.reads = 0
-        self.gate = threading.Event()
-        self.gate.set()
 
     def read(self, start: int, stop: int, pad_to: int) -> Rows:
-        self.gate.wait()
         self.reads += 1
         return super().read(start, stop, pad_to)
-
-    def wait_for(self, reads: int) -> None:
-        deadline = time.monotonic() + 400  # bounds a hang
-        while self.reads < reads:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
 
 
 _BATCH = Batch.model_validate({"global": 8, "micro": 2})
 
 
-READS = 4  # of a step
+def test_reading_is_hidden_behind_the_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only a read moves, a second each, and only when it is let through."""
+    counted, now_s, asked, let_through = _Counted(), [0.0], threading.Event(), threading.Semaphore(0)
+    real_read = counted.read
+
+    def read(*place: int) -> Rows:
+        let_through.acquire()
+        now_s[0] += 1.0
+        return real_read(*place)
+
+    def clock() -> float:
+        asked.set()
+        return now_s[0]
+
+    monkeypatch.setattr(counted, "read", read)
+    monkeypatch.setattr("data.loader.time.perf_counter", clock)
+    with Loader(counted, _BATCH, rank=0, ranks=1, first_step=1, last_step=6) as loader:
+        threading.Thread(target=lambda: (asked.wait(), let_through.release(4))).start()
+        batches = iter(loader)
+        assert next(batches).wait_s == 4.0  # nothing was there when it was asked for
+        let_through.release(2 * 4)  # while the first step is trained
+        _wait_until(lambda: counted.reads == 3 * 4)
+        _wait_until(lambda: len(loader._ready) == 2)
+        assert [(batch.step, batch.wait_s) for batch in (next(batches), next(batches))] == [(2, 0.0), (3, 0.0)]
+        let_through.release(99)
 
 
-def test_the_next_steps_are_read_while_one_trains() -> None:
-    dataset = _Counted()
-    with Loader(dataset, _BATCH, rank=0, ranks=1, first_step=1, last_step=6) as loader:
-        for batch in loader:
-            dataset.wait_for(READS * min(batch.step + 2, 6))  # while the consumer asks for nothing
-
-
-def test_a_step_that_is_not_ready_tells_how_long_it_was_waited_for() -> None:
-    dataset = _Counted()
-    dataset.gate.clear()
-    with Loader(dataset, _BATCH, rank=0, ranks=1, first_step=1, last_step=6) as loader:
-        steps = iter(loader)
-        threading.Timer(0.2, dataset.gate.set).start()
-        assert next(steps).wait_s > 0.1
-        dataset.wait_for(READS * 3)
-        assert next(steps).wait_s < 0.1  # it lay ready
+def _wait_until(fact: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_no_more_is_read_ahead_than_asked_for() -> None:
-    dataset = _Counted()
-    with Loader(dataset, _BATCH, rank=0, ranks=1, first_step=1, last_step=50):
-        dataset.wait_for(READS * 3)  # two steps ready, one in hand
-        time.sleep(0.2)
-        assert dataset.reads == READS * 3
+    counted = _Counted()
+    with Loader(counted, _BATCH, rank=0, ranks=1, first_step=1, last_step=50):
+        _wait_until(lambda: counted.reads >= 4 * (2 + 1))  # two steps ready, one in hand
+        time.sleep(0.2)  # many more might be read
+        assert counted.reads == 4 * (2 + 1)
 
 
 def test_a_step_tells_what_was_skipped_of_it() -> None:

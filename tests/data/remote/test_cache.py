@@ -38,7 +38,7 @@ def pieces_in(folder: Path) -> list[Path]:
 
 def used_bytes(folder: Path) -> int:
     """Of all files, at a moment when nobody adds or evicts one."""
-    with locks.held(folder / "locks", 0, 1, 30.0) as alone:
+    with locks.held(folder / "locks", 0, 1, 200.0) as alone:
         assert alone
         sizes = []
         for path in folder.iterdir():
@@ -188,15 +188,15 @@ def test_a_stopped_holder_of_the_locks_does_not_stop_the_others(
     def hang_first(answer: object, draw: object) -> None:
         if not held.is_set():
             held.set()
-            release.wait(60.0)
+            release.wait(200.0)
 
     server = serve({"a.tar": CONTENTS}, hang_first, share=1.0)
     stopped = processes(server.url("a.tar"), reads(timeout_s=60.0), 3, 1_000_000)
-    assert held.wait(30.0)
+    assert held.wait(200.0)
     os.kill(int(stopped.pid or 0), signal.SIGSTOP)
     release.set()
     other = processes(server.url("a.tar"), reads(timeout_s=0.5), 3, 100)
-    other.join(60.0)
+    other.join(200.0)
     assert other.exitcode == 0
 
 
