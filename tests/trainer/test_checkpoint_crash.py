@@ -123,8 +123,9 @@ def _fork_commit(root: Path, rank: int, ranks: int) -> int:
 
 
 def _kill_at_random_instants(root: Path, times: int) -> set[int]:
-    rng, found, span_s = random.Random(7), set(), max(_commit_s(root) for _ in range(5))
-    for _ in range(times):
+    rng, found, span_s, done = random.Random(7), set[int](), max(_commit_s(root) for _ in range(5)), 0
+    while done < times or len(found) < 2:  # how long a commit takes changes with the machine's load
+        done += 1
         start_over(root)
         kill_after(lambda: commit(root, NEW), rng.random() * span_s)
         found.add(check_whole(root))
@@ -140,7 +141,7 @@ def _commit_s(root: Path) -> float:
 
 
 def test_killed_at_random_instants_a_whole_checkpoint_remains(tmp_path: Path) -> None:
-    assert _kill_at_random_instants(tmp_path, 100) == {OLD, NEW}
+    assert _kill_at_random_instants(tmp_path, 40) == {OLD, NEW}
 
 
 @pytest.mark.long

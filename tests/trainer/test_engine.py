@@ -136,6 +136,7 @@ def test_clipped_updates_are_those_of_pytorch_at_every_stage_and_precision_and_w
     }
     cases = [("fp32", _zero(stage)) for stage in range(4)] + HALF + OFFLOADED
     recipes = [_recipe(shards, f"r{i}", precision=p, zero=zero, **sections) for i, (p, zero) in enumerate(cases)]
+    # Plain SGD at a constant rate has no state: the first update is compared with PyTorch's, and three more use it.
     per_rank = run_in_processes(_engine_run, 2, shards / "store", recipes, 4)
     whole = per_rank[0][0]["losses"]
     for number, (precision, zero) in enumerate(cases):
