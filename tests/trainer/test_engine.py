@@ -86,6 +86,18 @@ OFFLOADED = [
 ]
 
 
+def _ops_looked_at(recipe: Recipe) -> bool:
+    import sys
+
+    assert "deepspeed.ops.op_builder.all_ops" not in sys.modules  # nor has the fork server looked
+    _one_run(recipe, 1)
+    return "deepspeed.ops.op_builder.all_ops" in sys.modules
+
+
+def test_an_engine_starts_without_trying_each_op_of_deepspeed_with_a_compiler(shards: Path) -> None:
+    assert run_in_processes(_ops_looked_at, 1, shards / "store", _recipe(shards, "run")) == [False]
+
+
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     write_text_shards(tmp_path)
