@@ -76,16 +76,16 @@ bench: $(INSTALLED)
 # The data benchmark's peers pull another torch and numpy: a virtual environment of their own.
 bench-peers: .venv-peers/.installed
 
-.venv-peers/.installed: benchmarks/peers.txt
+.venv-peers/.installed: benchmarks/data/peers.txt
 	@$(PYTHON) -m venv .venv-peers
-	@timeout 600 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/peers.txt torch
-	@timeout 600 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers.txt
+	@timeout 600 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/data/peers.txt torch
+	@timeout 600 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/data/peers.txt
 	@touch $@
 
 bench-data: $(INSTALLED) bench-peers
 	@$(BIN)/python -m benchmarks.data --write
-	@$(BIN)/python -m benchmarks.decode
-	@$(BIN)/python -m benchmarks.order
+	@$(BIN)/python -m benchmarks.data.decode
+	@$(BIN)/python -m benchmarks.data.order_at_scale
 
 bench-checkpoint: $(INSTALLED)
 	@$(BIN)/python -m benchmarks.checkpoint --write

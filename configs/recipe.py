@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from configs.cloud import Cloud
-from configs.recipe_data import Data
-from configs.section import Dimension, Fraction, NonNegative, Positive, Rate, Section
-from configs.slurm import Slurm
+from configs.sections.cloud_section import Cloud
+from configs.sections.data_section import Data
+from configs.sections.section import Dimension, Fraction, NonNegative, Positive, Rate, Section
+from configs.sections.slurm_section import Slurm
 
 _MOST_WORKERS = 2**20
 InitFrom = Annotated[
@@ -144,7 +144,7 @@ Optimizer = Annotated[AdamW | Sgd, Field(discriminator="kind")]
 
 
 class Schedule(Section):
-    """Learning rate as a function of the step alone (trainer/schedule.py)."""
+    """Learning rate as a function of the step alone (trainer/training/lr_schedule.py)."""
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: NonNegative = 0
@@ -311,7 +311,7 @@ class Spike(Section):
 
 
 class BadNumbers(Section):
-    """What to do with a step whose loss or gradient is no number, or whose loss leaps (trainer/bad_numbers.py)."""
+    """What to do with a step whose loss or gradient is no number, or whose loss leaps (trainer/step_health/)."""
 
     policy: Literal["stop", "skip_batch", "rollback"] = Field(
         "stop",

@@ -10,11 +10,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from configs.recipe import Recipe
-from configs.section import BEYOND
+from configs.sections.section import BEYOND
 
 _HEAD = """# Recipe reference
 
-Generated from `configs/recipe.py` and `configs/recipe_data.py` by `make docs`; a test checks that it is up to date.
+Generated from `configs/recipe.py` and `configs/sections/` by `make docs`; a test checks that it is up to date.
 A recipe is one YAML file. Unknown keys are errors. Override any key on the command line: `section.key=value`.
 Relative paths resolve against the working directory. For completion in an editor, put
 `# yaml-language-server: $schema=../docs/recipe.schema.json` on the first line of a recipe.

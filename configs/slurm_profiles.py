@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from configs.errors import RecipeError
 from configs.recipe import Recipe
-from configs.slurm import Slurm
+from configs.sections.slurm_section import Slurm
 from configs.yaml_source import read_source
 
 VARIABLE = "STOKER_SLURM_PROFILES"

@@ -1,11 +1,12 @@
 """Files that appear whole or not at all."""
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -30,3 +31,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step. Leaves nothing behind when it fails."""
+    with published(path) as file:
+        file.write(content)
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON that keeps every bit of a float."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from configs.recipe import Batch
+from data.arrays import Array
 from data.source import Skipped
-from data.types import Array
 
 
 @dataclass(frozen=True)

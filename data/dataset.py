@@ -10,17 +10,16 @@ import numpy as np
 
 from configs.errors import RecipeError
 from configs.recipe import Recipe
-from configs.recipe_data import Source as SourceRecipe
-from data import draw
-from data.arrangement import Arrangement
+from configs.sections.data_section import Source as SourceRecipe
+from data import draws
+from data.arrays import Array, Ints, Say, equal_runs, silent
 from data.batch import MicroBatch, Rows, Slice
-from data.image_source import open_image_source, with_images
-from data.mixture import Mixture, Portion
-from data.open_catalog import open_catalog
-from data.runs import equal_runs
+from data.images.image_source import open_image_source, with_images
+from data.index.open_catalog import open_catalog
+from data.order.global_batch import Arrangement
+from data.order.mixture import Mixture, Portion
 from data.source import Skipped, Source
-from data.text_source import open_text_source
-from data.types import Array, Ints, Say, silent
+from data.text.text_source import open_text_source
 
 IGNORED = -100
 ENTROPY_ROWS = 64
@@ -140,7 +139,7 @@ def _seed(recipe: Recipe, entry: SourceRecipe) -> int:
     """Sources of a mixture go by orders of their own, even where they name the same shards."""
     if len(recipe.data.train.sources) == 1:
         return recipe.run.seed
-    return int(draw.raw(1, ("source", entry.name, recipe.run.seed)).item() >> 1)
+    return int(draws.raw(1, ("source", entry.name, recipe.run.seed)).item() >> 1)
 
 
 def _open_source(entry: SourceRecipe, recipe: Recipe, seed: int | None, say: Say) -> Source:

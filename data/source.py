@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from data.catalog import Catalog
-from data.types import Array, Ints
+from data.arrays import Array, Ints
+from data.index.catalog import Catalog
 
 
 @dataclass(frozen=True)

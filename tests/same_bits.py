@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.recipe import Recipe
-from tests.processes import run_in_processes
-from tests.trainer.commands import attempts, train
-from tests.trainer.runs import (
+from tests.support.processes import run_in_processes
+from tests.support.training.commands import attempts, train
+from tests.support.training.runs import (
     RESNET,
     digests,
     history,

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.recipe import Recipe
-from tests.trainer.commands import attempts, left_behind, named, start, steps_done
-from tests.trainer.runs import GPT, digests, events, history, recipe_of, run_folder_of, write_text_shards
+from tests.support.training.commands import attempts, left_behind, named, start, steps_done
+from tests.support.training.runs import GPT, digests, events, history, recipe_of, run_folder_of, write_text_shards
 
 Process = subprocess.Popen[str]
 
@@ -138,8 +138,8 @@ FAULTS: dict[str, Callable[[Process, Recipe, random.Random], None]] = {
     "SIGKILL of the raylet": _ray("raylet/raylet"),
     "SIGKILL of the GCS": _ray("gcs_server"),
     "SIGKILL of Ray Train's controller": _ray("TrainController"),
-    "SIGKILL of the session process": _ray("trainer.session"),
-    "SIGKILL of the fork server": _ray("cluster.fork_server"),
+    "SIGKILL of the session process": _ray("cluster.session.session_main"),
+    "SIGKILL of the fork server": _ray("cluster.forks.fork_server"),
     "SIGKILL of stoker train": _driver(signal.SIGKILL),
     "SIGTERM of stoker train": _driver(signal.SIGTERM),
     "a flipped bit in the newest checkpoint": _flip,

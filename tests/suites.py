@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-BUILD = ROOT / "build"
+from configs.checkout import CHECKOUT
+
+BUILD = CHECKOUT / "build"
 _MOST_AGAIN = 5  # more failures than this are no bad luck
 _NO_TESTS = 5  # pytest's exit code
 _ONE_BY_ONE = ("-n", "2", "--dist", "load", "--maxschedchunk", "1")  # the longest are first
@@ -86,7 +87,7 @@ def _pytest(name: str, *options: str) -> tuple[int, dict[str, str]]:
     command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-rs", "-p", "tests.suites", *options]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = {**outside, "OMP_NUM_THREADS": "1", _RECORD: str(record)}
-    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    code = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode
     outcomes: dict[str, str] = {}
     for line in map(json.loads, record.read_text().splitlines()):
         worst = max(line["outcome"], outcomes.get(line["test"], "passed"), key=_ORDER.index)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
+from configs.checkout import CHECKOUT
+
 PACKAGES = ("configs", "data", "cluster", "trainer")
 
 
@@ -18,9 +19,9 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def _importers(prefix: str) -> set[str]:
-    paths = (path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+    paths = (path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py"))
     return {
-        str(path.relative_to(REPOSITORY))
+        str(path.relative_to(CHECKOUT))
         for path in paths
         if any(name == prefix or name.startswith(f"{prefix}.") for name in _imports(path))
     }
@@ -33,24 +34,24 @@ def test_no_other_distribution_owns_our_package_names() -> None:
 
 def test_only_one_module_imports_the_train_api_of_ray_and_only_one_deepspeed() -> None:
     assert _importers("ray.train") == {
-        "cluster/forking_trainer.py",
-        "cluster/train_policies.py",
-        "cluster/ray_train.py",
-        "cluster/worker_shell.py",
+        "cluster/workers/ray_trainer.py",
+        "cluster/workers/ray_policies.py",
+        "cluster/workers/run_workers.py",
+        "cluster/workers/worker_shell.py",
     }
-    assert _importers("deepspeed") == {"trainer/deepspeed_engine.py"}
+    assert _importers("deepspeed") == {"trainer/engine/deepspeed_engine.py"}
 
 
 def test_nothing_reads_or_writes_pickles() -> None:
     assert _importers("pickle") == set()
-    sources = [path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")]
+    sources = [path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py")]
     assert not [path for path in sources if "torch.load(" in path.read_text() or "torch.save(" in path.read_text()]
 
 
 def test_no_file_is_longer_than_400_lines() -> None:
-    paths = [p for folder in (*PACKAGES, "tests", "benchmarks") for p in (REPOSITORY / folder).rglob("*.py")]
+    paths = [p for folder in (*PACKAGES, "tests", "benchmarks") for p in (CHECKOUT / folder).rglob("*.py")]
     assert {str(p): n for p in paths if (n := len(p.read_text().splitlines())) > 400} == {}
 
 
 def test_the_loop_stays_readable() -> None:
-    assert len((REPOSITORY / "trainer" / "loop.py").read_text().splitlines()) < 150
+    assert len((CHECKOUT / "trainer" / "loop.py").read_text().splitlines()) < 150

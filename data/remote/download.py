@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from configs.errors import DataError
-from data import draw
-from data.remote.access import Request
-from data.remote.answers import Range, RequestFailedError
-from data.remote.ranged_get import Body, Connections
-from data.storage import Stat
+from data import draws
+from data.remote.http_answers import Range, RequestFailedError
+from data.remote.range_request import Body, Connections
+from data.remote.signed_url import Request
+from data.shards.shard import Stat
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 20.0
@@ -25,10 +25,10 @@ _ENOUGH_KNOWN = 8
 _TELLING_BYTES = 256 << 10
 
 
-def pause_s(failures: int, key: draw.Key, least_s: float = 0.0) -> float:
+def pause_s(failures: int, key: draws.Key, least_s: float = 0.0) -> float:
     """Exponential back-off with full jitter (Brooker 2015), keyed; at least what Retry-After asked for."""
     longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (failures - 1))
-    share: float = draw.uniforms(1, ("pause", failures, *key)).item()
+    share: float = draws.uniforms(1, ("pause", failures, *key)).item()
     return max(least_s, longest * share)
 
 

@@ -12,16 +12,16 @@ from typing import NamedTuple
 import xxhash
 
 from configs.errors import DataError
-from configs.recipe_data import RemoteReads
-from data.remote import trust
-from data.remote.access import requests_for
+from configs.sections.data_section import RemoteReads
+from data.remote import byte_checks
 from data.remote.address import Address, parse
-from data.remote.answers import NotFoundError, Range
-from data.remote.cache import Cache, Piece
+from data.remote.byte_checks import PIECE_BYTES
+from data.remote.disk_cache import Cache, Piece
 from data.remote.download import Download
-from data.remote.engine import SPAN_PIECES, Contents, Engine, engine_for
-from data.remote.trust import PIECE_BYTES
-from data.storage import Checksums, Stat
+from data.remote.http_answers import NotFoundError, Range
+from data.remote.shared_connections import SPAN_PIECES, Contents, Engine, engine_for
+from data.remote.signed_url import requests_for
+from data.shards.shard import Checksums, Stat
 
 
 def open_remote(url: str, settings: RemoteReads) -> "RemoteShard":
@@ -195,7 +195,7 @@ class RemoteShard:
         expected, checked = self._trusted
         if expected is None or index in checked:
             return True
-        if trust.matching(expected)(index, memoryview(contents)):
+        if byte_checks.matching(expected)(index, memoryview(contents)):
             checked.add(index)
             return True
         return False
@@ -250,12 +250,12 @@ class RemoteShard:
         expected, checked = self._trusted
         tries = self._settings.tries
         if expected is not None:
-            found = trust.fetch_trusted(self.name, pieces, self._download, trust.matching(expected), tries)
+            found = byte_checks.fetch_trusted(self.name, pieces, self._download, byte_checks.matching(expected), tries)
             checked.update(found)
             return found
         if self._request().protected:
-            return trust.fetch_trusted(self.name, pieces, self._download, trust.believe, 1)
-        return trust.fetch_trusted(self.name, pieces, self._download, trust.agreeing(), tries + 1)
+            return byte_checks.fetch_trusted(self.name, pieces, self._download, byte_checks.believe, 1)
+        return byte_checks.fetch_trusted(self.name, pieces, self._download, byte_checks.agreeing(), tries + 1)
 
     def _download(self, first: int, count: int) -> memoryview:
         stat = self._stat()

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from configs.checkout import CHECKOUT
 from configs.compare import result_differences, result_sha256
 from configs.effect import check_keep_best, without_effect
 from configs.errors import RecipeError
 from configs.load import dump_recipe, load_recipe
 from configs.reference import reference, schema
 
-REPOSITORY = Path(__file__).parents[2]
 RECIPE = """\
 run: {name: tiny, steps: 10}
 model: {kind: gpt, layers: 2, heads: 4, width: 64, context: 32}
@@ -240,11 +240,11 @@ def test_a_run_at_constant_rate_may_be_prolonged(recipe_path: Path) -> None:
     assert result_differences(old, load_recipe(recipe_path, ["schedule.kind=constant", "run.steps=20"])) == []
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_a_shipped_recipe_is_valid(path: Path) -> None:
     load_recipe(path)
 
 
 def test_the_reference_in_docs_is_up_to_date() -> None:
-    assert (REPOSITORY / "docs" / "recipes.md").read_text() == reference()
-    assert (REPOSITORY / "docs" / "recipe.schema.json").read_text() == schema()
+    assert (CHECKOUT / "docs" / "recipes.md").read_text() == reference()
+    assert (CHECKOUT / "docs" / "recipe.schema.json").read_text() == schema()

@@ -6,7 +6,7 @@ import pytest
 
 from configs.errors import RecipeError
 from configs.slurm_profiles import profiles_path, with_profile
-from tests.trainer.runs import GPT, recipe_of
+from tests.support.training.runs import GPT, recipe_of
 
 PROFILES = """\
 default: {partition: gpu, account: physics, setup: [module load cuda]}

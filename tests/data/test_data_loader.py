@@ -13,8 +13,8 @@ from configs.recipe import Batch, Recipe
 from data.batch import Rows
 from data.dataset import Dataset, open_dataset
 from data.loader import Loader
-from data.mixture import Mixture, Portion
-from tests.data.memory_source import MemorySource
+from data.order.mixture import Mixture, Portion
+from tests.support.data.memory_source import MemorySource
 
 MakeRecipe = Callable[..., Recipe]
 

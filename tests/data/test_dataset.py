@@ -15,8 +15,8 @@ from configs.errors import DataError, RecipeError
 from configs.recipe import Recipe
 from data.batch import step_slices
 from data.dataset import Dataset, open_dataset, read_micro_batch, unigram_entropy
-from data.mixture import Mixture, Portion
-from tests.data.memory_source import MemorySource
+from data.order.mixture import Mixture, Portion
+from tests.support.data.memory_source import MemorySource
 
 MakeRecipe = Callable[..., Recipe]
 MakeShard = Callable[..., Path]

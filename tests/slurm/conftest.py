@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.rig import CONTROLLER, Rig, missing_tools
+from tests.support.slurm.rig import CONTROLLER, Rig, missing_tools
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,8 +3,8 @@
 import re
 
 from configs.load import load_recipe
-from tests.slurm.jobs import SubmittedRun
-from tests.slurm.rig import CONTROLLER, Rig, wait_until
+from tests.support.slurm.rig import CONTROLLER, Rig, wait_until
+from tests.support.slurm.submitted_run import SubmittedRun
 
 HOSTILE = """a b'c"d$(touch pwned)`touch pwned`;#%j&!~"""
 
@@ -38,7 +38,7 @@ def test_jobs_on_the_same_hosts_train_to_the_end_and_do_not_see_each_other(rig: 
 
 def _warn_while_the_controller_is_down(rig: Rig, run: SubmittedRun) -> None:
     rig.kill(CONTROLLER, "slurmctld")
-    rig.kill("n1", f"cluster.slurm_main {run.folder} ", "USR2")
+    rig.kill("n1", f"cluster.slurm_job.batch_main {run.folder} ", "USR2")
     wait_until(lambda: "no answer from Slurm's controller: asking again" in run.output(), "it asks again")
     wait_until(lambda: bool(run.events("stopped")), "a checkpoint")
     rig.start_controller()

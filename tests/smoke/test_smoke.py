@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from configs.recipe import Recipe
-from tests.ray_cluster import RayCluster
-from tests.slurm.jobs import SubmittedRun
-from tests.slurm.rig import CONTROLLER, Rig
-from tests.syscalls import kill_at_system_call
-from tests.trainer.commands import attempts, left_behind, start, steps_done, wait_for
-from tests.trainer.runs import (
+from tests.support.ray_cluster import RayCluster
+from tests.support.slurm.rig import CONTROLLER, Rig
+from tests.support.slurm.submitted_run import SubmittedRun
+from tests.support.syscalls import kill_at_system_call
+from tests.support.training.commands import attempts, left_behind, start, steps_done, wait_for
+from tests.support.training.runs import (
     GPT,
     digests,
     events,
@@ -22,7 +22,7 @@ from tests.trainer.runs import (
     train_in_processes,
     write_text_shards,
 )
-from tests.trainer.test_checkpoint_crash import NEW, OLD, check_whole, commit, start_over
+from tests.trainer.checkpoint.test_checkpoint_crash import NEW, OLD, check_whole, commit, start_over
 
 STEPS = 200
 # A busy machine may keep a process waiting for longer than the default; no process hangs here.

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from cluster.ledger import Ledger
-from cluster.slurm_queue import SlurmCommands
+from cluster.run.ledger import Ledger
+from cluster.slurm.jobs_of_run import live_jobs
+from cluster.slurm.scheduler import SlurmCommands
 from configs.errors import RunFolderError
 from trainer.commands.checkpoint import open_run
-from trainer.slurm_jobs import live_jobs
 from trainer.terminal import say
 
 

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
+from cluster.run.run_folder import RunFolder
 from configs.errors import CheckpointError, RunFolderError
 from configs.load import load_recipe
 from configs.recipe import Recipe
-from trainer.checkpoint_place import checkpoint_store, store_at
-from trainer.checkpoint_store import CheckpointStore, listed, read_manifest
-from trainer.run_folder import RunFolder
+from trainer.checkpoint.open_store import checkpoint_store, store_at
+from trainer.checkpoint.store_protocol import CheckpointStore, listed, read_manifest
 from trainer.terminal import console, fail, say
 
 app = typer.Typer(help="List, verify, fingerprint and export the checkpoints of a run.", no_args_is_help=True)
@@ -79,7 +79,7 @@ def verify(run_dir: Place, step: Step = None) -> None:
     located = locate(run_dir, step)
     store, damaged = located.store, 0
     steps = listed(store) if located.step is None else [_chosen(located)]
-    from trainer.checkpoint_reader import verify as verified  # imports torch
+    from trainer.checkpoint.reader import verify as verified  # imports torch
 
     for each in steps:
         try:
@@ -97,7 +97,7 @@ def digest(run_dir: Place, step: Step = None) -> None:
     """sha256 of every parameter's weights and optimizer states: equal for equal states, however they were sharded."""
     located = locate(run_dir, step)
     folder = located.store.at(_chosen(located))
-    from trainer.checkpoint_reader import CheckpointReader, verify
+    from trainer.checkpoint.reader import CheckpointReader, verify
 
     with CheckpointReader(folder, verify(folder)) as reader:
         for name, value in reader.digests().items():
@@ -118,8 +118,8 @@ def export(
     recipe, folder = located.recipe, located.store.at(_chosen(located))
     if recipe is None:
         raise RunFolderError(f"{run_dir} is in no run folder, whose recipe.yaml tells the model: give RUN_DIR --step N")
-    from trainer.checkpoint_reader import verify  # imports torch
-    from trainer.huggingface.companions import tokenizer_path
+    from trainer.checkpoint.reader import verify  # imports torch
+    from trainer.huggingface.config_files import tokenizer_path
     from trainer.huggingface.export import DTYPES, Export
     from trainer.huggingface.export import export as write
 

@@ -5,17 +5,17 @@ from typing import Annotated
 
 import typer
 
-from cluster.ledger import Ledger
+from cluster.run.ledger import Ledger
+from cluster.run.run_folder import RunFolder
 from configs.errors import DataError, RecipeError
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from data.batch import step_slices
 from data.dataset import open_dataset
-from data.open_catalog import open_catalog
-from data.verify import verify
-from trainer.bad_numbers import left_out_batches
+from data.index.open_catalog import open_catalog
+from data.verify.verify_samples import verify
 from trainer.commands import pack
-from trainer.run_folder import RunFolder
+from trainer.step_health.bad_numbers import left_out_batches
 
 app = typer.Typer(no_args_is_help=True, help="Make, index and check shards.")
 app.add_typer(pack.app, name="pack")

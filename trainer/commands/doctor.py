@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cluster.host_report import SLOW_PART, UNFIT_PART, CheckPlan, HostReport, cut_hosts, lines, slow_hosts
-from cluster.preflight import available_cpus, available_gpus, check_writable
+from cluster.hosts.health_report import SLOW_PART, UNFIT_PART, CheckPlan, HostReport, cut_hosts, lines, slow_hosts
+from cluster.hosts.resources import available_cpus, available_gpus, check_writable
 from configs.errors import EXIT_FAILED, RecipeError
 from trainer.terminal import fail, say
 
@@ -28,11 +28,11 @@ def doctor(
         raise RecipeError(f"{' '.join(flags)}: flags of srun need --nodes")
     check_writable(folder)
     if address is not None:
-        from cluster.ray_check import check_nodes
+        from cluster.ray_cluster.check_ray_nodes import check_nodes
 
         reports = check_nodes(address, folder, say)
     elif nodes is not None:
-        from cluster.slurm_check import check_hosts
+        from cluster.slurm_job.check_slurm_hosts import check_hosts
 
         say(f"checking {nodes} hosts of the Slurm cluster")
         reports = check_hosts(folder, nodes, flags or [], os.environ)
@@ -44,8 +44,8 @@ def doctor(
 
 
 def _check_here(folder: Path) -> HostReport:
-    from trainer.host_check import check  # imports torch
-    from trainer.host_links import between_processes
+    from trainer.host_health.all_reduce_speed import between_processes
+    from trainer.host_health.measure_host import check  # imports torch
 
     say(f"cpus {available_cpus()}, gpus {available_gpus()}")
     report = check(CheckPlan(str(folder), (socket.gethostname(),), 0, ""))

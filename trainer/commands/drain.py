@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.node_drain import drain_this_node
-from cluster.spot_notice import is_taken_away
+from cluster.cloud.spot_notice import is_taken_away
+from cluster.ray_cluster.drain_node import drain_this_node
 from configs.errors import EXIT_FAILED, ClusterError
 from trainer.terminal import fail, say
 

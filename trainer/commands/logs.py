@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from cluster.ledger import read_json_lines
-from cluster.slurm_queue import SlurmCommands
-from cluster.slurm_script import output_path
+from cluster.run.ledger import read_json_lines
+from cluster.run.run_folder import RunFolder
+from cluster.slurm.jobs_of_run import job_ids, known_state
+from cluster.slurm.sbatch_script import output_path
+from cluster.slurm.scheduler import SlurmCommands
 from configs.errors import RunFolderError
 from trainer.commands.checkpoint import open_run
-from trainer.run_folder import RunFolder
-from trainer.slurm_jobs import job_ids, known_state
 
 POLL_S = 1.0
 STATE_EVERY = 5  # polls; asking Slurm is not free

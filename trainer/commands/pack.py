@@ -12,15 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from configs.errors import EXIT_REQUEUE
-from data.examples import pack_digits, pack_stdlib
-from data.pack.arrays import Cuts
-from data.pack.kinds import pack_arrays, pack_images, pack_table, pack_text, read_classes
-from data.pack.listing import PROGRESS_S
-from data.pack.recipe_lines import recipe_lines
-from data.pack.run import How, Progress, Watch
-from data.pack.table_inputs import Columns
-from data.pack.work import partial_folder
-from data.shard_writer import DEFAULT_LIMITS, ShardLimits
+from data.pack.packing_run import How, Progress, Watch
+from data.pack.partial_folder import partial_folder
+from data.pack.shard_writer import DEFAULT_LIMITS, ShardLimits
+from data.pack_inputs.examples import pack_digits, pack_stdlib
+from data.pack_inputs.list_files import PROGRESS_S
+from data.pack_inputs.pack_kinds import pack_arrays, pack_images, pack_table, pack_text, read_classes
+from data.pack_inputs.recipe_lines import recipe_lines
+from data.pack_inputs.table_inputs import Columns
+from data.pack_inputs.token_arrays import Cuts
 from trainer.terminal import console, say
 
 app = typer.Typer(

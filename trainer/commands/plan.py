@@ -16,7 +16,7 @@ def plan(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")] = None,
 ) -> None:
     """Show the resolved recipe, batch arithmetic, memory, disk and shards. Starts nothing."""
-    from trainer.planning import describe, memory_rows, preflight, preflight_elsewhere  # imports torch
+    from trainer.launch.preflight import describe, memory_rows, preflight, preflight_elsewhere  # imports torch
 
     recipe = load_recipe(recipe_path, overrides or [])
     console.print(Text(dump_recipe(recipe)))

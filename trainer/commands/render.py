@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 import yaml
 
-from cluster.cloud_shape import check_memory, cloud_of
-from cluster.kuberay import render_kuberay
-from cluster.ray_launcher import render_ray_cluster
+from cluster.cloud.cluster_shape import check_memory, cloud_of
+from cluster.cloud.kuberay import render_kuberay
+from cluster.cloud.ray_launcher import render_ray_cluster
 from configs.load import dump_recipe, load_recipe
 from configs.recipe import Recipe
 
@@ -48,7 +48,7 @@ def ray_cluster(recipe_path: RecipePath, overrides: Overrides = None) -> None:
 def _checked(path: Path, overrides: list[str] | None) -> Recipe:
     recipe = load_recipe(path, overrides or [])
     cloud = cloud_of(recipe)
-    from trainer.estimate import estimate  # imports torch
+    from trainer.launch.memory_estimate import estimate  # imports torch
 
     memory = estimate(recipe).memory[recipe.zero.stage]
     check_memory(recipe, cloud, memory.offloaded_bytes + (0 if recipe.workers.gpus else memory.device_bytes))

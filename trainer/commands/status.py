@@ -7,19 +7,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cluster.ledger import Event, read_json_lines, strict_json
-from cluster.run_lock import is_held
-from cluster.slurm_queue import SlurmCommands
+from cluster.run.ledger import Event, read_json_lines, strict_json
+from cluster.run.run_folder import RunFolder
+from cluster.run.run_lock import is_held
+from cluster.slurm.jobs_of_run import job_ids, known_state
+from cluster.slurm.scheduler import SlurmCommands
 from configs.errors import CheckpointError, RunFolderError
 from configs.load import load_recipe
 from configs.recipe import Recipe
-from trainer.checkpoint_place import checkpoint_store
-from trainer.checkpoint_store import listed
+from trainer.checkpoint.open_store import checkpoint_store
+from trainer.checkpoint.store_protocol import listed
 from trainer.commands.checkpoint import open_run
-from trainer.goodput import Account, superseded_lines
-from trainer.history import History, read_history
-from trainer.run_folder import RunFolder
-from trainer.slurm_jobs import job_ids, known_state
+from trainer.history.goodput import Account, superseded_lines
+from trainer.history.run_report import History, read_history
 from trainer.terminal import console, say
 
 _FIGURES = (

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.slurm_queue import SlurmCommands
+from cluster.slurm.scheduler import SlurmCommands
 from configs.errors import RecipeError
 from configs.slurm_profiles import profiles_path
 from trainer.terminal import say
@@ -36,7 +36,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the job script; nothing is written")] = False,
 ) -> None:
     """Check everything, then queue the run as a Slurm job, which requeues and resumes itself until it is done."""
-    from trainer.submission import check_submission, plan_submission, queue
+    from trainer.launch.slurm_submit import check_submission, plan_submission, queue
 
     overrides, sbatch = split_arguments(arguments or [])
     given = {
@@ -55,7 +55,7 @@ def submit(
     say("checking the recipe, the data and the cluster")
     check_submission(submission, scheduler, say)
     job = queue(submission, scheduler)
-    from trainer.run_folder import RunFolder
+    from cluster.run.run_folder import RunFolder
 
     folder = RunFolder.of(next(iter(submission.runs.values()))).root
     say(f"submitted job {job}; next: stoker status {folder}   stoker logs --follow {folder}")

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from cluster.workplace import workplace
+from cluster.session.workplace import workplace
 from configs.errors import RecipeError
 from configs.load import load_recipe
-from trainer.chaos import parse_fault
-from trainer.modules import WORKER_MODULES
+from trainer.rank.fault_injection import parse_fault
+from trainer.rank.worker_job import WORKER_MODULES
 from trainer.terminal import say
 
 
@@ -37,7 +37,9 @@ def train(
         os.environ["DS_ACCELERATOR"] = "cpu"
     # Its imports go on while this process does its own.
     with workplace([] if recipe.workers.gpus else WORKER_MODULES) as place:
-        from trainer.driver import train as run  # imports torch: not before the first word, nor for other commands
+        from trainer.launch.driver import (
+            train as run,  # imports torch: not before the first word, nor for other commands
+        )
 
         code = run(recipe, stop_at, place, address, chaos or [])
     raise typer.Exit(code)

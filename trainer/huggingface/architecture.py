@@ -1,9 +1,9 @@
 """Recipe -> the Hugging Face model that computes the same."""
 
 from configs.recipe import GptModel, Model
-from trainer.huggingface.gpt import gpt_architecture
-from trainer.huggingface.links import Architecture
-from trainer.huggingface.resnet import resnet_architecture
+from trainer.huggingface.gpt_tensors import gpt_architecture
+from trainer.huggingface.resnet_tensors import resnet_architecture
+from trainer.huggingface.tensor_map import Architecture
 
 
 def architecture(model: Model, inputs: int) -> Architecture:

@@ -11,16 +11,15 @@ import torch
 
 from configs.errors import ExportError
 from configs.recipe import GptModel, Recipe
-from data.atomic import sync_folder
-from trainer.checkpoint_format import Manifest
-from trainer.checkpoint_reader import CheckpointReader
-from trainer.checkpoint_store import CheckpointFolder
-from trainer.durable import to_json, write_durably
+from data.atomic import sync_folder, to_json, write_durably
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.reader import CheckpointReader
+from trainer.checkpoint.safetensors_file import DTYPE_BYTES, TensorInfo, write_tensors
+from trainer.checkpoint.store_protocol import CheckpointFolder
+from trainer.engine.ema import BUFFER_PREFIX, KIND
 from trainer.huggingface.architecture import architecture
-from trainer.huggingface.companions import companion_files, config_json
-from trainer.huggingface.links import Architecture, Link, own_shapes
-from trainer.huggingface.tensor_file import DTYPE_BYTES, TensorInfo, write_tensors
-from trainer.weight_average import BUFFER_PREFIX, KIND
+from trainer.huggingface.config_files import companion_files, config_json
+from trainer.huggingface.tensor_map import Architecture, Link, own_shapes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import RecipeError
-from trainer.huggingface.tensor_file import TensorInfo, read_header
+from trainer.checkpoint.safetensors_file import TensorInfo, read_header
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

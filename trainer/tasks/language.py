@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from configs.recipe import GptModel, Optimizer
 from trainer.models.cost import gpt_flops_per_token
 from trainer.models.gpt import Gpt
-from trainer.tasks.base import IGNORED, ParameterGroup, mean, parameter_groups
+from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean, parameter_groups
 
 TEMPERATURE = 0.8
 TOP_K = 40

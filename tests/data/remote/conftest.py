@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.recipe_data import RemoteReads
-from data.remote import download, engine
-from data.storage import CHECKED_BYTES, Checksums, Stat, checksum
-from tests.data.remote.hostile import HostileServer
+from configs.sections.data_section import RemoteReads
+from data.remote import download, shared_connections
+from data.shards.shard import CHECKED_BYTES, Checksums, Stat, checksum
+from tests.support.data.hostile_server import HostileServer
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def no_real_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 @pytest.fixture(autouse=True)
 def own_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left in memory from one test to the next, and pauses between tries are short."""
-    monkeypatch.setattr(engine, "_engines", {})
+    monkeypatch.setattr(shared_connections, "_engines", {})
     monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.002)
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from configs.recipe_data import RemoteReads
-from data.remote import engine, locks, piece_file
-from data.remote.cache import Cache, Piece
+from configs.sections.data_section import RemoteReads
+from data.remote import file_locks, piece_file, shared_connections
+from data.remote.byte_checks import PIECE_BYTES
+from data.remote.disk_cache import Cache, Piece
 from data.remote.remote_shard import open_remote
-from data.remote.trust import PIECE_BYTES
 from tests.data.remote.conftest import checksums_of, contents_of
-from tests.data.remote.hostile import HostileServer
+from tests.support.data.hostile_server import HostileServer
 
 Serve = Callable[..., HostileServer]
 Reads = Callable[..., RemoteReads]
@@ -39,7 +39,7 @@ def pieces_in(folder: Path) -> list[Path]:
 
 def used_bytes(folder: Path) -> int:
     """Of all files, at a moment when nobody adds or evicts one."""
-    with locks.held(folder / "locks", 0, 1, 200.0) as alone:
+    with file_locks.held(folder / "locks", 0, 1, 200.0) as alone:
         assert alone
         sizes = []
         for path in folder.iterdir():
@@ -50,7 +50,7 @@ def used_bytes(folder: Path) -> int:
 
 def read_at_random(url: str, settings: RemoteReads, seed: int, count: int, told: Path | None = None) -> None:
     """Until `count` reads are done or `told` is there; ends with exit code 0 only if every byte was right."""
-    engine.MEMORY_BYTES = PIECE_BYTES  # so that the cache is what is read
+    shared_connections.MEMORY_BYTES = PIECE_BYTES  # so that the cache is what is read
     shard = open_remote(url, settings)
     shard.expect(checksums_of(CONTENTS))
     draw = random.Random(seed)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from configs.recipe_data import RemoteReads
+from configs.sections.data_section import RemoteReads
+from data.remote.byte_checks import PIECE_BYTES
 from data.remote.remote_shard import RemoteShard, open_remote
-from data.remote.trust import PIECE_BYTES
-from tests.data.remote import hostile
 from tests.data.remote.conftest import checksums_of, contents_of
-from tests.data.remote.hostile import HostileServer
+from tests.support.data import hostile_server
+from tests.support.data.hostile_server import HostileServer
 
 Serve = Callable[..., HostileServer]
 Reads = Callable[..., RemoteReads]
@@ -40,7 +40,7 @@ def read_all(shard: RemoteShard, spans: list[tuple[int, int]], threads: int = 6)
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_byte_is_wrong_or_lost_when_a_third_of_the_answers_are_faulty(serve: Serve, reads: Reads, seed: int) -> None:
-    server = serve({"a.tar": CONTENTS}, *hostile.PASSING, share=0.33, seed=seed)
+    server = serve({"a.tar": CONTENTS}, *hostile_server.PASSING, share=0.33, seed=seed)
     for turn in range(8):
         # With sixteen connections every request is for one piece.
         settings = reads(timeout_s=0.5, tries=12, connections=16, cache_dir=f"{reads().cache_dir}-{turn}")
@@ -54,17 +54,19 @@ def test_no_byte_is_wrong_or_lost_when_a_third_of_the_answers_are_faulty(serve: 
 
 
 def test_a_server_that_ignores_a_range_once_is_asked_again(serve: Serve, reads: Reads) -> None:
-    def whole_once(answer: hostile.Answer, draw: random.Random) -> None:
+    def whole_once(answer: hostile_server.Answer, draw: random.Random) -> None:
         if server.requests["a.tar"] == 1:
-            hostile.whole_body(answer, draw)
+            hostile_server.whole_body(answer, draw)
 
     server = serve({"a.tar": CONTENTS}, whole_once, share=1.0)
     assert open_remote(server.url("a.tar"), reads()).stat().size == SIZE
 
 
-@pytest.mark.parametrize("fault", [hostile.short_body, hostile.stall], ids=lambda fault: fault.__name__)
-def test_what_came_before_a_failure_is_not_asked_for_again(serve: Serve, reads: Reads, fault: hostile.Fault) -> None:
-    def half_way(answer: hostile.Answer, draw: random.Random) -> None:
+@pytest.mark.parametrize("fault", [hostile_server.short_body, hostile_server.stall], ids=lambda fault: fault.__name__)
+def test_what_came_before_a_failure_is_not_asked_for_again(
+    serve: Serve, reads: Reads, fault: hostile_server.Fault
+) -> None:
+    def half_way(answer: hostile_server.Answer, draw: random.Random) -> None:
         if len(answer.body) > PIECE_BYTES // 2:
             fault(answer, draw)
             answer.sent_bytes = len(answer.body) // 2
@@ -77,22 +79,24 @@ def test_what_came_before_a_failure_is_not_asked_for_again(serve: Serve, reads: 
 
 
 PERMANENT = {
-    hostile.reset: "could not be read in 4 tries",
-    hostile.short_body: "the body ended early",
-    hostile.stall: "no byte for 1 s",
-    hostile.busy: "HTTP (500|503|429)",
-    hostile.wrong_length: "Content-Length",
-    hostile.wrong_range: "asked for bytes",
-    hostile.no_range: "no usable Content-Range",
-    hostile.whole_body: r"in 2 tries.*ignores ranges.*: use a server that answers ranges$",
-    hostile.flipped_bit: r"damaged: upload it again; .* remove its index, the file \*\.stoker-idx\.npz beside it",
-    hostile.changed_etag: "changed after it was indexed",
+    hostile_server.reset: "could not be read in 4 tries",
+    hostile_server.short_body: "the body ended early",
+    hostile_server.stall: "no byte for 1 s",
+    hostile_server.busy: "HTTP (500|503|429)",
+    hostile_server.wrong_length: "Content-Length",
+    hostile_server.wrong_range: "asked for bytes",
+    hostile_server.no_range: "no usable Content-Range",
+    hostile_server.whole_body: r"in 2 tries.*ignores ranges.*: use a server that answers ranges$",
+    hostile_server.flipped_bit: (
+        r"damaged: upload it again; .* remove its index, the file \*\.stoker-idx\.npz beside it"
+    ),
+    hostile_server.changed_etag: "changed after it was indexed",
 }
 
 
 @pytest.mark.parametrize("fault", PERMANENT, ids=lambda fault: fault.__name__)
 def test_a_fault_that_does_not_pass_ends_the_read_with_its_cause(
-    serve: Serve, reads: Reads, fault: hostile.Fault
+    serve: Serve, reads: Reads, fault: hostile_server.Fault
 ) -> None:
     server = serve({"dir/a.tar": CONTENTS}, fault, share=1.0)
     shard = open_remote(server.url("dir/a.tar"), reads(timeout_s=1.0, tries=4))
@@ -104,7 +108,7 @@ def test_a_fault_that_does_not_pass_ends_the_read_with_its_cause(
 
 
 def test_bits_that_flip_differently_each_time_never_reach_an_index(serve: Serve, reads: Reads) -> None:
-    server = serve({"a.tar": CONTENTS}, hostile.flipped_bit, share=1.0)
+    server = serve({"a.tar": CONTENTS}, hostile_server.flipped_bit, share=1.0)
     shard = open_remote(server.url("a.tar"), reads(tries=3))
     with pytest.raises(DataError, match=r"came differently .* 4 times"):
         list(shard.stream())
@@ -158,10 +162,10 @@ def test_retry_after_is_waited_for_and_not_cut_short_by_a_racing_request(
 ) -> None:
     asked_at: list[float] = []
 
-    def busy_once(answer: hostile.Answer, draw: random.Random) -> None:
+    def busy_once(answer: hostile_server.Answer, draw: random.Random) -> None:
         asked_at.append(time.monotonic())
         if len(asked_at) == 1:
-            hostile.busy(answer, draw)
+            hostile_server.busy(answer, draw)
             answer.headers["Retry-After"] = "1"
 
     server = serve({"a.tar": CONTENTS}, busy_once, share=1.0)
@@ -174,7 +178,7 @@ def test_a_range_far_slower_than_its_siblings_is_raced_by_a_second_request(serve
     release = threading.Event()
     slow = (6 * PIECE_BYTES, 7 * PIECE_BYTES)
 
-    def hang_once(answer: hostile.Answer, draw: random.Random) -> None:
+    def hang_once(answer: hostile_server.Answer, draw: random.Random) -> None:
         if server.ranges[-1] == slow and server.ranges.count(slow) == 1:
             release.wait(60.0)
 
@@ -195,7 +199,7 @@ def test_an_object_changed_between_two_reads_is_refused(serve: Serve, reads: Rea
     server = serve({"a.tar": CONTENTS})
     shard = open_remote(server.url("a.tar"), reads())
     assert shard.read(0, 10) == CONTENTS[:10]
-    server.faults, server.share = (hostile.changed_etag,), 1.0
+    server.faults, server.share = (hostile_server.changed_etag,), 1.0
     with pytest.raises(DataError, match="changed after it was indexed"):
         shard.read(5 * PIECE_BYTES, 10)
     assert shard.stat().version == '"another"'

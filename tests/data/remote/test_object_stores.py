@@ -11,12 +11,12 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from configs.errors import DataError
-from configs.recipe_data import RemoteReads
-from data.remote.access import requests_for
+from configs.sections.data_section import RemoteReads
 from data.remote.address import parse
-from data.remote.listing import list_remote
+from data.remote.byte_checks import PIECE_BYTES
+from data.remote.list_objects import list_remote
 from data.remote.remote_shard import open_remote
-from data.remote.trust import PIECE_BYTES
+from data.remote.signed_url import requests_for
 from tests.data.remote.conftest import checksums_of, contents_of
 
 Reads = Callable[..., RemoteReads]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from configs.recipe_data import RemoteReads
-from data import sidecar, tar_index
-from data.open_catalog import open_catalog
-from data.shard_writer import write_shard
-from tests.data.remote.hostile import HostileServer
+from configs.sections.data_section import RemoteReads
+from data.index import shard_index, sidecar
+from data.index.open_catalog import open_catalog
+from data.pack.shard_writer import write_shard
+from tests.support.data.hostile_server import HostileServer
 
 
 def test_a_host_that_comes_later_finds_the_indexes_in_the_runs_folder(
@@ -28,5 +28,5 @@ def test_a_host_that_comes_later_finds_the_indexes_in_the_runs_folder(
     sidecar.publish()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second host"))
-    monkeypatch.setattr(tar_index, "build_index", lambda *_: pytest.fail("the shard is read once more"))
+    monkeypatch.setattr(shard_index, "build_index", lambda *_: pytest.fail("the shard is read once more"))
     assert open_catalog(url, reads(cache_dir=str(tmp_path / "other cache"))).count == catalog.count == 50

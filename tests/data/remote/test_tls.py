@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from configs.errors import DataError
-from configs.recipe_data import RemoteReads
+from configs.sections.data_section import RemoteReads
 from data.remote.remote_shard import open_remote
-from tests.data.remote import hostile
 from tests.data.remote.conftest import checksums_of, contents_of
+from tests.support.data import hostile_server
 
 CONTENTS = contents_of(3 << 20)
 DAY = timedelta(days=1)
@@ -37,14 +37,16 @@ def certificate(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def serve_tls(certificate: Path, serve: Callable[..., hostile.HostileServer]) -> Callable[..., hostile.HostileServer]:
+def serve_tls(
+    certificate: Path, serve: Callable[..., hostile_server.HostileServer]
+) -> Callable[..., hostile_server.HostileServer]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, certificate.with_name("key.pem"))
     return lambda *faults, **settings: serve({"a.tar": CONTENTS}, *faults, tls=context, **settings)
 
 
 def test_over_tls_each_byte_is_asked_for_once_and_faults_cost_none(
-    serve_tls: Callable[..., hostile.HostileServer],
+    serve_tls: Callable[..., hostile_server.HostileServer],
     reads: Callable[..., RemoteReads],
     certificate: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -56,13 +58,13 @@ def test_over_tls_each_byte_is_asked_for_once_and_faults_cost_none(
     calm.ranges.clear()
     assert b"".join(shard.stream()) == CONTENTS
     assert sum(stop - start for start, stop in calm.ranges) == len(CONTENTS)
-    shard = open_remote(serve_tls(*hostile.PASSING, share=0.3, seed=3).url("a.tar"), reads(tries=40))
+    shard = open_remote(serve_tls(*hostile_server.PASSING, share=0.3, seed=3).url("a.tar"), reads(tries=40))
     shard.expect(checksums_of(CONTENTS))
     assert b"".join(shard.stream()) == CONTENTS
 
 
 def test_a_certificate_that_nobody_vouches_for_or_of_another_name_ends_the_read_at_once(
-    serve_tls: Callable[..., hostile.HostileServer],
+    serve_tls: Callable[..., hostile_server.HostileServer],
     reads: Callable[..., RemoteReads],
     certificate: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,0 +1,114 @@
+"""What a job does about a lost host, a warning and its own past. Pure."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.hosts.resources import goes_into
+from configs.recipe import Workers
+from configs.sections.slurm_section import Slurm
+
+REJOIN_S = 15.0  # a Ray that died, rather than its host, is back by then
+TWICE = 2
+Event = dict[str, Any]
+
+
+def workers_that_fit(workers: Workers, hosts: int, cpus: int, gpus: int) -> int:
+    """On `hosts` with `cpus` and `gpus` each."""
+    per_host = goes_into(workers.cpus, cpus)
+    if workers.gpus:
+        per_host = min(per_host, gpus // workers.gpus)
+    return hosts * per_host
+
+
+def patience_s(slurm: Slurm, workers: Workers, room: int) -> float | None:
+    """How long the run goes on without a lost host; None: for good. `room`: the workers that fit on what is left."""
+    if room >= workers.most:  # it was a spare one
+        return None
+    if slurm.on_node_loss == "wait":
+        return float(slurm.wait_s)
+    return None if slurm.on_node_loss == "continue" and room >= workers.least else REJOIN_S
+
+
+def requeues_in_a_row(events: Sequence[Event], job: str) -> int:
+    """Requeues of the job since it was submitted, or since the newest checkpoint."""
+    count = 0
+    for event in _since_submitted(events, job):
+        count = 0 if event["event"] == "checkpoint" else count + (event["event"] == "requeued" and _is_of(event, job))
+    return count
+
+
+def is_cancelled(events: Sequence[Event], job: str) -> bool:
+    """Whether `stoker cancel` came, and nothing has come of it yet."""
+    kinds = ("submitted", "job_started", "job_ended", "cancelled")
+    own = [event["event"] for event in events if event["event"] in kinds and _is_of(event, job)]
+    return own[-1:] == ["cancelled"]
+
+
+def unreliable_hosts(events: Sequence[Event], job: str) -> list[str]:
+    """Those that failed twice in this job, or did not pass their health check; the last to fail is the first."""
+    lost: Counter[str] = Counter()
+    failed: list[str] = []
+    for start in _starts(_since_submitted(events, job), job):
+        blamed = _blamed(start)
+        for kind, host in ((event["event"], str(event.get("host"))) for event in start):
+            lost[host] += kind == "host_lost" and host in blamed
+            if kind == "host_unfit" or (kind == "host_lost" and lost[host] >= TWICE):
+                failed.append(host)
+    return list(dict.fromkeys(reversed(failed)))
+
+
+def _starts(events: Sequence[Event], job: str) -> list[list[Event]]:
+    starts: list[list[Event]] = [[]]
+    for event in events:
+        if event["event"] == "job_started" and _is_of(event, job):
+            starts.append([])
+        if _is_of(event, job):
+            starts[-1].append(event)
+    return starts
+
+
+def _blamed(start: Sequence[Event]) -> set[str]:
+    """Of the hosts that were lost in one start, those that may be the cause: if it was the first one, it alone."""
+    lost = {str(event["host"]) for event in start if event["event"] == "host_lost"}
+    hosts = [str(host) for event in start if event["event"] == "job_started" for host in event["hosts"]]
+    head, others = hosts[:1], hosts[1:]
+    if lost.intersection(head):
+        return set(head)
+    return set() if len(others) > 1 and lost >= set(others) else lost
+
+
+def _since_submitted(events: Sequence[Event], job: str) -> Sequence[Event]:
+    submitted = [at for at, event in enumerate(events) if event["event"] == "submitted" and _is_of(event, job)]
+    return events[submitted[-1] :] if submitted else events
+
+
+def _is_of(event: Event, job: str) -> bool:
+    return event.get("job") == job
+
+
+def excludable(unreliable: Sequence[str], can_do_without: Callable[[Sequence[str]], bool]) -> list[str]:
+    """As many of `unreliable`, in this order, as the cluster has others for."""
+    chosen: list[str] = []
+    for host in unreliable:
+        if can_do_without([*chosen, host]):
+            chosen.append(host)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a start of the job ended: `code` for Slurm, and whether the run is to go on in another start."""
+
+    code: int
+    why: str
+    requeue: bool = False
+
+
+def may_requeue(state: str, reason: str) -> bool:
+    """Whether it is for the job to requeue itself, by what scontrol says of it.
+
+    A job that is completing while we still run was cancelled or requeued by somebody, unless its time is over.
+    """
+    return state == "RUNNING" or reason == "TimeLimit"

@@ -1,0 +1,55 @@
+"""The Slurm jobs of a run, by its ledger."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.run.ledger import Event
+from cluster.slurm.scheduler import JobState, Scheduler
+from configs.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class Known:
+    """A job of the run, and where it stands."""
+
+    job_id: str
+    state: JobState
+
+
+def job_ids(events: Sequence[Event]) -> list[str]:
+    """Of all jobs that were submitted for the run, oldest first."""
+    return list(dict.fromkeys(str(event["job"]) for event in events if event["event"] == "submitted"))
+
+
+def known_state(job_id: str, events: Sequence[Event], scheduler: Scheduler) -> JobState:
+    """What Slurm says; what the ledger says when Slurm is not to be had here, or has forgotten the job.
+
+    A job that Slurm has forgotten is over, whatever was written down last: it may have been killed.
+    """
+    try:
+        state = scheduler.state(job_id)
+    except ClusterError:
+        return from_ledger(job_id, events)
+    if state is not None:
+        return state
+    told = from_ledger(job_id, events)
+    return told if told.name in ("ENDED", "CANCELLED") else JobState("ENDED", "forgotten by Slurm", "squeue")
+
+
+_NAMES = {
+    **{"submitted": "PENDING", "queued": "PENDING", "requeued": "PENDING", "job_started": "RUNNING"},
+    **{"warned": "RUNNING", "host_lost": "RUNNING", "host_back": "RUNNING"},
+    **{"job_ended": "ENDED", "cancelled": "CANCELLED"},
+}
+
+
+def from_ledger(job_id: str, events: Sequence[Event]) -> JobState:
+    """By the last event of the job."""
+    own = [event["event"] for event in events if event.get("job") == job_id and event["event"] in _NAMES]
+    return JobState(_NAMES[own[-1]] if own else "UNKNOWN", source="the ledger")
+
+
+def live_jobs(events: Sequence[Event], scheduler: Scheduler) -> list[Known]:
+    """Those that wait, run, or are in a state that we do not know."""
+    known = [Known(job_id, known_state(job_id, events, scheduler)) for job_id in job_ids(events)]
+    return [job for job in known if not job.state.over and job.state.name != "ENDED"]

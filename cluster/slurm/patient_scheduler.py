@@ -1,0 +1,48 @@
+"""Asks Slurm again while its controller is away: it fails over, or is overloaded by what preempts this very job."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+
+from cluster.slurm.scheduler import Answer, NoAnswerError, SlurmCommands, run
+
+PATIENCE_S = 900.0
+_FIRST_S, _MOST_S = 1.0, 15.0  # between two tries
+# Slurm's words (src/common/slurm_errno.c) for what another try may mend.
+_AWAY = re.compile(
+    r"unable to contact|not responding|timed out|connection|zero bytes|communication|standby|transitional|try again"
+    r"|temporarily|host is down",
+    re.IGNORECASE,
+)
+
+Execute = Callable[..., Answer]
+
+
+def patient(execute: Execute, say: Callable[[str], None], patience_s: float = PATIENCE_S) -> Execute:
+    """`execute` that does not give up before `patience_s` while Slurm is away; other failures come at once."""
+
+    def ask(command: Sequence[str], text: str = "") -> Answer:
+        deadline, pause_s = time.monotonic() + patience_s, _FIRST_S
+        while True:
+            failure: NoAnswerError | Answer
+            try:
+                failure = execute(command, text)
+                if failure.status == 0 or not _AWAY.search(failure.err + failure.out):
+                    return failure
+            except NoAnswerError as error:
+                failure = error
+            if time.monotonic() + pause_s > deadline:
+                if isinstance(failure, NoAnswerError):
+                    raise failure
+                return failure
+            if pause_s == _FIRST_S:
+                say(f"{command[0]} had no answer from Slurm's controller: asking again for {patience_s:.0f} s")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MOST_S)
+
+    return ask
+
+
+def patient_commands(say: Callable[[str], None]) -> SlurmCommands:
+    """For a job, which would be lost if it gave up."""
+    return SlurmCommands(patient(run, say))

@@ -1,0 +1,127 @@
+"""Files, tables and arrays -> train and val shards with a manifest: what `stoker data pack` calls.
+
+Every function makes OUT/train-*.tar, OUT/val-*.tar and OUT/manifest.json as `data.pack.run.pack` says, in the same
+bytes whatever `how` is, and raises its DataErrors.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from configs.errors import DataError
+from data.pack.packing_run import How, Packed, pack
+from data.pack.partial_folder import partial_folder
+from data.pack.shard_writer import DEFAULT_LIMITS, ShardLimits
+from data.pack_inputs.file_inputs import image_inputs, text_inputs
+from data.pack_inputs.list_files import list_files
+from data.pack_inputs.table_inputs import Columns, table_inputs
+from data.pack_inputs.text_part import Encoding, open_encoding
+from data.pack_inputs.token_arrays import Cuts, array_inputs
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_HERE = How()
+
+
+def pack_text(
+    folder: Path,
+    pattern: str,
+    out: Path,
+    val_fraction: float,
+    limits: ShardLimits = DEFAULT_LIMITS,
+    how: How = _HERE,
+    tokenizer: str | None = None,
+) -> Packed:
+    """Files of `folder` that match a glob, as part txt, or with a tokenizer (`bytes`, or a tokenizer.json) as part npy.
+
+    Files that are empty or not UTF-8 are left out and counted. DataError: nothing matches.
+    """
+    with _planning(folder, out):
+        listing = list_files(folder, pattern, _outputs(out), how.say)
+        inputs = text_inputs(listing, {"glob": pattern}, _encoding(tokenizer))
+    return pack(inputs, out, val_fraction, limits, how)
+
+
+def pack_images(
+    folder: Path,
+    out: Path,
+    val_fraction: float,
+    limits: ShardLimits = DEFAULT_LIMITS,
+    how: How = _HERE,
+    classes: list[str] | None = None,
+    check: bool = False,
+) -> Packed:
+    """`folder`/CLASS/*.jpg (jpeg, png, webp), bytes kept, with part cls; out/classes.json lists the classes by number.
+
+    Files of other kinds are left out and counted; with `check`, images that cannot be decoded too.
+    DataError: there are no images, or a class is not among `classes`.
+    """
+    with _planning(folder, out):
+        inputs = image_inputs(list_files(folder, "**/*", _outputs(out), how.say), classes, check)
+    return pack(inputs, out, val_fraction, limits, how)
+
+
+def pack_table(
+    source: Path,
+    columns: Columns,
+    out: Path,
+    val_fraction: float,
+    limits: ShardLimits = DEFAULT_LIMITS,
+    how: How = _HERE,
+    tokenizer: str | None = None,
+) -> Packed:
+    """Rows of a CSV, TSV, JSONL or Parquet file, or of all in a folder. DataError: see data.pack.table_inputs."""
+    with _planning(source, out):
+        inputs = table_inputs(source, columns, _encoding(tokenizer), _outputs(out), how.say)
+    return pack(inputs, out, val_fraction, limits, how)
+
+
+def pack_arrays(
+    source: Path,
+    cuts: Cuts,
+    out: Path,
+    val_fraction: float,
+    limits: ShardLimits = DEFAULT_LIMITS,
+    how: How = _HERE,
+    vocab: int | None = None,
+) -> Packed:
+    """Token ids of .npy files as part npy. DataError: see data.pack.arrays."""
+    with _planning(source, out):
+        inputs = array_inputs(source, cuts, vocab, _outputs(out), how.say)
+    return pack(inputs, out, val_fraction, limits, how)
+
+
+def read_classes(path: Path) -> list[str]:
+    """The classes of another packing, its classes.json. DataError: it is not a list of names, each once."""
+    try:
+        classes = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as classes ({error}): name a classes.json") from error
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise DataError(f"{path}: not a list of names: name a classes.json")
+    if len(set(classes)) < len(classes):
+        raise DataError(f"{path}: names a class twice: keep each once")
+    return classes
+
+
+def _encoding(tokenizer: str | None) -> Encoding | None:
+    return None if tokenizer is None else open_encoding(tokenizer)
+
+
+def _outputs(out: Path) -> list[Path]:
+    return [out, partial_folder(out)]
+
+
+@contextmanager
+def _planning(source: Path, out: Path) -> Iterator[None]:
+    """DataError: a place is not local, or the source cannot be read."""
+    for path in (source, out):
+        if _URL.match(str(path)):
+            raise DataError(f"{path}: only local folders can be packed: pack there, then copy the shards")
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or source}: cannot be read ({error.strerror or error}): correct it"
+        ) from error

@@ -1,0 +1,80 @@
+"""Which downloaded bytes are believed. Pure but for the downloads it is given."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+import xxhash
+
+from configs.errors import DamagedDataError
+from data.shards.shard import CHECKED_BYTES, Checksums, checksum
+
+PIECE_BYTES = 1 << 20
+_PIECE_BLOCKS = PIECE_BYTES // CHECKED_BYTES
+
+Judge = Callable[[int, memoryview], bool]
+
+
+def believe(_piece: int, _contents: memoryview) -> bool:
+    """For links that TLS protects."""
+    return True
+
+
+def matching(expected: Checksums) -> Judge:
+    """Whether each block of a piece is as it was when the shard was indexed."""
+
+    def judge(piece: int, contents: memoryview) -> bool:
+        blocks = [checksum(contents[i : i + CHECKED_BYTES]) for i in range(0, len(contents), CHECKED_BYTES)]
+        first = piece * _PIECE_BLOCKS
+        return np.array_equal(expected.blocks[first : first + len(blocks)], np.array(blocks, np.uint64))
+
+    return judge
+
+
+def agreeing() -> Judge:
+    """Whether the same contents came before, by another request: what is flipped on the way is not flipped alike."""
+    seen: set[tuple[int, bytes]] = set()
+
+    def judge(piece: int, contents: memoryview) -> bool:
+        found = (piece, xxhash.xxh3_128_digest(contents))
+        if found in seen:
+            return True
+        seen.add(found)
+        return False
+
+    return judge
+
+
+def fetch_trusted(
+    name: str, pieces: Sequence[int], fetch: Callable[[int, int], memoryview], judge: Judge, rounds: int
+) -> dict[int, bytes]:
+    """The contents of ascending `pieces`, each asked for until `judge` believes it.
+
+    `fetch(first, count)` gives neighbouring pieces in one request.
+    DamagedDataError: not believed after `rounds` downloads.
+    """
+    trusted: dict[int, bytes] = {}
+    for _ in range(rounds):
+        for first, count in runs([piece for piece in pieces if piece not in trusted]):
+            contents = fetch(first, count)
+            for piece in range(first, first + count):
+                part = contents[(piece - first) * PIECE_BYTES :][:PIECE_BYTES]
+                if judge(piece, part):
+                    trusted[piece] = bytes(part)
+        if len(trusted) == len(pieces):
+            return trusted
+    bad = next(piece for piece in pieces if piece not in trusted)
+    raise DamagedDataError(
+        f"{name}: bytes {bad * PIECE_BYTES}-{(bad + 1) * PIECE_BYTES - 1} came differently from what is expected, "
+        f"{rounds} times: the shard is damaged: upload it again; if it was meant to change, remove its index, the file "
+        "*.stoker-idx.npz beside it and the folder stoker/index in ~/.cache (or XDG_CACHE_HOME)"
+    )
+
+
+def runs(pieces: Sequence[int], at_most: int | None = None) -> Iterator[tuple[int, int]]:
+    """(first, count) of neighbours among ascending pieces, no longer than `at_most`."""
+    for _, group in groupby(enumerate(pieces), key=lambda pair: pair[1] - pair[0]):
+        members = [piece for _, piece in group]
+        step = at_most or len(members)
+        for i in range(0, len(members), step):
+            yield members[i], len(members[i : i + step])

@@ -1,0 +1,182 @@
+"""Rows of tokens by item number: documents packed into rows and, for training, shuffled."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from configs.errors import DamagedDataError, DataError
+from configs.recipe import GptModel, Recipe
+from configs.sections.data_section import TextData, TokensData
+from data.arrays import Array, Ints, Say
+from data.index.catalog import Catalog
+from data.order import row_order
+from data.order.epochs import SampleStream
+from data.order.row_order import ROW_WINDOW_TOKENS
+from data.source import Skipped
+from data.text import best_fit_packing
+from data.text.best_fit_rows import FittedRows, load_packs, row_blocks
+from data.text.concat_packing import ConcatenatedRows, Piece, TokenStream
+from data.text.document_lengths import cause_of
+from data.text.documents import Documents, Reuse, open_documents
+
+IGNORED = -100
+NO_DOCUMENT = -1
+_TokenData = TextData | TokensData
+_VERSIONS = {"concat": row_order.VERSION, "best_fit": best_fit_packing.VERSION}
+
+
+class Layout(Protocol):
+    """What each row is made of; `count` rows make a pass."""
+
+    @property
+    def count(self) -> int: ...
+
+    def pieces(self, items: Ints) -> Iterator[list[Piece]]: ...
+
+
+class TextSource:
+    """tokens_BT and targets_BT int64; with data.document_mask also documents_BT, the number within the row or -1.
+
+    A data.source.Source. With best_fit or document_mask no target lies in another document than its input.
+    """
+
+    def __init__(
+        self, name: str, catalog: Catalog, documents: Documents, layout: Layout, data: _TokenData, context: int
+    ) -> None:
+        self.name = name
+        self.catalog = catalog
+        self.count = layout.count
+        self.fingerprint = f"{catalog.fingerprint} {documents.identity} {data.packing}-{_VERSIONS[data.packing]}"
+        self._documents = documents
+        # A micro-batch is filled, then its keys are asked for.
+        self._pieces = lru_cache(maxsize=16)(lambda items: list(layout.pieces(np.frombuffer(items, np.int64))))
+        self._context = context
+        self._data_packing = data.packing
+        self._stops = data.on_error == "stop"
+        self._marks_documents = data.document_mask
+        self._runs_on = data.packing == "concat" and not data.document_mask
+
+    def blank(self, rows: int) -> dict[str, Array]:
+        """End of document, or token 0 where the tokens were made elsewhere; targets -100, documents -1."""
+        fills = {"tokens_BT": self._documents.blank, "targets_BT": IGNORED}
+        if self._marks_documents:
+            fills["documents_BT"] = NO_DOCUMENT
+        return {name: np.full((rows, self._context), fill, np.int64) for name, fill in fills.items()}
+
+    def prefetch(self, items: Ints) -> None:
+        """See data.source.Source. Whole documents: rows from all over them are near in the stream."""
+        samples = {piece.sample for pieces in self._pieces(items.tobytes()) for piece in pieces}
+        self.catalog.prefetch(np.array(sorted(samples), np.int64))
+
+    def fill(self, items: Ints, rows: Ints, arrays: dict[str, Array]) -> list[Skipped]:
+        """Write item items[i] into row rows[i] of blank arrays; a piece that cannot be read stays blank, or raises."""
+        skipped: list[Skipped] = []
+        layout = self._pieces(items.tobytes())
+        self._documents.prepare(piece.sample for pieces in layout for piece in pieces)
+        for row, pieces in zip(rows.tolist(), layout, strict=True):
+            self._fill_row(pieces, arrays["tokens_BT"][row], arrays["targets_BT"][row], skipped)
+            if self._marks_documents:
+                for number, piece in enumerate(pieces):
+                    arrays["documents_BT"][row, piece.at : piece.at + piece.last - piece.first] = number
+        return skipped
+
+    def keys(self, items: Ints) -> list[str]:
+        """Per item, the documents of its row's input tokens: `key[first:last]` ranges joined by `|`.
+
+        The rows of a pass cover each input once, without gaps or overlaps.
+        """
+        return [
+            "|".join(f"{self.catalog.key(p.sample)}[{p.first}:{p.last}]" for p in pieces if p.last > p.first)
+            for pieces in self._pieces(items.tobytes())
+        ]
+
+    def close(self) -> None:
+        """Let go of open files."""
+        self.catalog.close()
+
+    def left_out(self) -> list[Skipped]:
+        """See data.source.Source. A document of unknown length has one token: end to end, its row tells of it."""
+        if self._data_packing == "concat":
+            return []
+        where = [(self.catalog.shards[self.catalog.place(s)[0]].name, s) for s in sorted(self._documents.unreadable)]
+        return [Skipped(shard, self.catalog.key(s), self._documents.unreadable[s]) for shard, s in where]
+
+    def _fill_row(self, pieces: list[Piece], tokens_T: Ints, targets_T: Ints, skipped: list[Skipped]) -> None:
+        follows = False
+        for sample, first, last, at, has_next in pieces:
+            count = last - first
+            if not (count or self._runs_on):
+                continue
+            try:
+                ids = self._documents.read(sample, first, last + has_next)
+            except DamagedDataError as error:
+                if self._stops:
+                    raise
+                if count:  # else the row that has its inputs tells
+                    skipped.append(self._skipped(sample, error))
+                follows = False
+                continue
+            tokens_T[at : at + count] = ids[:count]
+            targets_T[at : at + len(ids) - 1] = ids[1:]
+            if follows:
+                targets_T[at - 1] = ids[0]
+            follows = self._runs_on
+
+    def _skipped(self, sample: int, error: DamagedDataError) -> Skipped:
+        shard = self.catalog.shards[self.catalog.place(sample)[0]].name
+        return Skipped(shard, self.catalog.key(sample), cause_of(self.catalog, sample, error))
+
+
+def open_text_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | None, say: Say) -> TextSource:
+    """Rows of recipe.model.context tokens, endless and shuffled with a seed, one pass in shard order with None.
+
+    DataError: a sample is not what the recipe says, or there is nothing to learn.
+    """
+    data, model = recipe.data, recipe.model
+    assert data.kind != "image" and isinstance(model, GptModel), "the schema refuses other pairs"
+    lanes = 1 if seed is None else data.lanes
+    layout: Layout
+    if data.packing == "best_fit":
+        window_tokens = max(ROW_WINDOW_TOKENS, lanes * best_fit_packing.segment_tokens(model.context))
+        documents = open_documents(catalog, data, say, Reuse(window_tokens, lanes))
+        layout = _fitted(catalog, documents, data, model.context, seed, lanes, say)
+    else:
+        documents = open_documents(catalog, data, say, Reuse(ROW_WINDOW_TOKENS, lanes))
+        layout = _concatenated(catalog, documents, data, model.context, seed, lanes)
+    return TextSource(name, catalog, documents, layout, data, model.context)
+
+
+def _concatenated(
+    catalog: Catalog, documents: Documents, data: _TokenData, context: int, seed: int | None, lanes: int
+) -> ConcatenatedRows:
+    blocks = catalog.blocks()
+    tokens = documents.lengths.block_totals(blocks)
+    if tokens.sum() < 2:
+        raise _nothing_to_learn(catalog, f"{tokens.sum()} tokens")
+    stream = SampleStream(blocks, data.shuffle_window_bytes, catalog.fingerprint, seed, lanes, tokens)
+    key = None if seed is None else (catalog.fingerprint, seed)
+    return ConcatenatedRows(TokenStream(stream, documents.lengths, tokens), context, key, lanes)
+
+
+def _fitted(
+    catalog: Catalog, documents: Documents, data: _TokenData, context: int, seed: int | None, lanes: int, say: Say
+) -> FittedRows:
+    packs = load_packs(catalog, documents, context, say)
+    inputs = sum(int(pack.segment_inputs.sum()) for pack in packs)
+    if not inputs:
+        raise _nothing_to_learn(catalog, "no document of two tokens")
+    input_bytes = int(catalog.blocks().bytes.sum()) / inputs
+    window_bytes = data.shuffle_window_bytes
+    if documents.window_tokens is not None:
+        window_bytes = max(1, min(window_bytes, int(documents.window_tokens * input_bytes)))
+    stream = SampleStream(row_blocks(packs, input_bytes), window_bytes, catalog.fingerprint, seed, lanes)
+    return FittedRows(packs, catalog.starts, documents.lengths, context, stream)
+
+
+def _nothing_to_learn(catalog: Catalog, found: str) -> DataError:
+    return DataError(
+        f"{catalog.shards[0].name}: {found} in {catalog.count} samples, where a row needs at least 2: "
+        "name shards with text"
+    )

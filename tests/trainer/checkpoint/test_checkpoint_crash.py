@@ -1,0 +1,172 @@
+"""A writer that is killed anywhere in a commit leaves the old newest checkpoint or the new one, whole."""
+
+import os
+import random
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.recipe import Checkpoint
+from tests.support.syscalls import kill_after, kill_at_system_call
+from trainer.checkpoint.commit import Commit, Part
+from trainer.checkpoint.folder_store import FolderStore
+from trainer.checkpoint.manifest import Manifest, StoredFragment
+from trainer.checkpoint.rank_receipts import Receipts, clean_receipts
+from trainer.checkpoint.reader import CheckpointReader, verify
+from trainer.checkpoint.retention import superfluous
+from trainer.checkpoint.safetensors_file import TensorSpec, plan_tensor_file
+from trainer.checkpoint.store_protocol import Save
+
+ELEMENTS = 3000
+OLD, NEW = 5, 10
+KEPT = Checkpoint(keep_last=1)
+
+
+def header(step: int, attempt: int = 1) -> Manifest:
+    shapes = {"weight": [ELEMENTS]}
+    return Manifest(step, 8 * step, 128 * step, attempt, 1, "test", 1, {}, "", "", {}, shapes)
+
+
+def part_of(step: int, rank: int, ranks: int) -> Part:
+    """`rank`'s share of a parameter whose every element is the step."""
+    first, last = ELEMENTS * rank // ranks, ELEMENTS * (rank + 1) // ranks
+    values = np.full(last - first, step, np.float32)
+    fragment = StoredFragment("weight", "master", first, last - first, f"rank-{rank}.safetensors", 0)
+    plan = plan_tensor_file([TensorSpec(fragment.key, "F32", values.shape, values.nbytes)], {"F32": 4})
+    image = memoryview(bytearray(plan.header + values.tobytes()))
+    placed = replace(fragment, offset=plan.offsets[fragment.key])
+    return Part(header(step), fragment.file, image, [placed], {})
+
+
+def commit(root: Path, step: int, rank: int = 0, ranks: int = 1, attempt: int = 1) -> None:
+    """All acts of one rank in one save, as CheckpointWriter does them."""
+    store = FolderStore(root)
+    save = Save(attempt, 1, step)
+    acts = Commit(store, Receipts(root, save), save, rank=rank, ranks=ranks)
+    stored, file = acts.store_part(part_of(step, rank, ranks))
+    if rank == 0:
+        acts.publish(header(step))
+    acts.read_back(stored, file)
+    if rank == 0:
+        acts.await_read_back()
+        for old in superfluous(store.steps(), {}, KEPT):
+            store.remove(old)
+
+
+def check_whole(root: Path) -> int:
+    """What a reader finds is whole and of one step; then what the crash left is cleaned away. Returns the step."""
+    store = FolderStore(root)
+    steps = store.steps()
+    assert steps, "no checkpoint at all"
+    for step in steps:
+        with CheckpointReader(store.at(step), verify(store.at(step))) as reader:
+            read = reader.read("master", "weight")
+            assert read is not None
+            assert read(0, ELEMENTS).unique().tolist() == [step]
+    store.clean()
+    clean_receipts(root)
+    assert sorted(path.name for path in root.iterdir()) == [f"step-{step:08d}" for step in steps]
+    return steps[-1]
+
+
+def start_over(root: Path) -> None:
+    """Back to the old checkpoint alone."""
+    store = FolderStore(root)
+    for step in store.steps():
+        if step != OLD:
+            store.remove(step)
+    if OLD not in store.steps():
+        commit(root, OLD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_at_every_system_call_of_either_of_two_ranks_a_whole_checkpoint_remains(
+    tmp_path: Path, victim: int
+) -> None:
+    """When one rank dies the other is killed as well, as the end of an attempt does it."""
+    start_over(tmp_path)
+    number, found, calls = 0, set(), 1
+    while number <= calls:
+        number += 1
+        start_over(tmp_path)
+        other = _fork_commit(tmp_path, 1 - victim, 2)
+        entered = kill_at_system_call(lambda: commit(tmp_path, NEW, victim, 2), number)
+        if entered < number:  # it came to its end: wait for the other
+            os.waitpid(other, 0)
+        else:
+            calls = max(calls, entered + 1)
+            time.sleep(random.Random(number).random() * 0.002)
+            os.kill(other, signal.SIGKILL)
+            os.waitpid(other, 0)
+        found.add(check_whole(tmp_path))
+    assert number > 40
+    assert found == {OLD, NEW}
+
+
+def _fork_commit(root: Path, rank: int, ranks: int) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            commit(root, NEW, rank, ranks)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def _kill_at_random_instants(root: Path, times: int) -> set[int]:
+    rng, found, span_s, done = random.Random(7), set[int](), max(_commit_s(root) for _ in range(5)), 0
+    while done < times or len(found) < 2:  # how long a commit takes changes with the machine's load
+        done += 1
+        start_over(root)
+        kill_after(lambda: commit(root, NEW), rng.random() * span_s)
+        found.add(check_whole(root))
+    return found
+
+
+def _commit_s(root: Path) -> float:
+    """How long a forked commit takes that nobody kills."""
+    start_over(root)
+    started = time.monotonic()
+    os.waitpid(_fork_commit(root, 0, 1), 0)
+    return time.monotonic() - started
+
+
+def test_killed_at_random_instants_a_whole_checkpoint_remains(tmp_path: Path) -> None:
+    assert _kill_at_random_instants(tmp_path, 40) == {OLD, NEW}
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_killed_at_a_thousand_random_instants_a_whole_checkpoint_remains(tmp_path: Path) -> None:
+    assert _kill_at_random_instants(tmp_path, 1000) == {OLD, NEW}
+
+
+def test_a_rank_of_an_older_attempt_cannot_hand_its_part_to_a_newer_one(tmp_path: Path) -> None:
+    stale, save = Save(1, 1, NEW), Save(2, 1, NEW)
+    for each, rank in ((stale, 1), (save, 0)):
+        acts = Commit(FolderStore(tmp_path), Receipts(tmp_path, each), each, rank=rank, ranks=2)
+        acts.store_part(part_of(NEW, rank, 2))
+    given_up = threading.Event()
+    given_up.set()  # or it would wait for rank 1 of its own attempt
+    acts = Commit(FolderStore(tmp_path), Receipts(tmp_path, save), save, rank=0, ranks=2, given_up=given_up.is_set)
+    with pytest.raises(Exception, match="another rank failed"):
+        acts.publish(header(NEW))
+    assert FolderStore(tmp_path).steps() == []
+
+
+def test_two_ranks_commit_again_and_again_without_getting_in_each_others_way(tmp_path: Path) -> None:
+    """Rank 0 removes the receipts as soon as it has seen the last: no rank may touch them after."""
+    for step in range(1, 101):
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(commit, tmp_path, step, rank, 2) for rank in (0, 1)]:
+                done.result()
+    assert check_whole(tmp_path) == 100

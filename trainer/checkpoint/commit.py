@@ -1,0 +1,171 @@
+"""One save: each rank stores its part, rank 0 publishes, each rank reads its part back from the medium.
+
+Knows nothing of torch: what is committed is bytes in host memory.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from configs.errors import CheckpointError, DamagedCheckpointError, SupersededError
+from trainer.checkpoint.block_files import (
+    BLOCK_BYTES,
+    block_digest,
+    block_digests,
+    block_spans,
+    digest_of_block,
+    host_memory,
+)
+from trainer.checkpoint.manifest import Manifest, StoredBuffer, StoredFile, StoredFragment, check_coverage
+from trainer.checkpoint.rank_receipts import Receipts
+from trainer.checkpoint.store_protocol import CheckpointFolder, CheckpointStore, Save, StoredBytes, read_manifest
+
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One rank's share of a checkpoint: the image of its safetensors file and what lies where in it."""
+
+    header: Manifest  # complete but for files, fragments and buffers
+    file: str
+    image: memoryview
+    fragments: list[StoredFragment]
+    buffers: dict[str, StoredBuffer]
+
+
+class Commit:
+    """The acts of one rank in one save, in the order of the methods."""
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        receipts: Receipts,
+        save: Save,
+        *,
+        rank: int,
+        ranks: int,
+        given_up: Callable[[], bool] = lambda: False,
+        superseded: Callable[[], bool] = lambda: False,
+        verify: Callable[[CheckpointFolder], object] = read_manifest,
+    ) -> None:
+        """`superseded`: whether a newer attempt has begun, after which this one changes no checkpoint.
+
+        `verify` raises DamagedCheckpointError for a published checkpoint that is not what was written.
+        """
+        self._verify = verify
+        self.kept = False  # `publish` has found the checkpoint of an earlier try whole: it stays in this one's place
+        self._store, self._receipts, self._save = store, receipts, save
+        self._rank, self._ranks, self._given_up, self._superseded = rank, ranks, given_up, superseded
+        self._staging = store.staging(save)
+        self._next_look = 0.0  # for a newer attempt, while waiting
+
+    def store_part(self, part: Part) -> tuple[StoredFile, StoredBytes]:
+        """Store this rank's file and tell rank 0, also of a failure. Raises what went wrong."""
+        try:
+            with ThreadPoolExecutor(1) as pool:  # hashing needs a processor, writing the medium
+                sha256 = pool.submit(lambda: hashlib.sha256(part.image).hexdigest())
+                file = self._staging.write(part.file, part.image)
+                blocks = block_digests(part.image)
+            name = self._staging.file_name(part.file)
+            stored = StoredFile(name, len(part.image), sha256.result(), blocks)
+        except Exception as error:
+            self._post("stored", {"error": f"rank {self._rank} could not write {part.file}: {error}"})
+            raise
+        fragments = [asdict(replace(fragment, file=name)) for fragment in part.fragments]
+        buffers = {key: asdict(replace(buffer, file=name)) for key, buffer in part.buffers.items()}
+        self._post("stored", {"file": asdict(stored), "fragments": fragments, "buffers": buffers})
+        return stored, file
+
+    def publish(self, header: Manifest) -> Manifest:
+        """On rank 0: wait for every part, then write the manifest, which makes the checkpoint.
+
+        A newer attempt first records that it has begun, then takes all staging away. So, after the last part: either
+        this sees the record, or what it would publish is taken away as a whole, or it was published before.
+        """
+        parts = self._await("stored")
+        manifest = replace(
+            header,
+            files=[StoredFile(**part["file"]) for part in parts],
+            fragments=[StoredFragment(**entry) for part in parts for entry in part["fragments"]],
+            buffers={name: StoredBuffer(**entry) for part in parts for name, entry in part["buffers"].items()},
+        )
+        check_coverage(manifest)
+        self.check_current()
+        if not self._staging.publish(manifest.encode()):
+            self._keep_or_replace(manifest)
+        return manifest
+
+    def _keep_or_replace(self, manifest: Manifest) -> None:
+        """An earlier try published its own and was doubted, maybe for no reason: one that is whole stays."""
+        try:
+            self._verify(self._store.at(self._save.step))
+            self.kept = True
+        except DamagedCheckpointError as error:
+            self.check_current()
+            aside = self._store.put_aside(self._save.step)
+            if not self._staging.publish(manifest.encode()):
+                raise CheckpointError(f"{error}; put aside as {aside}, and another one came in its place") from error
+
+    def check_current(self) -> None:
+        """Raises SupersededError once a newer attempt has begun."""
+        if self._superseded():
+            raise SupersededError("a newer attempt of this run has begun")
+
+    def read_back(self, stored: StoredFile, file: StoredBytes) -> None:
+        """Compare this rank's file, as the medium has it now, with what was to be written; tell rank 0."""
+        try:
+            bad = _first_bad_block(stored, file)
+            if bad is not None:
+                start = bad * BLOCK_BYTES
+                raise DamagedCheckpointError(f"{stored.name} reads otherwise than it was written, from byte {start} on")
+        except Exception as error:
+            damaged = isinstance(error, DamagedCheckpointError | EOFError | FileNotFoundError)
+            self._post("read-back", {"error": str(error), "damaged": damaged})
+            raise
+        finally:
+            file.close()
+        self._post("read-back", {})
+
+    def await_read_back(self) -> None:
+        """On rank 0: raises DamagedCheckpointError for a part that is not what was written.
+
+        CheckpointError when that is not known.
+        """
+        self._await("read-back")
+        self._receipts.discard()
+
+    def discard(self) -> None:
+        """On rank 0, after a failure before publication: a full disk needs the room now."""
+        self._staging.discard()
+        self._receipts.discard()
+
+    def _post(self, stage: str, content: dict[str, Any]) -> None:
+        self._receipts.post(stage, self._rank, content)
+
+    def _await(self, stage: str) -> list[dict[str, Any]]:
+        try:
+            return self._receipts.await_all(stage, self._ranks, self._waits_in_vain)
+        except CheckpointError:
+            self.check_current()  # then that is the cause: it has removed the receipts
+            raise
+
+    def _waits_in_vain(self) -> bool:
+        if self._given_up():
+            return True
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _LOOK_S
+        return self._superseded()
+
+
+def _first_bad_block(stored: StoredFile, file: StoredBytes) -> int | None:
+    memory = host_memory(BLOCK_BYTES)
+    for block, (start, stop) in enumerate(block_spans(stored.bytes)):
+        file.read_into(start, memory, stop - start)
+        if block_digest(memory[: stop - start]) != digest_of_block(stored.blocks, block):
+            return block
+    return None

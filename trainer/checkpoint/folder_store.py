@@ -1,0 +1,125 @@
+"""Checkpoints in a folder of a file system that all workers share: published by a rename."""
+
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+from data.atomic import sync_folder
+from trainer.checkpoint.block_files import BlockFile, write_file
+from trainer.checkpoint.manifest import MANIFEST
+from trainer.checkpoint.store_protocol import Save, of_older_attempt
+
+_STEP = re.compile(r"^step-(\d{8,})$")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def published_steps(root: Path) -> list[int]:
+    """Steps of the checkpoints in `root`, oldest first."""
+    if not root.is_dir():
+        return []
+    matches = (_STEP.match(path.name) for path in root.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+class LocalCheckpoint:
+    """A published checkpoint: a folder that is never changed again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.where = str(path)
+
+    def manifest(self) -> bytes:
+        return (self._path / MANIFEST).read_bytes()
+
+    def open(self, name: str) -> BlockFile:
+        return BlockFile(self._path / name)
+
+
+class LocalStaging:
+    """A hidden folder beside the published ones."""
+
+    def __init__(self, root: Path, save: Save) -> None:
+        self._root, self._save = root, save
+        self._path = root / f".staging-{save.name}"
+
+    def file_name(self, name: str) -> str:
+        return name
+
+    def write(self, name: str, image: memoryview) -> BlockFile:
+        self._path.mkdir(parents=True, exist_ok=True)
+        path = self._path / name
+        try:
+            write_file(path, image)
+        except OSError:
+            path.unlink(missing_ok=True)  # a full disk has no room for anything else until it is gone
+            raise
+        return BlockFile(path)
+
+    def publish(self, manifest: bytes) -> bool:
+        target = self._root / step_name(self._save.step)
+        if target.exists() and not of_older_attempt(LocalCheckpoint(target), self._save):
+            return False  # what was staged is removed at the next cleaning: it may still be needed
+        write_file(self._path / MANIFEST, memoryview(manifest))
+        sync_folder(self._path)
+        if target.exists():
+            _put_in_trash(target)
+        self._path.rename(target)
+        sync_folder(self._root)
+        return True
+
+    def discard(self) -> None:
+        shutil.rmtree(self._path)
+
+
+class FolderStore:
+    """`root`/step-NNNNNNNN for each checkpoint; names that start with a dot or `damaged-` are none."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.where = str(root)
+
+    def steps(self) -> list[int]:
+        return published_steps(self._root)
+
+    def at(self, step: int) -> LocalCheckpoint:
+        return LocalCheckpoint(self._root / step_name(step))
+
+    def staging(self, save: Save) -> LocalStaging:
+        return LocalStaging(self._root, save)
+
+    def probe(self) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        path = self._root / f".probe-{uuid.uuid4().hex}"
+        path.write_bytes(b"probe")
+        path.unlink()
+
+    def put_aside(self, step: int) -> str:
+        path = self._root / step_name(step)
+        taken = sum(1 for _ in self._root.glob(f"damaged-{path.name}*"))
+        aside = path.with_name(f"damaged-{path.name}" + (f".{taken}" if taken else ""))
+        path.rename(aside)
+        sync_folder(self._root)
+        return aside.name
+
+    def damaged(self) -> bool:
+        return any(self._root.glob("damaged-*"))
+
+    def remove(self, step: int) -> None:
+        shutil.rmtree(_put_in_trash(self._root / step_name(step)))
+
+    def clean(self) -> None:
+        for path in self._root.glob(".staging-*"):
+            _put_in_trash(path)  # at once, or what a stale writer publishes now would be half of it
+        for path in self._root.glob(".trash-*"):
+            shutil.rmtree(path)
+
+
+def _put_in_trash(path: Path) -> Path:
+    trash = path.with_name(f".trash-{path.name}")
+    if trash.exists():
+        shutil.rmtree(trash)
+    return path.rename(trash)

@@ -1,0 +1,132 @@
+"""Where checkpoints lie: what the writer, the reader, retention and the commands need of a place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from configs.errors import CheckpointError, DamagedCheckpointError
+from trainer.checkpoint.manifest import MANIFEST, Manifest, StoredFile, decode_manifest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Save:
+    """Which save of which attempt: no other save, of this attempt or another, shares its staging."""
+
+    attempt: int
+    number: int
+    step: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.attempt}-{self.number}-{self.step:08d}"
+
+
+class StoredBytes(Protocol):
+    """One file of a checkpoint, open for reading at any place; threads may share it."""
+
+    def size_bytes(self) -> int: ...
+
+    def read_into(self, offset: int, into: memoryview, size_bytes: int) -> None:
+        """Fill the first `size_bytes` of `into`, whole pages of `host_memory`; a page's start in the file too."""
+
+    def close(self) -> None: ...
+
+
+class Staging(Protocol):
+    """The part-written checkpoint of one save; every rank has one of its own on the same place."""
+
+    def file_name(self, name: str) -> str:
+        """What the manifest calls the file `name`, relative to the checkpoint."""
+
+    def write(self, name: str, image: memoryview) -> StoredBytes:
+        """Store a file; it is durable, and open for reading whatever is renamed later, when this returns."""
+
+    def publish(self, manifest: bytes) -> bool:
+        """Make it the checkpoint of its step, in one step that a crash cannot cut. False when there was one already."""
+
+    def discard(self) -> None:
+        """Remove what was staged."""
+
+
+class CheckpointFolder(Protocol):
+    """One published checkpoint."""
+
+    where: str  # starts every message
+
+    def manifest(self) -> bytes: ...
+
+    def open(self, name: str) -> StoredBytes: ...
+
+
+class CheckpointStore(Protocol):
+    """All checkpoints of a run. Its methods raise OSError (FileNotFoundError for what is not there)."""
+
+    where: str
+
+    def steps(self) -> list[int]:
+        """Of the published checkpoints, oldest first; staging never counts."""
+
+    def at(self, step: int) -> CheckpointFolder: ...
+
+    def staging(self, save: Save) -> Staging: ...
+
+    def probe(self) -> None:
+        """Write something, and remove it. Raises OSError where that cannot be done."""
+
+    def put_aside(self, step: int) -> str:
+        """Keep a damaged checkpoint under another name, which is returned."""
+
+    def damaged(self) -> bool:
+        """Whether any was put aside."""
+
+    def remove(self, step: int) -> None:
+        """A crash half-way leaves no torn checkpoint under its name."""
+
+    def clean(self) -> None:
+        """Remove what crashed saves and removals left; only while no other attempt can be writing."""
+
+
+def listed(store: CheckpointStore) -> list[int]:
+    """The steps of the published checkpoints. Raises CheckpointError when the store does not answer."""
+    return told(store.where, store.steps)
+
+
+def read_manifest(folder: CheckpointFolder) -> Manifest:
+    """Raises DamagedCheckpointError naming the file, CheckpointError when it is of another format or unreadable."""
+    where = f"{folder.where}/{MANIFEST}"
+    return decode_manifest(told(where, folder.manifest), where)
+
+
+def of_older_attempt(folder: CheckpointFolder, save: Save) -> bool:
+    """Whether a superseded attempt published it behind the back of the attempt that saves now, or it is damaged."""
+    try:
+        return read_manifest(folder).attempt < save.attempt
+    except DamagedCheckpointError:
+        return True
+
+
+def open_stored(folder: CheckpointFolder, stored: StoredFile) -> StoredBytes:
+    """Raises DamagedCheckpointError when the file is missing or of another size, CheckpointError when unreadable."""
+    where = f"{folder.where}/{stored.name}"
+    file = told(where, lambda: folder.open(stored.name))
+    size = told(where, file.size_bytes)
+    if size != stored.bytes:
+        file.close()
+        raise DamagedCheckpointError(f"{where} has {size} bytes, its manifest says {stored.bytes}")
+    return file
+
+
+def told(where: str, act: Callable[[], T]) -> T:
+    """`act()`, its errors told: a file that is not there is damage; one that cannot be read may be whole."""
+    try:
+        return act()
+    except (FileNotFoundError, EOFError, IsADirectoryError, NotADirectoryError) as error:
+        problem = "is missing" if isinstance(error, FileNotFoundError) else f"is cut short or no file: {error}"
+        raise DamagedCheckpointError(f"{where} {problem}") from error
+    except OSError as error:
+        cause = (error.strerror or str(error) or type(error).__name__).splitlines()[0][
+            :300
+        ]  # of an object store: a whole traceback
+        raise CheckpointError(f"{where} cannot be read: {cause}") from error

@@ -1,0 +1,209 @@
+"""How fast hosts add up together: pairs of neighbours first, which tells the bad ones, then all of them at once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
+
+from cluster.hosts.health_report import CheckPlan, rounds
+from cluster.hosts.network import address_towards, free_port, interface_of
+from configs.checkout import CHECKOUT
+from configs.errors import UnfitHostError
+from trainer.host_health.disk_and_matmul_speed import devices
+
+CPU_BYTES, ACCELERATOR_BYTES = 4 << 20, 64 << 20
+MEASURED_S = 0.4  # or two rounds
+# Together, with up to three rounds of pairs, well below cluster/host_check.TIMEOUT_S: a host that waits for another one
+# must not seem to hang itself.
+MEET_S = 45.0
+PAIR_S = 10.0
+_PROCESSES_S = 2 * MEET_S
+
+
+@dataclass(frozen=True)
+class Links:
+    """As in HostReport."""
+
+    rates: dict[str, float] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    all_reduce_bytes_per_s: float | None = None
+    remarks: list[str] = field(default_factory=list)
+
+
+def measure_links(plan: CheckPlan, device: torch.device) -> Links:
+    """Of this host with its neighbours and with all.
+
+    When the others cannot be met, that is a remark: from here nobody can tell whose fault it is.
+    """
+    if len(plan.hosts) < 2:
+        return Links()
+    _choose_interface(plan.address)
+    try:
+        store = _meet(plan)
+        try:
+            return _measure(plan, store, device)
+        finally:
+            store.set(f"done/{plan.rank}", "")
+            if plan.rank == 0:  # it has the store
+                _wait(store, [f"done/{rank}" for rank in _came(store, plan)])
+    except (OSError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+        where = f"{plan.hosts[0]} at {plan.address}"
+        return Links(remarks=[f"the links were not measured, without an answer of {where}: {_first_line(error)}"])
+
+
+def _measure(plan: CheckPlan, store: TCPStore, device: torch.device) -> Links:
+    store.set(f"here/{plan.rank}", "")
+    if missing := _missing(store, "here", plan):
+        return Links(remarks=[f"the links were not measured: {missing} did not come within {MEET_S:.0f} s"])
+    rates, broken = _pairs(plan, store, device)
+    store.set(f"pairs/{plan.rank}", json.dumps(broken))
+    if missing := _missing(store, "pairs", plan):
+        return Links(rates, broken, remarks=[f"not all links were measured: {missing} left"])
+    if any(json.loads(store.get(f"pairs/{rank}")) for rank in range(len(plan.hosts))):
+        return Links(rates, broken)
+    return Links(rates, broken, *_together(plan, store, device))
+
+
+def between_processes() -> float:
+    """What each of two processes on this host sends a second. Raises UnfitHostError."""
+    address = f"127.0.0.1:{free_port('127.0.0.1')}"
+    plans = [CheckPlan("", ("one process", "another"), rank, address) for rank in range(2)]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    commands = [[sys.executable, "-m", "trainer.host_health.all_reduce_speed", plan.encode()] for plan in plans]
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for command in commands]
+    try:
+        outputs = [process.communicate(timeout=_PROCESSES_S)[0] for process in started]
+    except subprocess.TimeoutExpired as error:
+        raise UnfitHostError(f"an all-reduce between two processes took over {_PROCESSES_S:.0f} s") from error
+    finally:
+        for process in started:
+            process.kill()
+    if any(process.returncode for process in started):
+        raise UnfitHostError("an all-reduce between two processes broke off, see above")
+    links = Links(**json.loads(outputs[0]))
+    if links.all_reduce_bytes_per_s is None:
+        raise UnfitHostError(f"no all-reduce between two processes: {[*links.broken.values(), *links.remarks]}")
+    return links.all_reduce_bytes_per_s
+
+
+def _meet(plan: CheckPlan) -> TCPStore:
+    """Left to itself, torch's store would listen on every address."""
+    host, _, port = plan.address.rpartition(":")
+    own = socket.create_server((host, int(port))).detach() if plan.rank == 0 else None
+    timeout = timedelta(seconds=MEET_S)
+    return TCPStore(
+        host, int(port), is_master=plan.rank == 0, wait_for_workers=False, timeout=timeout, master_listen_fd=own
+    )
+
+
+def _missing(store: TCPStore, what: str, plan: CheckPlan) -> str:
+    """Names of hosts that have not told `what` in time."""
+    keys = [f"{what}/{rank}" for rank in range(len(plan.hosts))]
+    if _wait(store, keys):
+        return ""
+    return ", ".join(host for host, key in zip(plan.hosts, keys, strict=True) if not store.check([key]))
+
+
+def _came(store: TCPStore, plan: CheckPlan) -> list[int]:
+    return [rank for rank in range(len(plan.hosts)) if store.check([f"here/{rank}"])]
+
+
+def _wait(store: TCPStore, keys: list[str]) -> bool:
+    try:
+        store.wait(keys, timedelta(seconds=MEET_S))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _pairs(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
+    rates: dict[str, float] = {}
+    broken: dict[str, str] = {}
+    for pairs in rounds(len(plan.hosts)):
+        for pair in pairs:
+            if plan.rank in pair:
+                other = plan.hosts[sum(pair) - plan.rank]
+                part = PrefixStore(f"pair-{pair[0]}-{pair[1]}", store)
+                try:
+                    rates[other] = _all_reduce(part, pair.index(plan.rank), 2, device)
+                except (RuntimeError, UnfitHostError) as error:  # torch's own errors are RuntimeErrors
+                    broken[other] = _first_line(error)
+    return rates, broken
+
+
+def _together(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[float | None, list[str]]:
+    try:
+        return _all_reduce(PrefixStore("all", store), plan.rank, len(plan.hosts), device), []
+    except (RuntimeError, UnfitHostError) as error:
+        return None, [f"no all-reduce of all hosts together: {_first_line(error)}"]
+
+
+def _all_reduce(store: PrefixStore, rank: int, world: int, device: torch.device) -> float:
+    """What each process sends a second, in the best of many rounds. Raises RuntimeError or UnfitHostError."""
+    size = CPU_BYTES if device.type == "cpu" else ACCELERATOR_BYTES
+    with _group(store, rank, world, device):
+        _sum_s(size, world, device)  # connects
+        first_s = _sum_s(size, world, device)
+        more = torch.tensor(max(1, int(MEASURED_S / first_s)), device=device)
+        dist.all_reduce(more, dist.ReduceOp.MIN)  # clocks differ
+        best_s = min(first_s, *(_sum_s(size, world, device) for _ in range(int(more))))
+    return 2 * (world - 1) / world * size / best_s
+
+
+def _sum_s(size: int, world: int, device: torch.device) -> float:
+    """Seconds of one sum of `size` bytes."""
+    values = torch.ones(size // 4, device=device)
+    started = time.perf_counter()
+    dist.all_reduce(values)
+    float(values[0])  # waits for the device
+    seconds = time.perf_counter() - started
+    if not bool((values == float(world)).all()):
+        raise UnfitHostError("an all-reduce gave a wrong sum")
+    return seconds
+
+
+@contextmanager
+def _group(store: PrefixStore, rank: int, world: int, device: torch.device) -> Iterator[None]:
+    backend = dist.get_default_backend_for_device(device)
+    timeout = timedelta(seconds=PAIR_S)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    except RuntimeError:
+        _forget_group()
+        raise
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _forget_group() -> None:
+    """torch counts groups, and two processes meet under that number: one that has failed must not count."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    dist.destroy_process_group()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _choose_interface(address: str) -> None:
+    """Of the collectives, unless the user has: the one that leads to rank 0."""
+    host = address.rpartition(":")[0]
+    interface = interface_of(address_towards(host))
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, interface)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure_links(CheckPlan.decode(sys.argv[1]), devices()[0]))))  # noqa: T201

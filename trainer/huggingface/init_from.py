@@ -1,0 +1,98 @@
+"""`model.init_from`: weights of a Hugging Face model as the initial state of a run."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import safe_open
+
+from configs.errors import DataError, ExportError, RecipeError
+from configs.recipe import Recipe
+from configs.sections.data_section import ImageData
+from data.text.tokenizer import vocab_size
+from trainer.huggingface.architecture import architecture
+from trainer.huggingface.compare_weights import Match, match
+from trainer.huggingface.stored_weights import StoredWeights, open_weights
+from trainer.huggingface.tensor_map import Link
+from trainer.rank.context import Context
+
+
+def check_initial(recipe: Recipe) -> None:
+    """Raises RecipeError, before anything starts, where model.init_from does not fit the recipe; reads headers only."""
+    if recipe.model.init_from is not None:
+        _matched(recipe, recipe.model.init_from)
+
+
+def load_initial(context: Context, module: torch.nn.Module) -> None:
+    """Fill `module` (fp32, on the host) from model.init_from, if the recipe has it, one tensor at a time.
+
+    Called on every rank at a fresh start. The files' sha256 go to the ledger. Raises RecipeError where they do not
+    fit, DataError where the ranks read different weights.
+    """
+    recipe, ranks = context.recipe, context.ranks
+    if recipe.model.init_from is None:
+        return
+    started = time.monotonic()
+    stored, found = _matched(recipe, recipe.model.init_from)
+    fill(module, stored, found)
+    if len(set(ranks.gather(_digest(module)))) > 1:
+        raise DataError(f"model.init_from: the workers read different weights from {stored.path}: copy it to all nodes")
+    own_share = {file.name: _sha256(file) for file in stored.files[ranks.rank :: ranks.world]}
+    sha256 = {name: value for share in ranks.gather(own_share) for name, value in share.items()}
+    context.record_once(
+        "initialised", path=str(stored.path.absolute()), sha256=sha256, seconds=time.monotonic() - started
+    )
+
+
+def _matched(recipe: Recipe, path: str) -> tuple[StoredWeights, Match]:
+    try:
+        wanted = architecture(recipe.model, _inputs(recipe))
+    except ExportError as error:
+        raise RecipeError(f"model.init_from: {error}") from error
+    stored = open_weights(Path(path))
+    return stored, match(stored, wanted)
+
+
+def _inputs(recipe: Recipe) -> int:
+    """Vocabulary of a Gpt, channels of a Resnet."""
+    if isinstance(recipe.data, ImageData):
+        return recipe.data.channels
+    return getattr(recipe.model, "vocab", None) or vocab_size(recipe)
+
+
+@torch.no_grad()
+def fill(module: torch.nn.Module, stored: StoredWeights, found: Match) -> None:
+    """Copy each matched tensor to its place. Raises RecipeError where one is not zero that ours does without."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for file in stored.files:
+        with safe_open(file, framework="pt") as tensors:
+            for name, link in found.links.items():
+                if stored.tensors[name][0] == file:
+                    _fill_one(own, link, tensors.get_tensor(name), stored.path)
+    for name in found.copies_of_embedding:
+        with safe_open(stored.tensors[name][0], framework="pt") as tensors:
+            if not torch.equal(tensors.get_tensor(name).float(), own["model.embed.weight"]):
+                problem = f"{name} in {stored.path} differs from the embedding"
+                raise RecipeError(f"model.init_from: {problem}: set model.tie_embeddings=false")
+
+
+def _fill_one(own: dict[str, torch.Tensor], link: Link, values: torch.Tensor, path: Path) -> None:
+    if link.ours is not None:
+        start, stop = link.elements
+        own[link.ours].view(-1)[start:stop].view(link.own_shape).copy_(values.T if link.transposed else values)
+    elif not link.is_count and values.any():
+        raise RecipeError(f"model.init_from: {link.theirs} in {path} is not zero, and model.bias is false")
+
+
+def _digest(module: torch.nn.Module) -> str:
+    digest = xxhash.xxh3_128()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
