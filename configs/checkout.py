@@ -2,4 +2,7 @@
 
 from pathlib import Path
 
+__all__ = ["CHECKOUT"]
+
+
 CHECKOUT = Path(__file__).parents[1]

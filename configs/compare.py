@@ -7,6 +7,9 @@ from typing import Any
 
 from configs.recipe import Recipe
 
+__all__ = ["differences", "result_differences", "result_keys", "result_sha256"]
+
+
 # Where and how a run is executed; by promise 1 none of these changes what is computed (beyond float rounding).
 # bad_numbers may change so that a run that a bad number stopped can go on; what it left out stays left out. So may
 # loss_scale.max_skipped_steps.

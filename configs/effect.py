@@ -6,7 +6,11 @@ Not in the schema: a run that began with such a recipe is still to be read and r
 import math
 
 from configs.errors import RecipeError
-from configs.recipe import GptModel, LossScale, Recipe, ResnetModel, Validation
+from configs.recipe import LossScale, Recipe, Validation
+from configs.sections.model_section import GptModel, ResnetModel
+
+__all__ = ["check_keep_best", "without_effect"]
+
 
 _ROPE_BASE = GptModel.model_fields["rope_base"].default
 _SAMPLE_TOKENS = Validation.model_fields["sample_tokens"].default

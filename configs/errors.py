@@ -1,5 +1,31 @@
 """Errors that users see: one class per kind, each with the exit code that scripts rely on."""
 
+__all__ = [
+    "EXIT_DONE",
+    "EXIT_FAILED",
+    "EXIT_REQUEUE",
+    "EXIT_USER",
+    "BadStepError",
+    "CheckpointError",
+    "ClusterError",
+    "DamagedCheckpointError",
+    "DamagedDataError",
+    "DataError",
+    "EngineError",
+    "ExportError",
+    "LossSpikeError",
+    "NonFiniteError",
+    "RecipeError",
+    "ResourceError",
+    "RunFolderError",
+    "StokerError",
+    "SupersededError",
+    "UnfitHostError",
+    "WorkerError",
+    "WorkersLeftError",
+]
+
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER = 2

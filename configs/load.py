@@ -12,6 +12,8 @@ from configs.errors import RecipeError
 from configs.recipe import Recipe
 from configs.yaml_source import KeyPath, Source, parse_value, read_source
 
+__all__ = ["dump_recipe", "load_recipe"]
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override, validate. Raises RecipeError for anything that is wrong, all of it, one line each."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from configs.recipe import Recipe
 
+__all__ = ["local_folders", "outermost"]
+
+
 _PATTERN = re.compile(r"[*?\[{]")
 
 

@@ -1,24 +1,19 @@
 """The recipe's schema: every key, its type, default, bounds and meaning. Only valid recipes exist."""
 
-import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from configs.sections.cloud_section import Cloud
 from configs.sections.data_section import Data
-from configs.sections.section import Dimension, Fraction, NonNegative, Positive, Rate, Section
+from configs.sections.model_section import Model
+from configs.sections.section import Fraction, NonNegative, Positive, Rate, Section, divisors
 from configs.sections.slurm_section import Slurm
 
+__all__ = ["Batch", "Checkpoint", "Optimizer", "Recipe", "Schedule", "Spike", "Workers"]
+
+
 _MOST_WORKERS = 2**20
-InitFrom = Annotated[
-    str | None,
-    Field(
-        min_length=1,
-        description="initial weights: a Hugging Face folder (config.json, safetensors) or one .safetensors file; "
-        "read at the start of the run only",
-    ),
-]
 
 
 class Run(Section):
@@ -26,67 +21,6 @@ class Run(Section):
     dir: str = Field("runs", min_length=1, description="where run folders are made")
     seed: NonNegative = Field(1337, description="keys every random draw")
     steps: Positive = Field(description="optimizer steps (global batches) of the whole run")
-
-
-class GptModel(Section):
-    """Decoder-only Transformer, pre-norm (trainer/models/gpt.py)."""
-
-    kind: Literal["gpt"]
-    layers: Positive = Field(4, le=10_000)
-    heads: Dimension = 4
-    kv_heads: Dimension | None = Field(None, description="grouped-query attention; default: `heads`")
-    width: Dimension = Field(128, description="model (embedding) dimension")
-    mlp_width: Dimension | None = Field(
-        None, description="default: 4·width (gelu), or 8/3·width up to a multiple of 64"
-    )
-    context: Dimension = Field(64, description="tokens per row")
-    vocab: Dimension | None = Field(None, description="default: the tokenizer's size")
-    positions: Literal["rope", "learned"] = "rope"
-    rope_base: float = Field(10000.0, gt=1.0)
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    activation: Literal["swiglu", "gelu"] = "swiglu"
-    bias: bool = Field(False, description="biases in linear layers (and LayerNorm)")
-    tie_embeddings: bool = True
-    dropout: Fraction = 0.0
-    init_std: float = Field(0.02, gt=0.0)
-    checkpoint_activations: bool = Field(False, description="recompute blocks in backward: less memory, more work")
-    init_from: InitFrom = None
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(
-                f"model.heads is {self.heads}, which does not divide model.width {self.width}: "
-                f"choose heads from {_divisors(self.width)}"
-            )
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(
-                f"model.kv_heads is {self.kv_heads}, which does not divide model.heads {self.heads}: "
-                f"choose kv_heads from {_divisors(self.heads)}"
-            )
-        if self.positions == "rope" and (self.width // self.heads) % 2:
-            raise ValueError(
-                f"model.width/model.heads is {self.width // self.heads}, but rope rotates pairs: "
-                "choose an even head dimension or positions: learned"
-            )
-        return self
-
-
-class ResnetModel(Section):
-    """ResNet v1.5 (trainer/models/resnet.py)."""
-
-    kind: Literal["resnet"]
-    depth: Literal[18, 34, 50] = 18
-    classes: Dimension = Field(description="number of classes; labels are 0 … classes-1")
-    width: Dimension = Field(64, description="channels of the first stage; 64 in the paper")
-    stem: Literal["imagenet", "small"] = Field("imagenet", description="small: 3×3 stride 1, no pooling (CIFAR-like)")
-    dropout: Fraction = Field(0.0, description="before the classifier")
-    zero_init_residual: bool = Field(True, description="last norm of each block starts at 0 (Goyal et al. 2017)")
-    label_smoothing: Fraction = 0.0
-    init_from: InitFrom = None
-
-
-Model = Annotated[GptModel | ResnetModel, Field(discriminator="kind")]
 
 
 class Batch(Section):
@@ -100,7 +34,7 @@ class Batch(Section):
         if self.global_ % self.micro:
             raise ValueError(
                 f"batch.global is {self.global_}, not a multiple of batch.micro {self.micro}: "
-                f"choose batch.micro from {_divisors(self.global_)}"
+                f"choose batch.micro from {divisors(self.global_)}"
             )
         return self
 
@@ -377,7 +311,7 @@ class Recipe(Section):
         if self.batch.global_ % self.data.lanes:
             raise ValueError(
                 f"data.lanes is {self.data.lanes}, which does not divide batch.global {self.batch.global_}: "
-                f"choose it from {_divisors(self.batch.global_)}"
+                f"choose it from {divisors(self.batch.global_)}"
             )
         # DeepSpeed 0.19.8 does not scale the fp16 loss at stage 0, but unscales its gradients.
         if self.precision == "fp16" and self.zero.stage == 0:
@@ -391,8 +325,3 @@ class Recipe(Section):
                 f"overflow {self.loss_scale.hysteresis} (loss_scale.hysteresis): raise it above that"
             )
         return self
-
-
-def _divisors(value: int) -> str:
-    small = [d for d in range(1, math.isqrt(value) + 1) if value % d == 0]
-    return ", ".join(str(d) for d in sorted({*small, *(value // d for d in small)}))

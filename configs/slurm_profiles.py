@@ -11,6 +11,9 @@ from configs.recipe import Recipe
 from configs.sections.slurm_section import Slurm
 from configs.yaml_source import read_source
 
+__all__ = ["profiles_path", "with_profile"]
+
+
 VARIABLE = "STOKER_SLURM_PROFILES"
 DEFAULT = "default"
 

@@ -10,6 +10,9 @@ import yaml
 
 from configs.errors import RecipeError
 
+__all__ = ["parse_value"]
+
+
 KeyPath = tuple[str | int, ...]
 _MOST_VALUES = 100_000
 _SHOWN = 60

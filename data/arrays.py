@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["Array", "Bytes", "Ints", "Say", "equal_runs", "ranges_of", "silent"]
+
+
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+__all__ = ["published", "sync_folder", "to_json", "write_durably"]
+
 
 @contextmanager
 def published(path: Path) -> Iterator[BinaryIO]:

@@ -6,6 +6,8 @@ from configs.recipe import Batch
 from data.arrays import Array
 from data.source import Skipped
 
+__all__ = ["MicroBatch", "Slice", "eval_slices", "step_slices"]
+
 
 @dataclass(frozen=True)
 class Slice:

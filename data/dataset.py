@@ -21,6 +21,9 @@ from data.order.mixture import Mixture, Portion
 from data.source import Skipped, Source
 from data.text.text_source import open_text_source
 
+__all__ = ["Dataset", "open_dataset", "read_micro_batch", "unigram_entropy"]
+
+
 IGNORED = -100
 ENTROPY_ROWS = 64
 _TARGETS = ("targets_BT", "labels_B")

@@ -8,6 +8,9 @@ import numpy.typing as npt
 
 from data.arrays import Ints
 
+__all__ = ["Key", "permutation", "raw", "uniforms"]
+
+
 Key = tuple[str | int, ...]
 _FEW = 512
 

@@ -12,6 +12,9 @@ from data.batch import MicroBatch, step_slices
 from data.dataset import Dataset, read_micro_batch
 from data.source import Skipped
 
+__all__ = ["HINTED_STEPS", "Loader", "StepBatch"]
+
+
 HINTED_STEPS = 4
 
 

@@ -6,6 +6,8 @@ from typing import Protocol
 from data.arrays import Array, Ints
 from data.index.catalog import Catalog
 
+__all__ = ["Skipped"]
+
 
 @dataclass(frozen=True)
 class Skipped:

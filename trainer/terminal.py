@@ -8,6 +8,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+__all__ = ["ProgressView", "console", "fail", "say"]
+
+
 _PLAIN_INTERVAL_S = 10.0
 
 console = Console(highlight=False, soft_wrap=True)

@@ -66,7 +66,7 @@ def _row(
     with ThreadPoolExecutor(threads) as pool:
         ours = _filler(source)
         pairs = [(_cpu_us(lambda: _decode_all(pool, threads, jpegs)), _cpu_us(ours)) for _ in range(rounds + 1)][1:]
-        with patch("data.augment._FAST_EIGHTHS", ()):
+        with patch("data.images.crops._FAST_EIGHTHS", ()):
             full_us = median(_cpu_us(ours) for _ in range(rounds))
     source.close()
     decoder_us, ours_us = (median(column) for column in zip(*pairs, strict=True))

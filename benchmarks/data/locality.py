@@ -146,8 +146,8 @@ def report(shards: int) -> str:
     return "\n\n".join(
         [
             "# Locality: what each node reads",
-            f"`python -m benchmarks.data.locality --shards {shards} --write`: every sample of two epochs of a synthetic "
-            f"set of {shards:,} shards × {SHARD_SAMPLES:,} samples of {SAMPLE_BYTES:,} bytes "
+            f"`python -m benchmarks.data.locality --shards {shards} --write`: every sample of two epochs of a "
+            f"synthetic set of {shards:,} shards × {SHARD_SAMPLES:,} samples of {SAMPLE_BYTES:,} bytes "
             f"({shards * SHARD_SAMPLES * RECORD_BYTES / 1e9:,.0f} GB), dealt by the loader's own code; "
             f"{GPUS} workers per node, data.shuffle_window_bytes {WINDOW_BYTES >> 20} MiB. A node is said to read the "
             f"pieces of {PIECE_BYTES >> 20} MiB in which its samples lie, once each: what it fetches of remote shards, "

@@ -156,8 +156,8 @@ def report(rounds: list[dict[str, Recovery]], load: float) -> str:
         f"`make bench-recovery` on {date.today()}: {machine()}; load average before it {load:.1f}; {versions}.\n\n"
         "A GPT of 4.9 M parameters, 2 workers, ZeRO-1, a checkpoint every 10 steps; rank 1's process is killed "
         f"after step {KILL_AFTER}. **Plain**: `benchmarks/recovery/plain_ray_recovery.py`, Ray Train's defaults, one "
-        "restart, DeepSpeed's own checkpoint; it ran once before. Medians of the rounds with the least and the most; ratios "
-        "compare the two of one round.\n\n" + table(["seconds", *names, "ratio"], rows) + "\n"
+        "restart, DeepSpeed's own checkpoint; it ran once before. Medians of the rounds with the least and the most; "
+        "ratios compare the two of one round.\n\n" + table(["seconds", *names, "ratio"], rows) + "\n"
     )
 
 

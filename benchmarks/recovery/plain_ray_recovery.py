@@ -19,7 +19,7 @@ def train_func(config: dict[str, Any]) -> None:
     import torch
     from torch.nn import functional as F
 
-    from configs.recipe import GptModel
+    from configs.sections.model_section import GptModel
     from trainer.models.gpt import Gpt
 
     model = Gpt(GptModel(**config["model"]), vocab=256)

@@ -24,8 +24,8 @@ def report(rounds: Sequence[Mapping[str, Block]], starts: Mapping[str, Sequence[
         f"A byte-level GPT of 4.9 M parameters, fp32, {WORKERS} processes of one thread each (gloo), "
         f"{MICRO_BATCHES} micro-batches of {MICRO_ROWS} rows of {CONTEXT_TOKENS} tokens per process and step "
         f"({STEP_TOKENS} tokens per step), fused AdamW, clipping at 1.0. **Stoker**: `trainer.training.worker.main`, "
-        f"ZeRO-1, reading shards, a line of figures every {WARM_UP_STEPS} steps, timed by these lines of `metrics.jsonl`. "
-        "**DeepSpeed** (ZeRO-1) and **PyTorch DDP**: bare loops on a batch held in memory. "
+        f"ZeRO-1, reading shards, a line of figures every {WARM_UP_STEPS} steps, timed by these lines of "
+        "`metrics.jsonl`. **DeepSpeed** (ZeRO-1) and **PyTorch DDP**: bare loops on a batch held in memory. "
         f"Rounds of {steps} steps of each loop after {WARM_UP_STEPS} to warm up, all in one pair of processes, the "
         "loops in another order each round; a ratio compares loops of one round.",
         _speed(rounds),

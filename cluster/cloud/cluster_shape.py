@@ -13,6 +13,9 @@ from configs.errors import RecipeError, ResourceError
 from configs.recipe import Recipe, Workers
 from configs.sections.cloud_section import Cloud, quantity_bytes
 
+__all__ = ["check_memory", "cloud_of"]
+
+
 GIB = 1 << 30
 RAY_PORT = 6379
 _PATH_KEYS = (".shards", ".tokenizer", ".init_from")

@@ -11,6 +11,9 @@ from configs.errors import RecipeError
 from configs.recipe import Recipe
 from configs.sections.cloud_section import Cloud
 
+__all__ = ["render_kuberay"]
+
+
 Object = dict[str, Any]
 _RECIPE_FOLDER = "/etc/stoker"
 _SPARE_S = 30  # after the drain, for Ray to end

@@ -8,6 +8,9 @@ from configs.errors import RecipeError
 from configs.recipe import Recipe
 from configs.sections.cloud_section import Cloud
 
+__all__ = ["render_ray_cluster"]
+
+
 Object = dict[str, Any]
 _TOKEN = "~/.ray/auth_token"  # where `ray get-auth-token --generate` writes it, here and on the nodes
 

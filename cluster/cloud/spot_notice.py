@@ -9,6 +9,9 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
+__all__ = ["is_taken_away"]
+
+
 _TIMEOUT_S = 2.0
 
 

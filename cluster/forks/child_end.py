@@ -25,6 +25,9 @@ from cluster.forks.position_page import Position, PositionBoard
 from cluster.run.faults import is_echo
 from configs.errors import StokerError
 
+__all__ = ["WorkerLink"]
+
+
 BEAT_S = 0.5
 STACKS_SIGNAL = signal.SIGUSR2  # faulthandler writes every thread's stack when it comes
 _PR_SET_NAME = 15

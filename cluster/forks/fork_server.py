@@ -1,9 +1,9 @@
 """Forks training processes from a process that has the slow imports behind it: one per host.
 
 Run as `python -m cluster.forks.fork_server SOCKET OWNER_PID MODULE...`. It listens at once, imports the modules, and
-then forks one process per connection, which runs what the connection's first line asks for (child_end.py). It ends, with
-all its processes, when the process OWNER_PID does. Importing torch and DeepSpeed takes seconds of a cpu; a fork takes
-milliseconds.
+then forks one process per connection, which runs what the connection's first line asks for (child_end.py). It ends,
+with all its processes, when the process OWNER_PID does. Importing torch and DeepSpeed takes seconds of a cpu; a fork
+takes milliseconds.
 """
 
 import gc

@@ -12,6 +12,9 @@ from typing import Any
 from cluster.forks.position_page import Position, PositionBoard
 from cluster.forks.stack_dump import dump_stacks
 
+__all__ = ["ForkedWorker", "Message"]
+
+
 Message = dict[str, Any]
 
 

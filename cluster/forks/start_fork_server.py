@@ -11,6 +11,9 @@ from pathlib import Path
 from cluster.forks.fork_server import LATE_IMPORTS
 from configs.checkout import CHECKOUT
 
+__all__ = ["connect", "start_fork_server", "try_connect"]
+
+
 _START_TIMEOUT_S = 60.0
 
 

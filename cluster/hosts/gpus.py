@@ -8,6 +8,9 @@ from typing import Any
 
 import pynvml
 
+__all__ = ["problems", "read_gpus", "remarks"]
+
+
 MIB = 1 << 20
 _SLOWED_DOWN = pynvml.nvmlClocksThrottleReasonHwThermalSlowdown | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
 _FOREIGN_BYTES = 1 << 30  # a driver keeps some hundred MiB for itself

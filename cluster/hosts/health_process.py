@@ -10,6 +10,9 @@ from pathlib import Path
 
 from cluster.hosts.health_report import CheckPlan, HostReport
 
+__all__ = ["TIMEOUT_S", "HostCheck"]
+
+
 TIMEOUT_S = 240.0
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from cluster.hosts.host_fitness import HostHealth
 
+__all__ = ["SLOW_PART", "UNFIT_PART", "CheckPlan", "HostReport", "cut_hosts", "lines", "rounds", "slow_hosts"]
+
+
 GIB = 1 << 30
 # Of the others' median. Measured beside a starting Ray, rates of equal hosts differ by less than two.
 UNFIT_PART = 0.25

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import psutil
 
+__all__ = ["OBJECT_STORE_BYTES", "measure", "problems"]
+
+
 MIB = 1 << 20
 OBJECT_STORE_BYTES = 128 * MIB  # Ray Train passes the worker function and its configuration only
 _TEMPORARY_BYTES = 256 * MIB  # logs and sockets of a job's own Ray

@@ -6,6 +6,9 @@ import psutil
 
 from configs.errors import ClusterError, ResourceError
 
+__all__ = ["address_towards", "free_port", "interface_address", "interface_of", "reaches"]
+
+
 _LAST_PORT = 65535
 
 

@@ -10,6 +10,18 @@ from pathlib import Path
 from configs.errors import ResourceError, RunFolderError
 from configs.recipe import Workers
 
+__all__ = [
+    "available_cpus",
+    "available_gpus",
+    "check_disk",
+    "check_resources",
+    "check_writable",
+    "goes_into",
+    "whole_cpus",
+    "workers_here",
+]
+
+
 GIB = 1 << 30
 _SHARES = 10_000  # of a cpu
 

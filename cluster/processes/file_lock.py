@@ -6,6 +6,8 @@ from pathlib import Path
 
 from configs.errors import RunFolderError
 
+__all__ = ["try_lock"]
+
 
 def try_lock(path: Path) -> int | None:
     """A descriptor that holds the lock file `path` (made if missing), or None when another process does."""

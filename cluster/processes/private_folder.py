@@ -9,6 +9,9 @@ from pathlib import Path
 
 from cluster.processes.file_lock import try_lock
 
+__all__ = ["remove_if_abandoned", "session_folder"]
+
+
 PREFIX = "stoker-"
 OWNER_LOCK = "owner.lock"
 # Ray's sockets lie 84 bytes below, and a Unix socket's path has 107 at most.

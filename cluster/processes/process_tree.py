@@ -8,6 +8,9 @@ from contextlib import suppress
 
 import psutil
 
+__all__ = ["adopt_orphans", "die_with_parent", "end_descendants"]
+
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 

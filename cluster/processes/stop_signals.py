@@ -4,6 +4,9 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+__all__ = ["HANDLED", "StopSignals"]
+
+
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 

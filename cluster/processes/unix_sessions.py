@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+__all__ = ["Session", "end"]
+
 
 @dataclass(frozen=True)
 class Session:

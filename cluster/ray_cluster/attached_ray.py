@@ -8,6 +8,9 @@ from typing import Self
 from cluster.hosts.network import reaches
 from configs.errors import ClusterError
 
+__all__ = ["AttachedRay"]
+
+
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",

@@ -13,6 +13,9 @@ from cluster.hosts.network import free_port
 from cluster.ray_cluster.attached_ray import AttachedRay
 from configs.errors import ClusterError
 
+__all__ = ["check_nodes"]
+
+
 _SCHEDULED_S = 60.0
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from configs.errors import ClusterError
 
+__all__ = ["drain_this_node"]
+
+
 _PREEMPTION = 2  # ray.core.generated.autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION
 _ALIVE = 0  # ray.core.generated.gcs_pb2.GcsNodeInfo.ALIVE
 _POLL_S = 0.5

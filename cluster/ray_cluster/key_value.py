@@ -8,6 +8,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+__all__ = ["GroupStore", "RunStore"]
+
+
 _NAMESPACE = b"stoker"
 _TIMEOUT_S = 5.0
 

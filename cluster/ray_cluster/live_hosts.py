@@ -4,6 +4,9 @@ import os
 from contextlib import suppress
 from typing import Any
 
+__all__ = ["RayHosts"]
+
+
 _ALIVE = 0  # GcsNodeInfo.ALIVE
 
 

@@ -16,6 +16,9 @@ from cluster.processes.unix_sessions import Session, end
 from cluster.ray_cluster.ray_guard import Guard
 from configs.errors import StokerError
 
+__all__ = ["LocalRay"]
+
+
 LOOPBACK = "127.0.0.1"
 _VITAL = ("gcs_server", "raylet")
 OBJECT_STORE_BYTES = 128 << 20  # Ray Train passes the worker function and its configuration only

@@ -2,6 +2,9 @@
 
 import re
 
+__all__ = ["is_echo"]
+
+
 # Where gloo's connections break or time out; its checks say `[enforce fail at` instead, and are causes.
 _GLOO = re.compile(r"^\[(\S*/)?gloo/transport/\w+/(pair|unbound_buffer)\.cc:\d+\] ", re.MULTILINE)
 _NCCL = (

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+__all__ = ["Event", "Ledger", "read_json_lines", "strict_json", "without_infinities"]
+
+
 Event = dict[str, Any]
 _LOCK_S = 2.0  # a process that was stopped while it had the lock must not stop the others
 

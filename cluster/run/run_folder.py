@@ -5,6 +5,8 @@ from pathlib import Path
 
 from configs.recipe import Recipe
 
+__all__ = ["RunFolder"]
+
 
 @dataclass(frozen=True)
 class RunFolder:

@@ -13,6 +13,9 @@ from typing import Self
 from cluster.processes.file_lock import try_lock
 from configs.errors import RunFolderError
 
+__all__ = ["RunLock", "is_held"]
+
+
 LOCK_NAME = ".lock"
 RETRY_S = 0.2  # `is_held` of a `stoker status` has the lock for a moment
 

@@ -26,6 +26,8 @@ from cluster.workers.worker_shell import ShellOrder
 from configs.errors import ClusterError, StokerError
 from configs.recipe import Workers
 
+__all__ = ["SessionPlan"]
+
 
 @dataclass(frozen=True)
 class SessionPlan:

@@ -1,6 +1,7 @@
 """The sessions of one `stoker train`: a new one when Ray itself has broken, as long as the run gets on."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,9 @@ from cluster.session.session_main import SessionPlan
 from cluster.session.session_process import Message, SessionProcess, wait_for_guard
 from cluster.workers.failure_count import Failures
 from configs.errors import EXIT_FAILED
-from trainer.terminal import say
+
+__all__ = ["Failure", "run_sessions"]
+
 
 _POLL_S = 0.25
 
@@ -28,11 +31,14 @@ class Watch(Protocol):
     def poll(self) -> None: ...
 
 
-def run_sessions(plan: SessionPlan, folder: RunFolder, watch: Watch) -> Failure | None:
-    """Until the workers have returned, or failed for good. What `watch` raises ends the session at once."""
+def run_sessions(plan: SessionPlan, folder: RunFolder, watch: Watch, say: Callable[[str], None]) -> Failure | None:
+    """Until the workers have returned, or failed for good. What `watch` raises ends the session at once.
+
+    `say` takes lines for the user.
+    """
     failures, most = Failures(), int(plan.workers["max_failures"])
     while True:
-        last = _run_session(replace(plan, failures=failures.encode()), folder, watch)
+        last = _run_session(replace(plan, failures=failures.encode()), folder, watch, say)
         wait_for_guard(Path(plan.folder))
         if "done" in last:
             return None
@@ -46,7 +52,7 @@ def run_sessions(plan: SessionPlan, folder: RunFolder, watch: Watch) -> Failure 
         say(f"Ray broke ({cause}): starting it again")
 
 
-def _run_session(plan: SessionPlan, folder: RunFolder, watch: Watch) -> Message:
+def _run_session(plan: SessionPlan, folder: RunFolder, watch: Watch, say: Callable[[str], None]) -> Message:
     """The last message of one session; {} when it died without one."""
     session = SessionProcess("cluster.session.session_main", plan.encode(), folder.root / "logs" / "session.log")
     last: Message = {}

@@ -11,6 +11,8 @@ from pathlib import Path
 from cluster.forks.start_fork_server import start_fork_server
 from cluster.processes.private_folder import session_folder
 
+__all__ = ["Workplace", "workplace"]
+
 
 @dataclass(frozen=True)
 class Workplace:

@@ -9,6 +9,17 @@ from cluster.hosts.resources import goes_into
 from configs.recipe import Workers
 from configs.sections.slurm_section import Slurm
 
+__all__ = [
+    "Ending",
+    "excludable",
+    "is_cancelled",
+    "patience_s",
+    "requeues_in_a_row",
+    "unreliable_hosts",
+    "workers_that_fit",
+]
+
+
 REJOIN_S = 15.0  # a Ray that died, rather than its host, is back by then
 TWICE = 2
 Event = dict[str, Any]

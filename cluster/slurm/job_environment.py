@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from configs.errors import StokerError
 
+__all__ = ["SlurmJob", "expand_hosts"]
+
+
 MIB = 1 << 20
 
 

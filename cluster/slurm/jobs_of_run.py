@@ -7,6 +7,8 @@ from cluster.run.ledger import Event
 from cluster.slurm.scheduler import JobState, Scheduler
 from configs.errors import ClusterError
 
+__all__ = ["job_ids", "known_state", "live_jobs"]
+
 
 @dataclass(frozen=True)
 class Known:

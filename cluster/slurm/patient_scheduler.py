@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 
 from cluster.slurm.scheduler import Answer, NoAnswerError, SlurmCommands, run
 
+__all__ = ["patient_commands"]
+
+
 PATIENCE_S = 900.0
 _FIRST_S, _MOST_S = 1.0, 15.0  # between two tries
 # Slurm's words (src/common/slurm_errno.c) for what another try may mend.

@@ -7,6 +7,8 @@ from cluster.slurm.decisions import Ending, is_cancelled, may_requeue, requeues_
 from cluster.slurm.scheduler import Scheduler
 from configs.errors import ClusterError
 
+__all__ = ["refuse_requeue", "requeue"]
+
 
 def refuse_requeue(ending: Ending, job_id: str, max_requeues: int, scheduler: Scheduler, ledger: Ledger) -> str | None:
     """Why the job is not requeued, to be added to a sentence; None when it is. Raises ClusterError."""

@@ -9,6 +9,9 @@ from configs.checkout import CHECKOUT
 from configs.errors import RunFolderError
 from configs.sections.slurm_section import Slurm
 
+__all__ = ["TASK", "JobScript", "output_path", "render", "slurm_folder", "submission_path"]
+
+
 TEMPLATE = CHECKOUT / "slurm" / "job.sbatch"
 # Of the submitting shell, where set: what remote shards and checkpoints need. Values stay out of the script.
 STORAGE_VARIABLES = (

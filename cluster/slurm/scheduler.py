@@ -12,6 +12,9 @@ from typing import Protocol
 
 from configs.errors import ClusterError
 
+__all__ = ["Scheduler", "SlurmCommands", "overruled", "time_left_s"]
+
+
 COMMAND_TIMEOUT_S = 60.0
 SUBMIT_TIMEOUT_S = 300.0  # giving up on sbatch may leave a job that nobody knows of
 # Of the shell, what changes Slurm's commands behind our back: sbatch lets SBATCH_PARTITION go before what the script

@@ -13,6 +13,8 @@ from configs.errors import ClusterError, RecipeError
 from configs.local_folders import local_folders, outermost
 from configs.recipe import Recipe
 
+__all__ = ["Container", "check_container", "container_of", "inside"]
+
 
 @dataclass(frozen=True)
 class Container:

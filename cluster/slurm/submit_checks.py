@@ -11,6 +11,9 @@ from configs.errors import ResourceError
 from configs.recipe import Workers
 from configs.sections.slurm_section import Slurm, memory_bytes, time_s
 
+__all__ = ["HostShape", "check_memory", "check_warning", "cluster_warnings", "host_shape", "local_paths"]
+
+
 GIB = 1 << 30
 SHORT_KILL_WAIT_S = 10
 # File systems that one host alone has, unless the cluster is this one host.

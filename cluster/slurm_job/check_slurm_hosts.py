@@ -14,6 +14,9 @@ from cluster.slurm_job.steps import first_address
 from configs.checkout import CHECKOUT
 from configs.errors import ClusterError
 
+__all__ = ["check_hosts", "plan_of_task"]
+
+
 _FIRST_PORT, _PORTS = 20000, 10000
 _QUEUED_S = 600.0
 

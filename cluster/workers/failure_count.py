@@ -2,6 +2,9 @@
 
 from dataclasses import asdict, dataclass, replace
 
+__all__ = ["MOST_LOST_HOSTS", "Failures"]
+
+
 _AFTERMATH_S = 60.0
 _MOST_FORGIVEN = 5
 MOST_LOST_HOSTS = 20  # in a row: by then it is one host that comes and goes, or a checkpoint is never reached

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+__all__ = ["Hang"]
+
+
 # Of the time that a hang may take to be noticed, the part that is left for beats to travel and looks to be taken.
 _SAFETY = 0.8
 _MEDIANS = 5.0

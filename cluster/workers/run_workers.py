@@ -10,6 +10,9 @@ from cluster.workers.worker_shell import ShellOrder
 from configs.errors import EXIT_FAILED, StokerError, WorkerError
 from configs.recipe import Workers
 
+__all__ = ["WorkerFailure", "run_workers"]
+
+
 POLL_S = 0.25
 
 

@@ -22,6 +22,9 @@ from cluster.ray_cluster.key_value import GroupStore, RunStore
 from cluster.run.ledger import Ledger
 from configs.errors import StokerError, WorkerError, WorkersLeftError
 
+__all__ = ["ShellOrder"]
+
+
 _LOOK_S = 0.25
 _MEET_S = 0.05  # while the ranks look for each other
 _PUBLISH_S = 0.5

@@ -12,6 +12,9 @@ from cluster.workers.hang_rule import Beat, Hang, find_hang, observe
 from cluster.workers.ray_policies import answering, possible_workers, usable_nodes
 from configs.recipe import Workers
 
+__all__ = ["RayBrokenError", "Watch"]
+
+
 _LOOK_S = 0.5
 _NODES_S = 2.0
 _HOSTS_S = 1.0

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from configs.sections.section import NonNegative, Positive, Section
 
+__all__ = ["Cloud", "quantity_bytes"]
+
+
 Text = Annotated[str, Field(min_length=1)]
 _QUANTITY = re.compile(r"[1-9]\d*(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?")
 _UNITS = {

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from configs.sections.section import Dimension, NonNegative, Positive, Section
 
+__all__ = ["Augment", "Data", "ImageData", "RandAugment", "RemoteReads", "Source", "TextData", "TokensData"]
+
 
 class Source(Section):
     """One of several sources that training draws from by weight; which one a row comes from follows from position."""

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from configs.sections.section import NonNegative, Positive, Section
 
+__all__ = ["Slurm", "array_tasks", "memory_bytes", "time_s"]
+
+
 Text = Annotated[str, Field(min_length=1)]
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
 _ARRAY = re.compile(r"\d+(-\d+(:[1-9]\d*)?)?(,\d+(-\d+(:[1-9]\d*)?)?)*(%[1-9]\d*)?")

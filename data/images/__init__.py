@@ -1,0 +1,4 @@
+"""Encoded images -> rows of pixels.
+
+May import: configs, configs.sections, data, data.index, data.order.
+"""

@@ -9,6 +9,9 @@ from PIL import Image, UnidentifiedImageError
 
 from data.arrays import Bytes
 
+__all__ = ["IMAGE_PARTS", "decode_image"]
+
+
 JPEG_PARTS = ("jpg", "jpeg")
 IMAGE_PARTS = (*JPEG_PARTS, "png", "webp")
 MAX_PIXELS = 178_956_970  # of Pillow, whose limit it is

@@ -9,6 +9,9 @@ from data.arrays import Bytes, Ints
 from data.images.codecs import IMAGE_PARTS, UnreadableImageError, decode_image
 from data.index.catalog import Catalog, Part
 
+__all__ = ["LABEL_PART", "ImageSamples"]
+
+
 LABEL_PART = "cls"
 _INTEGER = re.compile(rb"-?[0-9]{1,18}")
 

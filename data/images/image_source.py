@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.errors import DamagedDataError, RecipeError
-from configs.recipe import Recipe, ResnetModel
+from configs.recipe import Recipe
 from configs.sections.data_section import ImageData
+from configs.sections.model_section import ResnetModel
 from data.arrays import Array, Bytes, Ints
 from data.images.codecs import PixelBuffer, UnreadableImageError, open_picture
 from data.images.crops import DRAWS, View, centre, drawn
@@ -19,6 +20,9 @@ from data.images.sample_draws import uniforms
 from data.index.catalog import Catalog, Part
 from data.order.epochs import Located, SampleStream
 from data.source import Skipped
+
+__all__ = ["open_image_source", "with_images"]
+
 
 IGNORED = -100
 

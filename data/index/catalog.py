@@ -16,6 +16,8 @@ from data.index.shard_index import ShardIndex
 from data.index.shuffle_blocks import Blocks, cut_blocks
 from data.shards.shard import Shard
 
+__all__ = ["Catalog", "Part"]
+
 
 class Part:
     """One part of every sample: `sizes[sample]` bytes, -1 where the sample lacks it."""

@@ -9,6 +9,8 @@ import numpy as np
 from data.arrays import Ints, equal_runs
 from data.index.shuffle_blocks import Blocks
 
+__all__ = ["Column"]
+
 
 class Column:
     """`column[sample]` of samples numbered through shards; tables[s] has one number per sample of shard s."""

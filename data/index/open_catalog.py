@@ -15,6 +15,9 @@ from data.index.shard_patterns import expand, is_url
 from data.shards.local_shard import LocalShard
 from data.shards.shard import Shard
 
+__all__ = ["PROGRESS_S", "open_catalog", "open_shards"]
+
+
 PROGRESS_S = 2.0
 # Reading and checksums leave Python to other threads; more of them than this only queue for the disk.
 _MAX_THREADS = 8
@@ -25,7 +28,7 @@ _DEFAULT_REMOTE = RemoteReads()
 
 
 def open_shards(patterns: str | Sequence[str], remote: RemoteReads = _DEFAULT_REMOTE) -> list[Shard]:
-    """Shards by name; none is opened yet. DataError: see data.shards.expand."""
+    """Shards by name; none is opened yet. DataError: see shard_patterns.expand."""
     return [_open_shard(name, remote) for name in expand(patterns)]
 
 
@@ -39,7 +42,7 @@ def open_catalog(
 
     Without `verify_reads` only a local file's size and time are compared.
 
-    DataError: see data.shards.expand and data.tar_index.build_index; of several, the first shard's.
+    DataError: see shard_patterns.expand and shard_index.build_index; of several, the first shard's.
     """
     shards = open_shards(patterns, remote)
     indexes = load_indexes(shards, say, remote.connections)

@@ -16,6 +16,9 @@ from data.index.shuffle_blocks import GROUP_SAMPLES
 from data.index.tar import TarParser
 from data.shards.shard import CHECKED_BYTES, Checksums, Shard, Stat, checksum
 
+__all__ = ["SIDECAR", "ShardIndex", "build_index", "last_kept_index", "load_index", "summed"]
+
+
 VERSION = 2
 SIDECAR = "idx"
 

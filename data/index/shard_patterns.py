@@ -9,6 +9,9 @@ from pathlib import Path
 from configs.errors import DataError
 from data.shards.globs import glob_as_regex
 
+__all__ = ["SIDECAR_MARK", "globs_match"]
+
+
 SIDECAR_MARK = ".stoker-"
 _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")

@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from data.arrays import Ints, ranges_of
 
+__all__ = ["Blocks", "Int32s"]
+
+
 GROUP_SAMPLES = 64  # an index sums bytes over this many samples
 MAX_BLOCKS = 1 << 21
 _SAMPLES_AT_ONCE = 1 << 22

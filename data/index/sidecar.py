@@ -16,6 +16,9 @@ from data.index.npz_map import map_npz, write_npz
 from data.index.shard_patterns import SIDECAR_MARK
 from data.shards.shard import Shard
 
+__all__ = ["building", "load", "publish", "save", "share_in", "suffix"]
+
+
 # A builder that takes longer, or was stopped, is not waited for: the others then build too.
 BUILDER_PATIENCE_S = 20.0
 _POLL_S = 0.05

@@ -4,6 +4,9 @@ import numpy as np
 
 from data.arrays import Array, Bytes, Ints
 
+__all__ = ["HEADER_BYTES"]
+
+
 HEADER_BYTES = 512
 OCTAL_DIGITS = b"01234567"
 _MAX_DIGITS = 18  # an int64 holds them

@@ -1,0 +1,4 @@
+"""Position -> sample. All pure.
+
+May import: configs, data, data.index.
+"""

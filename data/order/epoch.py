@@ -9,6 +9,9 @@ from data import draws
 from data.arrays import Ints, equal_runs, ranges_of
 from data.index.shuffle_blocks import Blocks, Int32s
 
+__all__ = ["overlaps"]
+
+
 _FEW_PLACES = 256
 
 

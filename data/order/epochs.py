@@ -10,6 +10,8 @@ from data.index.shuffle_blocks import Blocks
 from data.order import lanes as lane_places
 from data.order.epoch import EpochOrder, lay_lanes
 
+__all__ = ["Located", "SampleStream", "split_epochs"]
+
 
 @dataclass(frozen=True)
 class Located:

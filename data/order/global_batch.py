@@ -9,6 +9,8 @@ import numpy as np
 from data.arrays import Ints
 from data.order.mixture import Mixture
 
+__all__ = ["Arrangement"]
+
 
 @dataclass(frozen=True)
 class Placed:

@@ -10,6 +10,9 @@ import numpy as np
 
 from data.arrays import Ints, equal_runs
 
+__all__ = ["Mixture", "Portion"]
+
+
 # Sums of weights as integers: a remainder times a weight stays inside 64 bits.
 MAX_TOTAL_WEIGHT = 1 << 31
 

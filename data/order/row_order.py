@@ -10,6 +10,9 @@ from data import draws
 from data.arrays import Ints
 from data.order.lanes import lane_starts
 
+__all__ = ["ROW_WINDOW_TOKENS", "VERSION", "RowGroup", "RowOrder"]
+
+
 ROW_WINDOW_TOKENS = 8 << 20
 VERSION = 2
 

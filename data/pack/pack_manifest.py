@@ -8,6 +8,9 @@ from typing import Any
 from data.atomic import published
 from data.pack.pack_plan import Json, LeftOut, LeftOuts
 
+__all__ = ["MANIFEST", "read_json"]
+
+
 VERSION = 1
 MANIFEST = "manifest.json"
 CREATED_BY = "stoker data pack"

@@ -13,6 +13,22 @@ from configs.errors import DataError
 from data.arrays import Ints
 from data.pack.shard_writer import END_BYTES, Parts, ShardLimits
 
+__all__ = [
+    "Draws",
+    "Inputs",
+    "Job",
+    "Json",
+    "LeftOut",
+    "LeftOuts",
+    "Sample",
+    "digest_of",
+    "hash_fraction",
+    "hash_order",
+    "unique_keys",
+    "val_draws",
+]
+
+
 FIRST_LEFT_OUT = 10
 _MAX_KEY = 80  # ustar has room for 100 bytes with the part
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")

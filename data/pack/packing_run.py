@@ -15,6 +15,8 @@ from data.pack.partial_folder import WorkFolder, partial_folder, work_folder
 from data.pack.shard_tasks import Task, run_here, run_in_processes
 from data.pack.shard_writer import ShardLimits
 
+__all__ = ["How", "Packed", "Progress", "Watch", "pack"]
+
 
 @dataclass(frozen=True)
 class Progress:

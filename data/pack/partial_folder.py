@@ -12,6 +12,9 @@ from data.index.shard_patterns import SIDECAR_MARK
 from data.pack.pack_manifest import MANIFEST, ShardRecord, make_manifest, read_json, write_json
 from data.pack.pack_plan import Json, LeftOuts, PlannedShard, shard_name
 
+__all__ = ["partial_folder"]
+
+
 CLASSES = "classes.json"
 
 

@@ -9,6 +9,9 @@ from typing import BinaryIO
 from configs.errors import DataError
 from data.atomic import published
 
+__all__ = ["BLOCK_BYTES", "DEFAULT_LIMITS", "ShardLimits", "tar_bytes"]
+
+
 BLOCK_BYTES = 512
 END_BYTES = 2 * BLOCK_BYTES  # of zeros, at least
 RECORD_BYTES = 20 * BLOCK_BYTES  # an archive is a multiple of this

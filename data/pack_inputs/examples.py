@@ -17,6 +17,9 @@ from data.pack.shard_writer import ShardLimits, tar_bytes
 from data.pack_inputs.file_inputs import LABEL_PART, text_inputs
 from data.pack_inputs.list_files import list_files
 
+__all__ = ["pack_digits", "pack_stdlib"]
+
+
 DIGITS_VAL_FRACTION = 0.2
 STDLIB_VAL_FRACTION = 0.05
 DIGITS_LIMITS = ShardLimits(samples=500)

@@ -14,6 +14,9 @@ from configs.errors import DataError
 from data.arrays import Ints, Say
 from data.pack.pack_plan import LeftOut, digest_of
 
+__all__ = ["PROGRESS_S"]
+
+
 PROGRESS_S = 2.0
 
 Item = TypeVar("Item")

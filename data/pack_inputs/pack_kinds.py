@@ -1,7 +1,7 @@
 """Files, tables and arrays -> train and val shards with a manifest: what `stoker data pack` calls.
 
-Every function makes OUT/train-*.tar, OUT/val-*.tar and OUT/manifest.json as `data.pack.run.pack` says, in the same
-bytes whatever `how` is, and raises its DataErrors.
+Every function makes OUT/train-*.tar, OUT/val-*.tar and OUT/manifest.json as `packing_run.pack` says, in the same bytes
+whatever `how` is, and raises its DataErrors.
 """
 
 import json
@@ -19,6 +19,9 @@ from data.pack_inputs.list_files import list_files
 from data.pack_inputs.table_inputs import Columns, table_inputs
 from data.pack_inputs.text_part import Encoding, open_encoding
 from data.pack_inputs.token_arrays import Cuts, array_inputs
+
+__all__ = ["pack_arrays", "pack_images", "pack_table", "pack_text", "read_classes"]
+
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _HERE = How()
@@ -71,7 +74,7 @@ def pack_table(
     how: How = _HERE,
     tokenizer: str | None = None,
 ) -> Packed:
-    """Rows of a CSV, TSV, JSONL or Parquet file, or of all in a folder. DataError: see data.pack.table_inputs."""
+    """Rows of a CSV, TSV, JSONL or Parquet file, or of all in a folder. DataError: see table_inputs.py."""
     with _planning(source, out):
         inputs = table_inputs(source, columns, _encoding(tokenizer), _outputs(out), how.say)
     return pack(inputs, out, val_fraction, limits, how)
@@ -86,7 +89,7 @@ def pack_arrays(
     how: How = _HERE,
     vocab: int | None = None,
 ) -> Packed:
-    """Token ids of .npy files as part npy. DataError: see data.pack.arrays."""
+    """Token ids of .npy files as part npy. DataError: see token_arrays.py."""
     with _planning(source, out):
         inputs = array_inputs(source, cuts, vocab, _outputs(out), how.say)
     return pack(inputs, out, val_fraction, limits, how)

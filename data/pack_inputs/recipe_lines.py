@@ -6,6 +6,8 @@ from data.pack.pack_manifest import MANIFEST, read_json
 from data.pack.pack_plan import Json
 from data.pack_inputs.text_part import TEXT_PART, TOKENS_PART
 
+__all__ = ["recipe_lines"]
+
 
 def recipe_lines(out: Path) -> list[str]:
     """`data:` of a recipe for the shards of `out`; none when their parts are none that Stoker trains on."""

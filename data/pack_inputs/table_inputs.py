@@ -18,6 +18,8 @@ from data.pack_inputs.table_rows import RowsOfFiles, Table, find_tables, first_c
 from data.pack_inputs.text_part import Encoding
 from data.pack_inputs.text_rows import Row
 
+__all__ = ["Columns"]
+
 
 @dataclass(frozen=True)
 class Columns:

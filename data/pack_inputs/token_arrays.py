@@ -16,6 +16,9 @@ from data.pack_inputs.list_files import Listing, list_files, told
 from data.pack_inputs.table_fields import narrow
 from data.pack_inputs.text_part import TOKENS_PART, npy_bytes, token_dtype
 
+__all__ = ["Cuts"]
+
+
 _SCANNED = 16 << 20  # elements at once
 _NPY_HEADER_BYTES = 128
 

@@ -13,6 +13,9 @@ from data.remote import object_stores
 from data.remote.address import STORES, Address, parse
 from data.shards.globs import glob_as_regex
 
+__all__ = ["list_remote"]
+
+
 _MAGIC = re.compile(r"[*?[]")
 
 

@@ -23,6 +23,8 @@ from data.remote.shared_connections import SPAN_PIECES, Contents, Engine, engine
 from data.remote.signed_url import requests_for
 from data.shards.shard import Checksums, Stat
 
+__all__ = ["open_remote"]
+
 
 def open_remote(url: str, settings: RemoteReads) -> "RemoteShard":
     """The shard at an s3://, gs://, az://, http:// or https:// URL; nothing is asked for yet.

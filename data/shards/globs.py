@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from configs.errors import DataError
 
+__all__ = ["glob_as_regex"]
+
+
+
 _GLOB_PIECES = re.compile(r"((?<![^/])\*\*/|\*\*|\*|\?|\[!?[^\]]+\])")
 _GLOB_AS_REGEX = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 

@@ -14,6 +14,10 @@ import numpy as np
 from configs.errors import DamagedDataError, DataError
 from data.shards.shard import CHECKED_BYTES, Checksums, Stat, checksum
 
+__all__ = ["LocalShard"]
+
+
+
 MAX_OPEN = 256
 _STREAMED_BYTES = 2 * CHECKED_BYTES  # larger pieces leave the processor's cache before they are parsed
 

@@ -9,6 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+__all__ = ["CHECKED_BYTES", "Checksums", "Shard", "Stat", "checksum"]
+
+
+
 CHECKED_BYTES = 256 << 10
 
 

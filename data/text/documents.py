@@ -20,6 +20,9 @@ from data.text.document_cache import DocumentCache
 from data.text.document_lengths import Lengths, MeasuredLengths, Note
 from data.text.tokenizer import ByteTokenizer, HuggingFaceTokenizer, open_tokenizer
 
+__all__ = ["open_documents"]
+
+
 BATCH_DOCUMENTS = 256
 
 

@@ -7,6 +7,9 @@ import numpy as np
 
 from data.arrays import Array
 
+__all__ = ["parse_header"]
+
+
 MAX_HEADER_BYTES = 256
 DTYPES = ("|u1", "|i1", *(f"{order}{kind}{width}" for order in "<>" for kind in "ui" for width in (2, 4, 8)))
 

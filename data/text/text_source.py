@@ -7,8 +7,9 @@ from typing import Protocol
 import numpy as np
 
 from configs.errors import DamagedDataError, DataError
-from configs.recipe import GptModel, Recipe
+from configs.recipe import Recipe
 from configs.sections.data_section import TextData, TokensData
+from configs.sections.model_section import GptModel
 from data.arrays import Array, Ints, Say
 from data.index.catalog import Catalog
 from data.order import row_order
@@ -20,6 +21,9 @@ from data.text.best_fit_rows import FittedRows, load_packs, row_blocks
 from data.text.concat_packing import ConcatenatedRows, Piece, TokenStream
 from data.text.document_lengths import cause_of
 from data.text.documents import Documents, Reuse, open_documents
+
+__all__ = ["open_text_source"]
+
 
 IGNORED = -100
 NO_DOCUMENT = -1

@@ -13,6 +13,9 @@ from configs.errors import DataError, RecipeError
 from configs.recipe import Recipe
 from data.arrays import Ints
 
+__all__ = ["Tokenizer", "open_tokenizer", "vocab_size"]
+
+
 BYTE_VALUES = 256
 END_OF_DOCUMENT_NAMES = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "[EOS]")
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from configs.errors import DataError, RecipeError
-from configs.recipe import Recipe, ResnetModel
+from configs.recipe import Recipe
 from configs.sections.data_section import RemoteReads
+from configs.sections.model_section import ResnetModel
 from data.arrays import Say, silent
 from data.images.codecs import IMAGE_PARTS, decode_image
 from data.images.image_samples import LABEL_PART, ImageSamples
@@ -20,6 +21,9 @@ from data.shards.shard import Shard
 from data.text import npy
 from data.text.documents import open_documents
 from data.verify.verify_checksums import Manifests, Records
+
+__all__ = ["verify"]
+
 
 CheckSample = Callable[[int], object]
 _SAMPLES_AT_ONCE = 64

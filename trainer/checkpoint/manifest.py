@@ -14,6 +14,9 @@ from typing import Any
 from configs.errors import CheckpointError, DamagedCheckpointError
 from data.atomic import to_json
 
+__all__ = ["Manifest"]
+
+
 FORMAT = 3
 MANIFEST = "manifest.json"
 MASTER = "master"  # the kind of the fp32 weights; every other kind is the optimizer's name of an element-wise state

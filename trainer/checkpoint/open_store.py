@@ -8,6 +8,9 @@ from configs.recipe import Recipe
 from trainer.checkpoint.folder_store import FolderStore
 from trainer.checkpoint.store_protocol import CheckpointStore
 
+__all__ = ["PATIENCE_S", "checkpoint_store", "local_place", "store_at"]
+
+
 _SCHEMES = ("s3://", "gs://", "az://")
 PATIENCE_S = 120.0  # of workers, with a store that does not answer; twice that is less than a hang
 

@@ -11,6 +11,9 @@ from configs.errors import CheckpointError, DamagedCheckpointError
 from data.atomic import to_json
 from trainer.checkpoint.store_protocol import Save
 
+__all__ = ["clean_receipts"]
+
+
 _POLL_S = 0.01
 TIMEOUT_S = 600.0
 

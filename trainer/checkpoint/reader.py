@@ -29,6 +29,9 @@ from trainer.checkpoint.store_protocol import (
 from trainer.engine.engine_protocol import Engine, Extent, ReadSlice, Scalars
 from trainer.rank.ranks import Ranks
 
+__all__ = ["CheckpointReader", "check_model", "open_newest", "restore", "verify"]
+
+
 _THREADS = 4
 
 

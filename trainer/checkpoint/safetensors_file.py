@@ -8,6 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+__all__ = ["DTYPE_BYTES", "TensorInfo", "read_header", "write_tensors"]
+
+
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _MAX_HEADER_BYTES = 100_000_000  # as the library's own limit
 _ALIGNMENT = 8

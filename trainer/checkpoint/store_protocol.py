@@ -7,6 +7,9 @@ from typing import Protocol, TypeVar
 from configs.errors import CheckpointError, DamagedCheckpointError
 from trainer.checkpoint.manifest import MANIFEST, Manifest, StoredFile, decode_manifest
 
+__all__ = ["CheckpointFolder", "CheckpointStore", "listed", "read_manifest"]
+
+
 T = TypeVar("T")
 
 

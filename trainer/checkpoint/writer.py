@@ -19,6 +19,8 @@ from trainer.checkpoint.store_protocol import CheckpointStore, Save, StoredBytes
 from trainer.engine.engine_protocol import Engine
 from trainer.rank.ranks import Ranks
 
+__all__ = ["CheckpointWriter", "Stall"]
+
 
 @dataclass(frozen=True)
 class Stall:

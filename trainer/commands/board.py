@@ -10,6 +10,8 @@ import typer
 from trainer.commands.checkpoint import open_run
 from trainer.terminal import say
 
+__all__ = ["board"]
+
 
 def board(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],

@@ -12,6 +12,8 @@ from configs.errors import RunFolderError
 from trainer.commands.checkpoint import open_run
 from trainer.terminal import say
 
+__all__ = ["cancel"]
+
 
 def cancel(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],

@@ -16,6 +16,9 @@ from trainer.checkpoint.open_store import checkpoint_store, store_at
 from trainer.checkpoint.store_protocol import CheckpointStore, listed, read_manifest
 from trainer.terminal import console, fail, say
 
+__all__ = ["app"]
+
+
 app = typer.Typer(help="List, verify, fingerprint and export the checkpoints of a run.", no_args_is_help=True)
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR")]
 Place = Annotated[str, typer.Argument(metavar="RUN_DIR", help="or the path or URL of one checkpoint (…/step-NNNNNNNN)")]

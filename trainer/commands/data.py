@@ -17,6 +17,9 @@ from data.verify.verify_samples import verify
 from trainer.commands import pack
 from trainer.step_health.bad_numbers import left_out_batches
 
+__all__ = ["app"]
+
+
 app = typer.Typer(no_args_is_help=True, help="Make, index and check shards.")
 app.add_typer(pack.app, name="pack")
 

@@ -12,6 +12,8 @@ from cluster.hosts.resources import available_cpus, available_gpus, check_writab
 from configs.errors import EXIT_FAILED, RecipeError
 from trainer.terminal import fail, say
 
+__all__ = ["doctor"]
+
 
 def doctor(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="where runs are to lie")] = Path("runs"),

@@ -10,6 +10,9 @@ from cluster.ray_cluster.drain_node import drain_this_node
 from configs.errors import EXIT_FAILED, ClusterError
 from trainer.terminal import fail, say
 
+__all__ = ["drain"]
+
+
 _POLL_S = 5.0
 _TELL_S = 600.0
 

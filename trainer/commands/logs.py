@@ -15,6 +15,9 @@ from cluster.slurm.scheduler import SlurmCommands
 from configs.errors import RunFolderError
 from trainer.commands.checkpoint import open_run
 
+__all__ = ["logs"]
+
+
 POLL_S = 1.0
 STATE_EVERY = 5  # polls; asking Slurm is not free
 

@@ -10,6 +10,8 @@ from rich.text import Text
 from configs.load import dump_recipe, load_recipe
 from trainer.terminal import console, say
 
+__all__ = ["plan"]
+
 
 def plan(
     recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE")],

@@ -13,6 +13,9 @@ from cluster.cloud.ray_launcher import render_ray_cluster
 from configs.load import dump_recipe, load_recipe
 from configs.recipe import Recipe
 
+__all__ = ["app"]
+
+
 app = typer.Typer(help="Write the YAML that starts a Ray cluster for a recipe.", no_args_is_help=True)
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")]

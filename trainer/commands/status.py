@@ -22,6 +22,9 @@ from trainer.history.goodput import Account, superseded_lines
 from trainer.history.run_report import History, read_history
 from trainer.terminal import console, say
 
+__all__ = ["status"]
+
+
 _FIGURES = (
     *("loss", "val_loss", "val_accuracy", "lr", "step_s", "samples_per_s", "tokens_per_s", "data_wait_s", "skipped"),
 )

@@ -11,6 +11,9 @@ from configs.errors import RecipeError
 from configs.slurm_profiles import profiles_path
 from trainer.terminal import say
 
+__all__ = ["submit"]
+
+
 Flag = Annotated[str | None, typer.Option()]
 
 

@@ -13,6 +13,8 @@ from trainer.rank.fault_injection import parse_fault
 from trainer.rank.worker_job import WORKER_MODULES
 from trainer.terminal import say
 
+__all__ = ["train"]
+
 
 def train(
     recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")],

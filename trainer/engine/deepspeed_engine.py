@@ -17,11 +17,14 @@ from trainer.engine.deepspeed_config import build_optimizer, deepspeed_config
 from trainer.engine.dropout_seed import enter_position
 from trainer.engine.ema import KIND, WeightAverage
 from trainer.engine.engine_protocol import Admit, Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
+from trainer.engine.hardware import computes_bf16
 from trainer.engine.optimizer_state import first_not_finite, group_scalars, restore_groups, restore_state
-from trainer.metrics.hardware import computes_bf16
 from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
 from trainer.rank.context import Context
 from trainer.tasks.task_protocol import Task
+
+__all__ = ["DeepSpeedEngine", "collective_backend", "select_accelerator", "use_device"]
+
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 

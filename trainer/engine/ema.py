@@ -9,6 +9,9 @@ from configs.errors import CheckpointError, EngineError
 from trainer.engine.engine_protocol import ReadState
 from trainer.engine.zero_layout import Layout, Piece
 
+__all__ = ["BUFFER_PREFIX", "KIND"]
+
+
 KIND = "ema"
 BUFFER_PREFIX = "ema/"
 _SWAP_ELEMENTS = 1 << 22

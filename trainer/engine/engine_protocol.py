@@ -9,6 +9,9 @@ import torch
 
 from data.batch import MicroBatch
 
+__all__ = ["Admit", "Engine", "Extent", "Fragment", "ReadSlice", "Scalars", "StepResult"]
+
+
 ReadSlice = Callable[[int, int], torch.Tensor]  # [start, stop) of a flattened parameter
 ReadState = Callable[[str, str], ReadSlice | None]  # kind, parameter; None when not stored
 Extent = tuple[str, int, int]  # [start, stop) of a flattened parameter

@@ -9,6 +9,8 @@ from cluster.run.ledger import read_json_lines
 from cluster.run.run_folder import RunFolder
 from trainer.history.timeline import CLASSES, Event, Span, SpanClass, fitted, timeline
 
+__all__ = ["Account", "LiveAccount", "live_account", "superseded_lines"]
+
 
 @dataclass(frozen=True)
 class Account:

@@ -8,6 +8,8 @@ from trainer.history.restarts import Restart, restarts
 from trainer.history.timeline import Event, timeline
 from trainer.history.verdict import Verdict, verdict
 
+__all__ = ["History", "read_history"]
+
 
 @dataclass(frozen=True)
 class History:

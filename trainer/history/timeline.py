@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal, get_args
 
+__all__ = ["PHASES"]
+
+
 Event = dict[str, Any]
 SpanClass = Literal["queue", "start", "restore", "step", "data_wait", "checkpoint", "validation", "lost", "down"]
 CLASSES: tuple[SpanClass, ...] = get_args(SpanClass)

@@ -5,6 +5,9 @@ from typing import Any
 
 from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER
 
+__all__ = ["verdict"]
+
+
 Event = dict[str, Any]
 
 _GO_ON = "the same command goes on from the last checkpoint"

@@ -21,6 +21,9 @@ from configs.checkout import CHECKOUT
 from configs.errors import UnfitHostError
 from trainer.host_health.disk_and_matmul_speed import devices
 
+__all__ = ["between_processes"]
+
+
 CPU_BYTES, ACCELERATOR_BYTES = 4 << 20, 64 << 20
 MEASURED_S = 0.4  # or two rounds
 # Together, with up to three rounds of pairs, well below cluster/host_check.TIMEOUT_S: a host that waits for another one

@@ -16,6 +16,8 @@ from configs.errors import UnfitHostError
 from trainer.host_health.all_reduce_speed import measure_links
 from trainer.host_health.disk_and_matmul_speed import devices, matmul_flops, write_bytes_per_s
 
+__all__ = ["check"]
+
 
 def check(plan: CheckPlan) -> HostReport:
     """Everything that can be measured here; what cannot be is a problem of the report."""

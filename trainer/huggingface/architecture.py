@@ -1,6 +1,6 @@
 """Recipe -> the Hugging Face model that computes the same."""
 
-from configs.recipe import GptModel, Model
+from configs.sections.model_section import GptModel, Model
 from trainer.huggingface.gpt_tensors import gpt_architecture
 from trainer.huggingface.resnet_tensors import resnet_architecture
 from trainer.huggingface.tensor_map import Architecture

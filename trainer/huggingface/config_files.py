@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from configs.recipe import GptModel, Recipe
+from configs.recipe import Recipe
 from configs.sections.data_section import ImageData
+from configs.sections.model_section import GptModel
 from data.atomic import to_json
 from data.text.tokenizer import open_tokenizer
 from trainer.huggingface.tensor_map import Architecture
 from trainer.tasks.classification import DEFAULT_MEAN, DEFAULT_STD
 
-_SHORT_SIDE = 256 / 224  # before the centre crop, as data.images.fit
+__all__ = ["tokenizer_path"]
+
+
+_SHORT_SIDE = 256 / 224  # before the centre crop, as data.images.crops.centre
 _BILINEAR = 2  # Pillow's number of it
 _ROPE_KEYS = ("rope_theta", "rope_type", "partial_rotary_factor")
 

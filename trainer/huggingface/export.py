@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from configs.errors import ExportError
-from configs.recipe import GptModel, Recipe
+from configs.recipe import Recipe
+from configs.sections.model_section import GptModel
 from data.atomic import sync_folder, to_json, write_durably
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.reader import CheckpointReader
@@ -20,6 +21,9 @@ from trainer.engine.ema import BUFFER_PREFIX, KIND
 from trainer.huggingface.architecture import architecture
 from trainer.huggingface.config_files import companion_files, config_json
 from trainer.huggingface.tensor_map import Architecture, Link, own_shapes
+
+__all__ = ["DTYPES", "Export", "export"]
+
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}

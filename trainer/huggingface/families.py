@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.errors import ExportError
-from configs.recipe import GptModel
+from configs.sections.model_section import GptModel
 
 ALL_HEADS = "as many as heads"
 

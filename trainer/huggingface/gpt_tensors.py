@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from configs.recipe import GptModel
+from configs.sections.model_section import GptModel
 from trainer.huggingface.families import GPT2, Family, family_of
 from trainer.huggingface.tensor_map import Architecture, Link, bias, linear
 from trainer.models.gpt import mlp_width

@@ -18,6 +18,8 @@ from trainer.huggingface.stored_weights import StoredWeights, open_weights
 from trainer.huggingface.tensor_map import Link
 from trainer.rank.context import Context
 
+__all__ = ["check_initial", "load_initial"]
+
 
 def check_initial(recipe: Recipe) -> None:
     """Raises RecipeError, before anything starts, where model.init_from does not fit the recipe; reads headers only."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from configs.errors import ExportError
-from configs.recipe import ResnetModel
+from configs.sections.model_section import ResnetModel
 from trainer.huggingface.tensor_map import Architecture, Link, batch_norm, bias, linear
 from trainer.models.resnet import BLOCKS_PER_STAGE, BasicBlock, Bottleneck
 

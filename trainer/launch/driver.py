@@ -32,6 +32,8 @@ from trainer.launch.preflight import check_places, check_resumable, preflight, t
 from trainer.rank.worker_job import WORKER_MODULES, Job
 from trainer.terminal import ProgressView, fail, say
 
+__all__ = ["train"]
+
 
 @dataclass
 class Watch:
@@ -121,7 +123,7 @@ def _run(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address:
     with StopSignals() as signals, ProgressView() as view:
         watch = Watch(folder, ledger, signals, view, job.started, seen=len(ledger.events()))
         try:
-            failure = run_sessions(_plan(recipe, folder, job, place, address), folder, watch)
+            failure = run_sessions(_plan(recipe, folder, job, place, address), folder, watch, say)
         finally:
             folder.stop_request.unlink(missing_ok=True)
         watch.poll()

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from configs.recipe import GptModel, Optimizer, Recipe, ResnetModel
+from configs.recipe import Optimizer, Recipe
 from configs.sections.data_section import ImageData
+from configs.sections.model_section import GptModel, ResnetModel
 from data.text.tokenizer import vocab_size
 from trainer.models.cost import (
     gpt_activation_bytes,
@@ -19,6 +20,9 @@ from trainer.models.cost import (
 from trainer.models.gpt import Gpt
 from trainer.models.resnet import Resnet
 from trainer.tasks.task_protocol import parameter_groups
+
+__all__ = ["estimate"]
+
 
 FP32_BYTES = 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

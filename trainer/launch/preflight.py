@@ -18,6 +18,9 @@ from trainer.huggingface.init_from import check_initial
 from trainer.launch.memory_estimate import DTYPES, FP32_BYTES, estimate
 from trainer.tasks.build_task import check_task
 
+__all__ = ["describe", "memory_rows", "preflight", "preflight_elsewhere"]
+
+
 T = TypeVar("T")
 _ZERO_3 = 3
 

@@ -5,6 +5,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+__all__ = ["PatientFile"]
+
 
 class PatientFile:
     """`append` never fails for want of room; `sync` tells whether all of it is on disk."""

@@ -12,10 +12,10 @@ import torch
 from configs.errors import StokerError
 from data.loader import StepBatch
 from trainer.engine.engine_protocol import StepResult
+from trainer.engine.hardware import memory_bytes, peak_flops
 from trainer.history.goodput import LiveAccount
 from trainer.history.timeline import PHASES
 from trainer.metrics.full_disk_file import PatientFile
-from trainer.metrics.hardware import memory_bytes, peak_flops
 from trainer.metrics.sinks import MetricSink, Progress
 from trainer.metrics.stopwatch import Stopwatch
 from trainer.rank.context import Context
@@ -23,6 +23,8 @@ from trainer.step_health.bad_number_policy import NumberWatch
 from trainer.step_health.skipped_samples import SkippedSamples
 from trainer.step_health.stragglers import RankTimes, StragglerWatch
 from trainer.tasks.task_protocol import Task
+
+__all__ = ["Reporter"]
 
 
 class Reporter:

@@ -11,6 +11,9 @@ from cluster.run.run_folder import RunFolder
 from data.atomic import write_durably
 from trainer.metrics.full_disk_file import PatientFile
 
+__all__ = ["JsonLines", "MetricSink", "Progress"]
+
+
 _PROGRESS_INTERVAL_S = 0.4
 
 # metrics.jsonl key -> TensorBoard tag

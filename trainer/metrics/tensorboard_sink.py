@@ -20,6 +20,8 @@ from cluster.run.run_folder import RunFolder
 from trainer.metrics.full_disk_file import PatientFile
 from trainer.metrics.sinks import TAGS
 
+__all__ = ["TensorBoard"]
+
 
 class TensorBoard:
     """One event file per attempt, with the tags of TAGS; steps after the resumed one are purged from view."""

@@ -8,9 +8,18 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from configs.recipe import GptModel
+from configs.sections.model_section import GptModel
 from trainer.models.gpt import Gpt, mlp_width
 from trainer.models.resnet import Resnet
+
+__all__ = [
+    "gpt_activation_bytes",
+    "gpt_flops_per_token",
+    "resnet_activation_bytes",
+    "resnet_flops_per_image",
+    "shapes_only",
+]
+
 
 _FP32_BYTES = 4
 

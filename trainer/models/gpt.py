@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from configs.recipe import GptModel
+from configs.sections.model_section import GptModel
+
+__all__ = ["Gpt", "mlp_width"]
+
 
 Rope = tuple[Tensor, Tensor]
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = ["commit_statistics", "pending_statistics", "set_micro_batch_weight"]
+
 
 class BatchNorm2d(nn.Module):
     """Batch normalisation over a micro-batch (Ioffe and Szegedy 2015): x_BCHW -> same shape and dtype.

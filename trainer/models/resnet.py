@@ -2,8 +2,11 @@
 
 from torch import Tensor, nn
 
-from configs.recipe import ResnetModel
+from configs.sections.model_section import ResnetModel
 from trainer.models.norm import BatchNorm2d
+
+__all__ = ["BLOCKS_PER_STAGE", "BasicBlock", "Bottleneck", "Resnet"]
+
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from trainer.rank.fault_injection import no_chaos
 
+__all__ = ["Pulse"]
+
 
 class Link(Protocol):
     """The line to whoever supervises this process (cluster/forks/child_end.py)."""

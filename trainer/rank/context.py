@@ -11,6 +11,8 @@ from configs.recipe import Recipe
 from trainer.rank.activity import Pulse
 from trainer.rank.ranks import Ranks
 
+__all__ = ["Context"]
+
 
 @dataclass(frozen=True)
 class Context:

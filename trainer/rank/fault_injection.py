@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from cluster.run.ledger import Ledger
 from configs.errors import RecipeError
 
+__all__ = ["Chaos", "no_chaos", "parse_fault"]
+
+
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 _KINDS = (*_SIGNALS, "raise")
 _FORM = "kill:rank=1@step=40, with kill, stop, term or raise, and phase=NAME or always behind the step"

@@ -9,6 +9,9 @@ from torch._C._distributed_c10d import TCPStore
 
 from cluster.forks.child_end import WorkerLink
 
+__all__ = ["join"]
+
+
 COLLECTIVE_TIMEOUT = timedelta(seconds=600)  # a hang is noticed long before, by cluster/workers/hang_rule.py
 _MEET_S = 120.0
 

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+__all__ = ["Ranks"]
+
+
 T = TypeVar("T")
 _TIMEOUT = timedelta(seconds=600)  # as the workers' own group: see trainer/rank/process_group.py
 

@@ -9,6 +9,9 @@ from typing import Any
 from cluster.run.run_folder import RunFolder
 from configs.recipe import Recipe
 
+__all__ = ["WORKER_MODULES", "Job"]
+
+
 WORKER_MODULES = ["trainer.training.worker", "deepspeed"]
 
 

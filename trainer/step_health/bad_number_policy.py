@@ -17,6 +17,8 @@ from trainer.engine.engine_protocol import Admit, StepResult
 from trainer.rank.context import Context
 from trainer.step_health.bad_numbers import EVENT, BadNumber, LossWindow, left_out_batches
 
+__all__ = ["NumberWatch", "RollBack"]
+
 
 class RollBack(Exception):  # noqa: N818
     """Raised on every rank: this attempt is to end, and another to begin from the newest checkpoint."""

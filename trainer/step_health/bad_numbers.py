@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from configs.recipe import Spike
 
+__all__ = ["left_out_batches"]
+
+
 EVENT = "bad_number"  # in the ledger
 _SIGMA_PER_MAD = 1.4826  # of a normal distribution
 _LEAST_SIGMA = 1e-3  # of the median: losses that hardly differ would make any change a spike

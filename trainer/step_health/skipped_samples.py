@@ -7,6 +7,9 @@ from configs.errors import DataError
 from data.source import Skipped
 from trainer.rank.context import Context
 
+__all__ = ["SkippedSamples"]
+
+
 _EVENT = "sample_skipped"
 
 

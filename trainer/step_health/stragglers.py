@@ -8,6 +8,9 @@ from typing import Any
 
 from trainer.rank.ranks import Ranks
 
+__all__ = ["RankTimes", "StragglerWatch"]
+
+
 LISTED_RANKS = 64  # above that, figures of every rank would swamp metrics.jsonl and TensorBoard
 _WINDOW_S = 10.0  # shorter ones tell of the moment's noise
 _SLOW_RATIO = 1.5

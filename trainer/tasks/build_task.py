@@ -3,12 +3,15 @@
 import torch
 
 from configs.errors import RecipeError
-from configs.recipe import GptModel, Recipe, ResnetModel
+from configs.recipe import Recipe
 from configs.sections.data_section import ImageData
+from configs.sections.model_section import GptModel, ResnetModel
 from data.text.tokenizer import open_tokenizer
 from trainer.tasks.classification import ClassificationTask
 from trainer.tasks.language import LanguageTask
 from trainer.tasks.task_protocol import Task
+
+__all__ = ["build_task", "check_task"]
 
 
 def check_task(recipe: Recipe) -> None:

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.recipe import Optimizer, ResnetModel
+from configs.recipe import Optimizer
 from configs.sections.data_section import ImageData
+from configs.sections.model_section import ResnetModel
 from trainer.models.cost import resnet_flops_per_image
 from trainer.models.resnet import Resnet
 from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean, parameter_groups
+
+__all__ = ["DEFAULT_MEAN", "DEFAULT_STD"]
+
 
 # Of ImageNet's training images, in 0 … 1, as everybody uses them; and a neutral choice for grey images.
 DEFAULT_MEAN = {1: [0.5], 3: [0.485, 0.456, 0.406]}

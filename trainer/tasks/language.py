@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.recipe import GptModel, Optimizer
+from configs.recipe import Optimizer
+from configs.sections.model_section import GptModel
 from trainer.models.cost import gpt_flops_per_token
 from trainer.models.gpt import Gpt
 from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean, parameter_groups

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from configs.errors import DataError
 from configs.recipe import Optimizer
 
+__all__ = ["ParameterGroup", "Task", "parameter_groups"]
+
+
 IGNORED = -100  # a target that does not count
 
 

@@ -13,7 +13,7 @@ from configs.checkout import CHECKOUT
 
 HERE = Path(__file__).parent
 PROGRAM = """
-from cluster.gpu_health import problems, read_gpus, remarks
+from cluster.hosts.gpus import problems, read_gpus, remarks
 for gpu in read_gpus():
     print(gpu.name, *problems(gpu), *remarks(gpu), sep="|")
 """

@@ -178,7 +178,7 @@ def test_a_killed_driver_takes_its_ray_and_its_folder_along(drivers: tuple[Drive
 
 def test_a_folder_whose_owner_was_killed_is_removed_at_the_next_start() -> None:
     hold = (
-        "import sys; from cluster.session_folder import session_folder\n"
+        "import sys; from cluster.processes.private_folder import session_folder\n"
         "with session_folder() as folder: print(folder, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -8,7 +8,7 @@ from cluster.run.run_lock import RunLock, is_held
 from configs.errors import RunFolderError
 
 HOLD = (
-    "import sys; from pathlib import Path; from cluster.run_lock import RunLock\n"
+    "import sys; from pathlib import Path; from cluster.run.run_lock import RunLock\n"
     "with RunLock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 )
 

@@ -111,7 +111,7 @@ def test_a_column_is_like_the_array_of_all_its_tables(monkeypatch: pytest.Monkey
     assert column.take(ids[:0]).tolist() == []
     blocks = equal_blocks(counts)
     assert column.block_totals(blocks).tolist() == np.add.reduceat(whole, blocks.first).tolist()
-    monkeypatch.setattr("data.order.epoch.MAX_BLOCKS", 6)
+    monkeypatch.setattr("data.index.shuffle_blocks.MAX_BLOCKS", 6)
     groups = [np.ones(-(-count // GROUP_SAMPLES), np.int64) for count in counts]
     larger = cut_blocks(np.array(counts), groups)
     assert len(larger.first) < len(blocks.first)

@@ -223,15 +223,15 @@ def test_a_remote_shard_with_a_kept_index_is_asked_about_once_and_many_are_at_on
 BUILDER = """
 import sys, time
 from pathlib import Path
-from data import tar_index
-from data.local_shard import LocalShard
-build = tar_index.build_index
+from data.index import shard_index
+from data.shards.local_shard import LocalShard
+build = shard_index.build_index
 def slowly(*shard):
     print("building", flush=True)
     time.sleep(float(sys.argv[2]))
     return build(*shard)
-tar_index.build_index = slowly
-print(tar_index.load_index(LocalShard(sys.argv[1])).count, flush=True)
+shard_index.build_index = slowly
+print(shard_index.load_index(LocalShard(sys.argv[1])).count, flush=True)
 """
 
 

@@ -23,7 +23,7 @@ def test_a_permutation_is_the_stable_order_of_its_draws(count: int) -> None:
     assert draws.permutation(count, ("k", count)).tolist() == expected.tolist()
 
 
-@given(st.lists(st.integers(0, 40) | st.integers(2**64 - 40, 2**64 - 1), max_size=60))
-def test_draws_that_differ_in_their_low_bits_only_or_not_at_all_are_ordered_stably(draws: list[int]) -> None:
-    numbers = np.array(draws, np.uint64)
-    assert draws.stable_order(numbers).tolist() == np.argsort(numbers, kind="stable").tolist()
+@given(numbers=st.lists(st.integers(0, 40) | st.integers(2**64 - 40, 2**64 - 1), max_size=60))
+def test_draws_that_differ_in_their_low_bits_only_or_not_at_all_are_ordered_stably(numbers: list[int]) -> None:
+    drawn = np.array(numbers, np.uint64)
+    assert draws.stable_order(drawn).tolist() == np.argsort(drawn, kind="stable").tolist()

@@ -140,7 +140,7 @@ def test_blocks_are_runs_of_one_shard_and_keep_every_byte(counts: list[int]) -> 
 
 
 def test_blocks_grow_when_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.order.epoch.MAX_BLOCKS", 20)
+    monkeypatch.setattr("data.index.shuffle_blocks.MAX_BLOCKS", 20)
     blocks = _blocks([1000, 3, 70, 2000, 129], 5)
     assert blocks.samples.max() == 256 and len(blocks.first) <= 20
     assert blocks.bytes.tolist() == (5 * blocks.samples).tolist()
@@ -150,8 +150,8 @@ def test_blocks_grow_when_there_would_be_too_many(monkeypatch: pytest.MonkeyPatc
 _BILLION = """
 import resource, sys
 import numpy as np
-from data.order import cut_blocks
-from data.stream import SampleStream
+from data.index.shuffle_blocks import cut_blocks
+from data.order.epochs import SampleStream
 shards, samples = int(sys.argv[1]), 10**9 // int(sys.argv[1])
 groups = np.full(-(-samples // 64), 64 * 19_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

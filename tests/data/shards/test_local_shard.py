@@ -142,9 +142,9 @@ def test_reading_past_the_end_is_refused(path: Path) -> None:
 _TRUNCATION = """
 import os, sys
 from configs.errors import DataError
-from data.local_shard import LocalShard
-from data.storage import CHECKED_BYTES, Checksums
-from data.verify_bytes import checksums_of
+from data.shards.local_shard import LocalShard
+from data.shards.shard import CHECKED_BYTES, Checksums
+from data.verify.verify_checksums import checksums_of
 path, first_touch, verify = sys.argv[1], sys.argv[2] == "before", sys.argv[3] == "checked"
 shard, wanted = LocalShard(path), (4 * CHECKED_BYTES, 20_000)
 shard.expect(Checksums(shard.stat(), checksums_of(shard)[: None if verify else 0]))

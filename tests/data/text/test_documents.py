@@ -61,8 +61,8 @@ def test_each_document_is_encoded_about_once_per_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer_file = write_tokenizer(tmp_path)
-    for place in ("packing", "text_source"):
-        monkeypatch.setattr(f"data.{place}.ROW_WINDOW_TOKENS", window_tokens)
+    for place in ("concat_packing", "text_source"):
+        monkeypatch.setattr(f"data.text.{place}.ROW_WINDOW_TOKENS", window_tokens)
     monkeypatch.setattr(best_fit_packing, "SEGMENT_TOKENS", window_tokens // 2)
     monkeypatch.setattr(best_fit_packing, "SEGMENT_ROWS", 1)
     texts = {f"t{i}": {"txt": b"hello " * (document_words + i)} for i in range(40)}

@@ -1,6 +1,6 @@
 """What lies at each position, worked out the long way: all of it, in lists, one step after the other.
 
-Written from what data.order, data.lanes, data.mixture and data.arrangement promise; only the random draws are shared.
+Written from what data/order/: epoch, lanes, mixture and global_batch promise; only the random draws are shared.
 """
 
 from collections.abc import Iterator, Sequence

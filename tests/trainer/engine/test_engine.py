@@ -9,7 +9,7 @@ import torch
 
 from configs.recipe import Recipe
 from tests.support.processes import run_in_processes
-from tests.support.training.reference import reference_losses_and_gradients
+from tests.support.training.plain_pytorch import reference_losses_and_gradients
 from tests.support.training.runs import GPT, recipe_of, write_text_shards
 
 STEPS = 10
@@ -105,9 +105,9 @@ def shards(tmp_path: Path) -> Path:
 
 
 def _masked_reference(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], dict[str, torch.Tensor]]:
-    from tests.support.training import reference
+    from tests.support.training import plain_pytorch
 
-    real = reference.read_micro_batch
+    real = plain_pytorch.read_micro_batch
 
     def masked(data: Any, step: int, piece: Any, micro: int) -> Any:
         batch = real(data, step, piece, micro)
@@ -115,7 +115,7 @@ def _masked_reference(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> tuple[
             batch.arrays["targets_BT"][row, : 3 * row + 1] = -100
         return batch
 
-    monkeypatch.setattr(reference, "read_micro_batch", masked)
+    monkeypatch.setattr(plain_pytorch, "read_micro_batch", masked)
     return reference_losses_and_gradients(recipe, STEPS)
 
 

@@ -13,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.checkout import CHECKOUT
 from configs.load import load_recipe
-from configs.recipe import GptModel, Recipe, ResnetModel
+from configs.recipe import Recipe
+from configs.sections.model_section import GptModel, ResnetModel
 from tests.support.training.runs import GPT, recipe_of, write_text_shards
+from trainer.engine import hardware
 from trainer.engine.deepspeed_config import build_optimizer
+from trainer.engine.hardware import sheet_flops
 from trainer.launch.memory_estimate import estimate, worker_memory
 from trainer.launch.preflight import describe, disk_bytes, kept_checkpoints, readable
-from trainer.metrics import hardware
-from trainer.metrics.hardware import sheet_flops
 from trainer.models.cost import (
     gpt_activation_bytes,
     gpt_flops_per_token,

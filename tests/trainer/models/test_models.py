@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.recipe import GptModel, ResnetModel
+from configs.sections.model_section import GptModel, ResnetModel
 from trainer.models.cost import shapes_only
 from trainer.models.gpt import Gpt, rope_tables, rotate
 from trainer.models.resnet import Resnet

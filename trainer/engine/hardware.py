@@ -8,6 +8,9 @@ from functools import cache
 import psutil
 import torch
 
+__all__ = ["memory_bytes", "peak_flops"]
+
+
 # Dense tensor-core peak in half precision with sums in fp32, FLOP/s, from the vendors' data sheets; fp32 (TF32 off) is
 # far lower. By the words that a device's name must have; the first that fit.
 _HALF_PEAK = (
