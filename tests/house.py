@@ -24,6 +24,7 @@ LEAST_DOCUMENTED, MOST_COMMENTED = 0.95, 1 / 15
 _SHARED_NAMES = {"__init__", "__main__", "conftest"}
 _LEFT_OUT = {"__pycache__", ".hypothesis"}
 _RULE = re.compile(r"May import: (\S+(?:, \S+)*)\.$")
+_RUN_FILES = ("ledger.jsonl", "metrics.jsonl", "superseded.jsonl", "progress.json", "session.log", ".stop", ".lock")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -123,6 +124,7 @@ class House:
             "names taken past a door": self._doors(),
             "base names that stand twice": self._names("base name", (m.path.stem for m in self.modules)),
             "class names that stand twice": self._names("class", self._class_names()),
+            "paths of a run or event names outside cluster/run/": self._vocabulary(),
             "re-exports in an __init__.py": self._reexports(),
             "private files that import-linter does not protect": self._protected(),
         }
@@ -235,6 +237,14 @@ class House:
         self._bound(f"unique {kind}s", twice)
         return str(len(twice))
 
+    def _vocabulary(self) -> str:
+        beyond = []
+        for module in self.product.values():
+            if module.room != "cluster.run":
+                beyond += [f"{module.name}:{line}" for line in _spelled_here(module.tree)]
+        self._bound("paths and event names", beyond)
+        return str(len(beyond))
+
     def _reexports(self) -> str:
         rooms = [m for m in self.product.values() if m.path.name == "__init__.py"]
         beyond = [m.name for m in rooms if len(m.tree.body) > 1]
@@ -248,6 +258,15 @@ class House:
         wrong = sorted(private ^ named)
         self._bound("protected files", wrong)
         return str(len(wrong))
+
+
+def _spelled_here(tree: ast.Module) -> Iterator[int]:
+    """Lines that name a file of a run folder, or take an event by the key of its line."""
+    for node in ast.walk(tree):
+        if (isinstance(node, ast.Constant) and node.value in _RUN_FILES) or (
+            isinstance(node, ast.Subscript) and getattr(node.slice, "value", None) == "event"
+        ):
+            yield node.lineno
 
 
 def _is_typed(function: Function) -> bool:

@@ -1,8 +1,10 @@
 """What a fault of a run is, and which errors only follow from another rank that is lost."""
 
 import re
+from dataclasses import asdict, dataclass
+from typing import Any
 
-__all__ = ["is_echo"]
+__all__ = ["FaultPlace", "is_echo"]
 
 
 # Where gloo's connections break or time out; its checks say `[enforce fail at` instead, and are causes.
@@ -36,3 +38,21 @@ def _is_of_lost_peer(error: BaseException) -> bool:
     if kinds & {"torch.distributed.DistNetworkError", "torch.distributed.DistStoreError"}:
         return "server socket" not in text  # that is this rank's own
     return type(error) is RuntimeError and _GLOO.search(text) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultPlace:
+    """Where a fault was. None: not known; `step`: the last one that was finished; `log`: "" where there is none."""
+
+    attempt: int | None = None
+    invocation: str | None = None
+    rank: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    step: int | None = None
+    phase: str | None = None
+    log: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """By name."""
+        return asdict(self)

@@ -6,13 +6,24 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Event", "Ledger", "read_json_lines", "strict_json", "without_infinities"]
+from cluster.run import job_events, run_events
+from cluster.run.events import Event, UnknownEvent
+from cluster.run.run_events import AttemptStarted
+
+__all__ = ["Ledger", "read_json_lines", "strict_json", "without_infinities"]
 
 
-Event = dict[str, Any]
+_KINDS: dict[str, type[Event]] = {
+    kind.event: kind
+    for module in (run_events, job_events)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Event) and kind.event
+}
 _LOCK_S = 2.0  # a process that was stopped while it had the lock must not stop the others
 
 
@@ -25,9 +36,9 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def append(self, event: str, **details: Any) -> None:
-        """Write one event durably: it is on disk when this returns."""
-        line = strict_json({"event": event, "time": time.time(), **details}) + "\n"
+    def append(self, event: Event) -> None:
+        """Write one event durably, with the time of now: it is on disk when this returns. Raises OSError."""
+        line = strict_json(replace(event, time=time.time()).to_line()) + "\n"
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             _lock(descriptor)
@@ -40,13 +51,25 @@ class Ledger:
         finally:
             os.close(descriptor)
 
+    def try_append(self, event: Event, complain: Callable[[str], None]) -> None:
+        """As `append`, but a full disk ends nothing: the event is told to `complain` instead."""
+        try:
+            self.append(event)
+        except OSError as error:
+            complain(f"{self._path} cannot be written ({error.strerror}): {strict_json(event.to_line())}")
+
     def events(self) -> list[Event]:
         """All events, oldest first."""
-        return read_json_lines(self._path)
+        return [read_event(line) for line in read_json_lines(self._path)]
 
     def attempts(self) -> int:
         """Attempts that began so far."""
-        return sum(event["event"] == "attempt_started" for event in self.events())
+        return sum(isinstance(event, AttemptStarted) for event in self.events())
+
+
+def read_event(line: dict[str, Any]) -> Event:
+    """The event of one line of a ledger, whatever its kind."""
+    return _KINDS.get(str(line.get("event")), UnknownEvent).from_line(line)
 
 
 def strict_json(fields: dict[str, Any]) -> str:
@@ -87,7 +110,7 @@ def _ends_torn(descriptor: int) -> bool:
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
 
 
-def read_json_lines(path: Path) -> list[Event]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON-lines file; lines torn by a crash are left out."""
     if not path.exists():
         return []
@@ -95,9 +118,9 @@ def read_json_lines(path: Path) -> list[Event]:
     return [event for line in whole if (event := _parse(line)) is not None]
 
 
-def _parse(line: str) -> Event | None:
+def _parse(line: str) -> dict[str, Any] | None:
     try:
-        event: Event = json.loads(line)
+        event: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError:
         return None
     return event

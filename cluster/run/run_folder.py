@@ -57,13 +57,37 @@ class RunFolder:
     def audit(self, attempt: int, rank: int) -> Path:
         return self.root / "audit" / f"attempt-{attempt}-rank-{rank}.jsonl"
 
+    @property
+    def logs(self) -> Path:
+        """Of everything that has no terminal."""
+        return self.root / "logs"
+
+    @property
+    def session_log(self) -> Path:
+        """What the process that holds Ray says."""
+        return self.logs / "session.log"
+
+    @property
+    def slurm(self) -> Path:
+        """What a Slurm job needs, and what it says."""
+        return self.root / "slurm"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a `stoker train` runs here."""
+        return self.root / ".lock"
+
     def log(self, attempt: int, rank: int) -> Path:
-        return self.root / "logs" / f"attempt-{attempt}" / f"rank-{rank}.log"
+        return self.logs / f"attempt-{attempt}" / f"rank-{rank}.log"
 
     def superseded(self, attempt: int) -> Path:
         """Metrics lines of lost work, put aside when this attempt began."""
-        return self.root / "logs" / f"attempt-{attempt}" / "superseded.jsonl"
+        return self.logs / f"attempt-{attempt}" / "superseded.jsonl"
+
+    def all_superseded(self) -> list[Path]:
+        """Of all attempts, oldest path first."""
+        return sorted(self.logs.glob("attempt-*/superseded.jsonl"))
 
     def make(self) -> None:
-        for folder in (self.checkpoints, self.tensorboard, self.root / "logs"):
+        for folder in (self.checkpoints, self.tensorboard, self.logs):
             folder.mkdir(parents=True, exist_ok=True)

@@ -11,18 +11,18 @@ from types import TracebackType
 from typing import Self
 
 from cluster.processes.file_lock import try_lock
+from cluster.run.run_folder import RunFolder
 from configs.errors import RunFolderError
 
 __all__ = ["RunLock", "is_held"]
 
 
-LOCK_NAME = ".lock"
 RETRY_S = 0.2  # `is_held` of a `stoker status` has the lock for a moment
 
 
 def is_held(folder: Path) -> bool:
     """Whether a live process holds the lock of run folder `folder`."""
-    path = folder / LOCK_NAME
+    path = RunFolder(folder).lock
     if not path.exists():
         return False
     with path.open() as file:
@@ -37,7 +37,7 @@ class RunLock:
     """Holds `folder`/.lock inside a `with`. Raises RunFolderError naming the holder when another process has it."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK_NAME
+        self.path = RunFolder(folder).lock
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:

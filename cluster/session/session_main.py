@@ -12,14 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.processes.stop_signals import HANDLED
 from cluster.ray_cluster.attached_ray import AttachedRay
 from cluster.ray_cluster.private_ray import LocalRay
+from cluster.run.events import Event
+from cluster.run.faults import FaultPlace
 from cluster.run.ledger import Ledger
+from cluster.run.run_events import Fault, RoomFound, Waiting
 from cluster.workers.hang_rule import Hang
 from cluster.workers.run_workers import WorkerFailure, run_workers
 from cluster.workers.worker_shell import ShellOrder
@@ -27,6 +29,9 @@ from configs.errors import ClusterError, StokerError
 from configs.recipe import Workers
 
 __all__ = ["SessionPlan"]
+
+
+_TICK_S = 1.0  # session_process.py calls a session silent that has not ticked for long
 
 
 @dataclass(frozen=True)
@@ -84,40 +89,15 @@ def _leave_with_driver() -> None:
 
 
 def _run(plan: SessionPlan, tell: Any) -> None:
-    order, workers = ShellOrder(**plan.order), Workers.model_validate(plan.workers)
-
     def say(line: str) -> None:
         tell(say=line)
-
-    def waits(room: int | None, since: float) -> None:
-        _append(order, say, "room" if room is None else "waiting", since=since, room=room)
 
     folder = Path(plan.folder)
     ray = AttachedRay(plan.address, say) if plan.address else LocalRay(folder, plan.cpus, plan.gpus, say)
     with ray:
         _leave_signals_to_driver()  # once more: Ray may have set its own
-        # These import Ray, which reads its settings from the environment that `ray` has made.
-        from cluster.ray_cluster.key_value import RunStore
-        from cluster.workers.worker_watch import RayBrokenError, Watch
-
-        store = RunStore(order.run)
-        store.put("failures", plan.failures)
-        store.put("room", None)  # of a session before, which waited
-        hung, lost = (partial(_record, order, say, kind) for kind in ("HangError", "HostLost"))
-        watch = Watch(order.run, workers, hung, lost, waits, say)
-        ticked = [0.0]
-
-        def poll() -> None:
-            if time.monotonic() - ticked[0] > 1.0:
-                ticked[0] = time.monotonic()
-                tell(tick=True)
-            if lost := ray.lost():
-                raise StokerError(f"Ray's {lost} has died")
-            try:
-                watch.look()
-            except RayBrokenError as error:
-                raise StokerError(str(error)) from error
-
+        order, workers = ShellOrder(**plan.order), Workers.model_validate(plan.workers)
+        poll = _poll(plan, order, workers, ray.lost, tell)
         say(f"starting {workers.count} workers")
         run_workers(
             order,
@@ -129,34 +109,76 @@ def _run(plan: SessionPlan, tell: Any) -> None:
         )
 
 
-def _append(order: ShellOrder, say: Callable[[str], None], event: str, **details: Any) -> None:
-    if order.ledger is None:
-        return
-    try:
-        Ledger(Path(order.ledger)).append(event, invocation=order.invocation, **details)
-    except OSError as error:  # a full disk does not end the run
-        say(f"{order.ledger} cannot be written ({error.strerror}): {event} {details.get('message', '')}")
+def _poll(
+    plan: SessionPlan, order: ShellOrder, workers: Workers, lost: Callable[[], str | None], tell: Any
+) -> Callable[[], None]:
+    """What is looked at a few times a second while the workers run. Raises StokerError when Ray itself is broken.
+
+    It tells the driver of each second: a session that says nothing for long is taken for stopped.
+    """
+    # These import Ray, which reads its settings from the environment that the Ray above has made.
+    from cluster.ray_cluster.key_value import RunStore
+    from cluster.workers.worker_watch import RayBrokenError, WorkerWatch
+
+    store = RunStore(order.run)
+    store.put("failures", plan.failures)
+    store.put("room", None)  # of a session before, which waited
+    record = _Recorder(order, lambda line: tell(say=line))
+    watch = WorkerWatch(order.run, workers, record.hung, record.lost, record.waits, record.say)
+    ticked_s = 0.0
+
+    def poll() -> None:
+        nonlocal ticked_s
+        if time.monotonic() - ticked_s > _TICK_S:
+            ticked_s = time.monotonic()
+            tell(tick=True)
+        if broken := lost():
+            raise StokerError(f"Ray's {broken} has died")
+        try:
+            watch.look()
+        except RayBrokenError as error:
+            raise StokerError(str(error)) from error
+
+    return poll
 
 
-def _record(order: ShellOrder, say: Callable[[str], None], kind: str, hang: Hang) -> None:
-    told, attempt = hang.told, hang.told.get("attempt", 0)
-    log = Path(order.logs or ".") / f"attempt-{attempt}" / f"rank-{hang.rank}.log"
-    _append(
-        order,
-        say,
-        "fault",
-        kind=kind,
-        message=hang.message,
-        rank=hang.rank,
-        host=told.get("host"),
-        pid=told.get("pid"),
-        step=told.get("step", 0),
-        phase=told.get("phase", "starting"),
-        attempt=attempt,
-        log=str(log),
-        final=False,
-        exit_code=1,
-    )
+@dataclass(frozen=True)
+class _Recorder:
+    """What is seen of the workers from beside them -> the ledger."""
+
+    order: ShellOrder
+    say: Callable[[str], None]
+
+    def hung(self, hang: Hang) -> None:
+        """A worker does not get on."""
+        self._append(self._fault("HangError", hang))
+
+    def lost(self, hang: Hang) -> None:
+        """A worker's host is gone."""
+        self._append(self._fault("HostLost", hang))
+
+    def waits(self, room: int | None, since: float) -> None:
+        """For room for more workers than `room`; None: there is enough."""
+        kind = RoomFound if room is None else Waiting
+        self._append(kind(invocation=self.order.invocation, since=since, room=room))
+
+    def _append(self, event: Event) -> None:
+        if self.order.folder is not None:
+            Ledger(self.order.folder.ledger).try_append(event, self.say)
+
+    def _fault(self, kind: str, hang: Hang) -> Fault:
+        beat, attempt, folder = hang.told, hang.told.get("attempt", 0), self.order.folder
+        place = FaultPlace(
+            attempt=attempt,
+            invocation=self.order.invocation,
+            rank=hang.rank,
+            host=beat.get("host"),
+            pid=beat.get("pid"),
+            step=beat.get("step", 0),
+            phase=beat.get("phase", "starting"),
+            log=str(folder.log(attempt, hang.rank)) if folder else "",
+        )
+        return Fault.seen(kind, hang.message, place)
 
 
 if __name__ == "__main__":

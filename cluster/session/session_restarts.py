@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from cluster.run.faults import FaultPlace
 from cluster.run.ledger import Ledger
+from cluster.run.run_events import CheckpointPublished, Fault
 from cluster.run.run_folder import RunFolder
 from cluster.session.session_main import SessionPlan
 from cluster.session.session_process import Message, SessionProcess, wait_for_guard
@@ -27,11 +29,14 @@ class Failure:
     exit_code: int = EXIT_FAILED
 
 
-class Watch(Protocol):
-    def poll(self) -> None: ...
+class Polled(Protocol):
+    """What else is looked at a few times a second."""
+
+    def poll(self) -> None:
+        """What it raises ends the session."""
 
 
-def run_sessions(plan: SessionPlan, folder: RunFolder, watch: Watch, say: Callable[[str], None]) -> Failure | None:
+def run_sessions(plan: SessionPlan, folder: RunFolder, watch: Polled, say: Callable[[str], None]) -> Failure | None:
     """Until the workers have returned, or failed for good. What `watch` raises ends the session at once.
 
     `say` takes lines for the user.
@@ -52,9 +57,9 @@ def run_sessions(plan: SessionPlan, folder: RunFolder, watch: Watch, say: Callab
         say(f"Ray broke ({cause}): starting it again")
 
 
-def _run_session(plan: SessionPlan, folder: RunFolder, watch: Watch, say: Callable[[str], None]) -> Message:
+def _run_session(plan: SessionPlan, folder: RunFolder, watch: Polled, say: Callable[[str], None]) -> Message:
     """The last message of one session; {} when it died without one."""
-    session = SessionProcess("cluster.session.session_main", plan.encode(), folder.root / "logs" / "session.log")
+    session = SessionProcess("cluster.session.session_main", plan.encode(), folder.session_log)
     last: Message = {}
     try:
         while True:
@@ -77,19 +82,10 @@ def _run_session(plan: SessionPlan, folder: RunFolder, watch: Watch, say: Callab
 
 def _record(plan: SessionPlan, folder: RunFolder, cause: str) -> None:
     ledger = Ledger(folder.ledger)
-    ledger.append(
-        "fault",
-        kind="RayBroken",
-        message=cause,
-        rank=None,
-        attempt=ledger.attempts(),
-        invocation=plan.order["invocation"],
-        log=str(folder.root / "logs" / "session.log"),
-        final=False,
-        exit_code=EXIT_FAILED,
-    )
+    place = FaultPlace(attempt=ledger.attempts(), invocation=plan.order["invocation"], log=str(folder.session_log))
+    ledger.append(Fault.seen("RayBroken", cause, place))
 
 
 def _committed(folder: RunFolder) -> int:
-    steps = [event["step"] for event in Ledger(folder.ledger).events() if event["event"] == "checkpoint"]
-    return max(steps, default=0)
+    events = Ledger(folder.ledger).events()
+    return max((event.step for event in events if isinstance(event, CheckpointPublished)), default=0)

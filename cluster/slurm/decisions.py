@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.hosts.resources import goes_into
+from cluster.run.events import Event, job_of
+from cluster.run.job_events import HostLost, HostUnfit, JobCancelled, JobEnded, JobRequeued, JobStarted, Submitted
+from cluster.run.run_events import CheckpointPublished
 from configs.recipe import Workers
 from configs.sections.slurm_section import Slurm
 
@@ -22,7 +24,6 @@ __all__ = [
 
 REJOIN_S = 15.0  # a Ray that died, rather than its host, is back by then
 TWICE = 2
-Event = dict[str, Any]
 
 
 def workers_that_fit(workers: Workers, hosts: int, cpus: int, gpus: int) -> int:
@@ -46,15 +47,18 @@ def requeues_in_a_row(events: Sequence[Event], job: str) -> int:
     """Requeues of the job since it was submitted, or since the newest checkpoint."""
     count = 0
     for event in _since_submitted(events, job):
-        count = 0 if event["event"] == "checkpoint" else count + (event["event"] == "requeued" and _is_of(event, job))
+        if isinstance(event, CheckpointPublished):
+            count = 0
+        elif isinstance(event, JobRequeued) and event.job == job:
+            count += 1
     return count
 
 
 def is_cancelled(events: Sequence[Event], job: str) -> bool:
     """Whether `stoker cancel` came, and nothing has come of it yet."""
-    kinds = ("submitted", "job_started", "job_ended", "cancelled")
-    own = [event["event"] for event in events if event["event"] in kinds and _is_of(event, job)]
-    return own[-1:] == ["cancelled"]
+    kinds = Submitted | JobStarted | JobEnded | JobCancelled
+    own = [event for event in events if isinstance(event, kinds) and event.job == job]
+    return bool(own) and isinstance(own[-1], JobCancelled)
 
 
 def unreliable_hosts(events: Sequence[Event], job: str) -> list[str]:
@@ -63,27 +67,28 @@ def unreliable_hosts(events: Sequence[Event], job: str) -> list[str]:
     failed: list[str] = []
     for start in _starts(_since_submitted(events, job), job):
         blamed = _blamed(start)
-        for kind, host in ((event["event"], str(event.get("host"))) for event in start):
-            lost[host] += kind == "host_lost" and host in blamed
-            if kind == "host_unfit" or (kind == "host_lost" and lost[host] >= TWICE):
-                failed.append(host)
+        for event in start:
+            if isinstance(event, HostLost):
+                lost[event.host] += event.host in blamed
+            if isinstance(event, HostUnfit) or (isinstance(event, HostLost) and lost[event.host] >= TWICE):
+                failed.append(event.host)
     return list(dict.fromkeys(reversed(failed)))
 
 
 def _starts(events: Sequence[Event], job: str) -> list[list[Event]]:
     starts: list[list[Event]] = [[]]
     for event in events:
-        if event["event"] == "job_started" and _is_of(event, job):
+        if isinstance(event, JobStarted) and event.job == job:
             starts.append([])
-        if _is_of(event, job):
+        if job_of(event) == job:
             starts[-1].append(event)
     return starts
 
 
 def _blamed(start: Sequence[Event]) -> set[str]:
     """Of the hosts that were lost in one start, those that may be the cause: if it was the first one, it alone."""
-    lost = {str(event["host"]) for event in start if event["event"] == "host_lost"}
-    hosts = [str(host) for event in start if event["event"] == "job_started" for host in event["hosts"]]
+    lost = {event.host for event in start if isinstance(event, HostLost)}
+    hosts = [host for event in start if isinstance(event, JobStarted) for host in event.hosts]
     head, others = hosts[:1], hosts[1:]
     if lost.intersection(head):
         return set(head)
@@ -91,12 +96,8 @@ def _blamed(start: Sequence[Event]) -> set[str]:
 
 
 def _since_submitted(events: Sequence[Event], job: str) -> Sequence[Event]:
-    submitted = [at for at, event in enumerate(events) if event["event"] == "submitted" and _is_of(event, job)]
+    submitted = [at for at, event in enumerate(events) if isinstance(event, Submitted) and event.job == job]
     return events[submitted[-1] :] if submitted else events
-
-
-def _is_of(event: Event, job: str) -> bool:
-    return event.get("job") == job
 
 
 def excludable(unreliable: Sequence[str], can_do_without: Callable[[Sequence[str]], bool]) -> list[str]:

@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.run.ledger import Event
+from cluster.run.events import Event, job_of
+from cluster.run.job_events import (
+    HostBack,
+    HostLost,
+    JobCancelled,
+    JobEnded,
+    JobRequeued,
+    JobStarted,
+    JobWarned,
+    Queued,
+    Submitted,
+)
 from cluster.slurm.scheduler import JobState, Scheduler
 from configs.errors import ClusterError
 
@@ -20,7 +31,7 @@ class Known:
 
 def job_ids(events: Sequence[Event]) -> list[str]:
     """Of all jobs that were submitted for the run, oldest first."""
-    return list(dict.fromkeys(str(event["job"]) for event in events if event["event"] == "submitted"))
+    return list(dict.fromkeys(event.job for event in events if isinstance(event, Submitted)))
 
 
 def known_state(job_id: str, events: Sequence[Event], scheduler: Scheduler) -> JobState:
@@ -38,16 +49,16 @@ def known_state(job_id: str, events: Sequence[Event], scheduler: Scheduler) -> J
     return told if told.name in ("ENDED", "CANCELLED") else JobState("ENDED", "forgotten by Slurm", "squeue")
 
 
-_NAMES = {
-    **{"submitted": "PENDING", "queued": "PENDING", "requeued": "PENDING", "job_started": "RUNNING"},
-    **{"warned": "RUNNING", "host_lost": "RUNNING", "host_back": "RUNNING"},
-    **{"job_ended": "ENDED", "cancelled": "CANCELLED"},
+_NAMES: dict[type[Event], str] = {
+    **{Submitted: "PENDING", Queued: "PENDING", JobRequeued: "PENDING", JobStarted: "RUNNING"},
+    **{JobWarned: "RUNNING", HostLost: "RUNNING", HostBack: "RUNNING"},
+    **{JobEnded: "ENDED", JobCancelled: "CANCELLED"},
 }
 
 
 def from_ledger(job_id: str, events: Sequence[Event]) -> JobState:
     """By the last event of the job."""
-    own = [event["event"] for event in events if event.get("job") == job_id and event["event"] in _NAMES]
+    own = [type(event) for event in events if job_of(event) == job_id and type(event) in _NAMES]
     return JobState(_NAMES[own[-1]] if own else "UNKNOWN", source="the ledger")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from cluster.run.job_events import JobRequeued, Queued
 from cluster.run.ledger import Ledger
 from cluster.slurm.decisions import Ending, is_cancelled, may_requeue, requeues_in_a_row
 from cluster.slurm.scheduler import Scheduler
@@ -38,8 +39,8 @@ def requeue(
     """Slurm ends this process within seconds (KillWait) of the requeue. Raises ClusterError when it refuses."""
     say(f"requeueing job {job_id}" + (f", without {', '.join(excluded)}" if excluded else ""))
     scheduler.requeue(job_id)
-    ledger.append("requeued", job=job_id, reason=ending.why, excluded=list(excluded))
-    ledger.append("queued", job=job_id)
+    ledger.append(JobRequeued(job=job_id, reason=ending.why, excluded=list(excluded)))
+    ledger.append(Queued(job=job_id))
     if excluded:
         try:
             _exclude(job_id, scheduler, excluded)

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.run.run_folder import RunFolder
 from configs.checkout import CHECKOUT
 from configs.errors import RunFolderError
 from configs.sections.slurm_section import Slurm
@@ -42,7 +43,7 @@ class JobScript:
 
 def slurm_folder(run_folder: Path) -> Path:
     """Where a run keeps what belongs to its jobs."""
-    return run_folder / "slurm"
+    return RunFolder(run_folder).slurm
 
 
 def submission_path(run_folder: Path, submission: int, kind: str) -> Path:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.hosts.network import free_port
+from cluster.run.events import job_of
+from cluster.run.job_events import JobEnded, JobRequeued, JobStarted
 from cluster.run.ledger import Ledger
+from cluster.run.run_folder import RunFolder
 from cluster.slurm.decisions import Ending, excludable, is_cancelled, requeues_in_a_row, unreliable_hosts
 from cluster.slurm.job_environment import SlurmJob
 from cluster.slurm.patient_scheduler import patient_commands
@@ -30,7 +33,7 @@ from configs.sections.slurm_section import Slurm
 
 def main(run_folder: Path, submission: int) -> int:
     block_signals()
-    job, ledger = SlurmJob.from_env(os.environ), Ledger(run_folder / "ledger.jsonl")
+    job, ledger = SlurmJob.from_env(os.environ), Ledger(RunFolder(run_folder).ledger)
     cancelled = is_cancelled(ledger.events(), job.job_id)  # while it waited in the queue
     note_start(job, ledger)
     say(f"job {job.job_id}, start {job.restarts + 1}, on {', '.join(job.hosts)}")
@@ -82,7 +85,7 @@ class _ThisStart:
                 return ending.code
         except ClusterError as error:
             say(f"error: {ending.why}; not requeued: {error}")
-        self.ledger.append("job_ended", job=self.job.job_id, code=ending.code, reason=ending.why)
+        self.ledger.append(JobEnded(job=self.job.job_id, code=ending.code, reason=ending.why))
         return ending.code
 
     def can_do_without(self, hosts: Sequence[str]) -> bool:
@@ -107,12 +110,12 @@ class _ThisStart:
 
 def note_start(job: SlurmJob, ledger: Ledger) -> None:
     """A start after Slurm requeued the job by itself: nobody could write it down at the time."""
-    events = [event for event in ledger.events() if event.get("job") == job.job_id]
-    told = sum(event["event"] == "requeued" for event in events)
+    events = [event for event in ledger.events() if job_of(event) == job.job_id]
+    told = sum(isinstance(event, JobRequeued) for event in events)
     if job.restarts > told:
         reason = "by Slurm or an operator: preempted, requeued, or its first host failed"
-        ledger.append("requeued", job=job.job_id, reason=reason, excluded=[])
-    ledger.append("job_started", job=job.job_id, restarts=job.restarts, hosts=list(job.hosts))
+        ledger.append(JobRequeued(job=job.job_id, reason=reason, excluded=[]))
+    ledger.append(JobStarted(job=job.job_id, restarts=job.restarts, hosts=list(job.hosts)))
 
 
 def _start(this: _ThisStart, token: Path) -> Start:

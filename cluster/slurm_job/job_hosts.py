@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cluster.hosts.health_report import SLOW_PART, UNFIT_PART, HostReport, cut_hosts, lines, slow_hosts
+from cluster.run.job_events import HostBack, HostLost, HostsChecked, HostUnfit
 from cluster.run.ledger import Ledger
 from cluster.slurm.decisions import Ending, patience_s, unreliable_hosts, workers_that_fit
 from cluster.slurm.job_environment import SlurmJob
@@ -76,7 +77,7 @@ class JobHosts:
             if host not in agents.alive and host not in self._lost:
                 self._record_loss(host, "Ray there does not answer")
             if host in agents.alive and self._lost.pop(host, 0.0):
-                self._ledger.append("host_back", host=host, job=self._job.job_id)
+                self._ledger.append(HostBack(host=host, job=self._job.job_id))
                 self._say(f"host {host} is back")
         patience = patience_s(self._slurm, self._workers, self._room())
         for host, since in self._lost.items():
@@ -121,12 +122,8 @@ class JobHosts:
         for report in reports:
             self._say(f"{report.host}: {'; '.join(lines(report))}")
         rates = {r.host: {"flops": r.flops, "links": r.links, "disk_bytes_per_s": r.disk_bytes_per_s} for r in reports}
-        self._ledger.append(
-            "hosts_checked",
-            job=self._job.job_id,
-            hosts=rates,
-            all_reduce_bytes_per_s=reports[0].all_reduce_bytes_per_s,
-        )
+        together = reports[0].all_reduce_bytes_per_s
+        self._ledger.append(HostsChecked(job=self._job.job_id, hosts=rates, all_reduce_bytes_per_s=together))
 
     def _is_spare(self, host: str) -> bool:
         """Whether the cluster could give another one for it."""
@@ -138,11 +135,11 @@ class JobHosts:
             return False
 
     def _record_unfit(self, host: str, cause: str) -> None:
-        self._ledger.append("host_unfit", host=host, job=self._job.job_id, cause=cause)
+        self._ledger.append(HostUnfit(host=host, job=self._job.job_id, cause=cause))
 
     def _record_loss(self, host: str, cause: str) -> None:
         self._lost.setdefault(host, time.monotonic())
-        self._ledger.append("host_lost", host=host, job=self._job.job_id, cause=cause)
+        self._ledger.append(HostLost(host=host, job=self._job.job_id, cause=cause))
         self._say(f"host {host} is lost: {cause}; slurm.on_node_loss is {self._slurm.on_node_loss}")
 
 

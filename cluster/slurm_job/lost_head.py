@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cluster.run.job_events import HostLost, JobEnded
 from cluster.run.ledger import Ledger
+from cluster.run.run_folder import RunFolder
 from cluster.slurm.decisions import Ending
 from cluster.slurm.job_environment import expand_hosts
 from cluster.slurm.requeue import refuse_requeue, requeue
@@ -42,7 +44,7 @@ class OrphanWatch:
         """`hosts`: the first one, and this one; `count`: of all."""
         self._job_id, self._max_requeues, self._scheduler, self._say = job_id, max_requeues, scheduler, say
         self._head, self._own = hosts
-        self._ledger = Ledger(folder / "ledger.jsonl")
+        self._ledger = Ledger(RunFolder(folder).ledger)
         self._every_s = max(LOOK_S, count / QUESTIONS_PER_S)
         self._looked = 0.0
         self._told = self._done = False
@@ -61,7 +63,7 @@ class OrphanWatch:
         """Slurm ends this process within seconds of either. What fails is tried again by the next look."""
         ending = Ending(EXIT_REQUEUE, f"Slurm has given up the first host, {self._head}", requeue=True)
         if not self._told:
-            self._ledger.append("host_lost", host=self._head, job=self._job_id, cause=ending.why)
+            self._ledger.append(HostLost(host=self._head, job=self._job_id, cause=ending.why))
         self._told = True
         refusal = refuse_requeue(ending, self._job_id, self._max_requeues, self._scheduler, self._ledger)
         self._say(f"{self._own}: {ending.why}{refusal or ''}")
@@ -69,5 +71,5 @@ class OrphanWatch:
             requeue(ending, self._job_id, self._scheduler, self._ledger, [], self._say)
         else:
             self._scheduler.cancel(self._job_id)
-            self._ledger.append("job_ended", job=self._job_id, code=ending.code, reason=ending.why)
+            self._ledger.append(JobEnded(job=self._job_id, code=ending.code, reason=ending.why))
         self._done = True

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cluster.hosts.network import reaches
 from cluster.processes.process_tree import adopt_orphans, end_descendants
+from cluster.run.job_events import JobWarned
 from cluster.run.ledger import Ledger
 from cluster.slurm.decisions import Ending
 from cluster.slurm.job_environment import SlurmJob
@@ -167,7 +168,7 @@ class Supervisor:
         if self._driver is not None:
             self._driver.send_signal(signal.SIGUSR1)
         self._say(f"{name}: saving a checkpoint at the next step boundary, then leaving")
-        self._ledger.append("warned", signal=name, job=self._job.job_id)
+        self._ledger.append(JobWarned(signal=name, job=self._job.job_id))
         if name != signal.SIGTERM.name:  # after which the job has KillWait, and Slurm itself sees to the end of it
             self._time_left = TimeLeft(self._job.job_id, self._scheduler, self._say)
 

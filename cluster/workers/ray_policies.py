@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from cluster.hosts.resources import goes_into
 from cluster.ray_cluster.key_value import RunStore
 from cluster.run.ledger import Ledger
+from cluster.run.run_events import FailureNotCounted
 from cluster.workers.failure_count import Failures
 from cluster.workers.worker_shell import ShellOrder
 from configs.errors import StokerError, WorkersLeftError
@@ -155,16 +155,11 @@ def spend_failure(order: ShellOrder, most: int) -> bool:
         lost = lost_hosts(nodes)
     failures = before.another(committed, lost_host=bool(lost))
     store.put("failures", failures.encode())
-    if lost and order.ledger is not None:
-        _tell(Path(order.ledger), hosts=lost, in_a_row=failures.with_lost_host, invocation=order.invocation)
+    if lost and order.folder is not None:
+        event = FailureNotCounted(hosts=lost, in_a_row=failures.with_lost_host, invocation=order.invocation)
+        # Ray's log of this process is the next best place.
+        Ledger(order.folder.ledger).try_append(event, lambda line: print(line, file=sys.stderr))  # noqa: T201
     return failures.may_go_on(most)
-
-
-def _tell(ledger: Path, **facts: Any) -> None:
-    try:
-        Ledger(ledger).append("failure_not_counted", **facts)
-    except OSError as error:  # a full disk does not end the run: Ray's log of this process is the next best place
-        print(f"{ledger} cannot be written ({error.strerror}): failure_not_counted {facts}", file=sys.stderr)  # noqa: T201
 
 
 def failures_of(store: RunStore) -> Failures:

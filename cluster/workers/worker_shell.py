@@ -19,7 +19,10 @@ import configs.errors
 from cluster.forks.parent_end import ForkedWorker, Message
 from cluster.forks.start_fork_server import connect, try_connect
 from cluster.ray_cluster.key_value import GroupStore, RunStore
+from cluster.run.faults import FaultPlace
 from cluster.run.ledger import Ledger
+from cluster.run.run_events import Fault
+from cluster.run.run_folder import RunFolder
 from configs.errors import StokerError, WorkerError, WorkersLeftError
 
 __all__ = ["ShellOrder"]
@@ -46,9 +49,13 @@ class ShellOrder:
     working_folder: str
     server_host: str = ""  # where the driver has a fork server, and its socket
     server_path: str = ""
-    ledger: str | None = None
+    run_folder: str | None = None
     invocation: str = ""
-    logs: str | None = None
+
+    @property
+    def folder(self) -> RunFolder | None:
+        """Where events and logs go; None: nowhere."""
+        return None if self.run_folder is None else RunFolder(Path(self.run_folder))
 
     def encode(self) -> dict[str, Any]:
         return asdict(self)
@@ -237,9 +244,8 @@ class _Shell:
 
     def _log(self) -> Path | None:
         attempt = self._worker.beat.get("attempt")
-        if attempt is None or self._order.logs is None:
-            return None
-        return Path(self._order.logs) / f"attempt-{attempt}" / f"rank-{self._place.rank}.log"
+        folder = self._order.folder
+        return None if attempt is None or folder is None else folder.log(attempt, self._place.rank)
 
     def _died(self, status: int | None) -> None:
         """Tell of a death that the process could not tell of itself. Raises WorkerError."""
@@ -247,22 +253,18 @@ class _Shell:
         cause = _cause_of_death(status)
         at = f"at step {position.step + 1} ({position.phase})"
         message = f"{where} (pid {self._worker.pid}) {cause} {at}"
-        if self._order.ledger is not None:
-            Ledger(Path(self._order.ledger)).append(
-                "fault",
-                kind="WorkerDied",
-                message=message,
+        if self._order.folder is not None:
+            place = FaultPlace(
+                attempt=beat.get("attempt", 0),
+                invocation=self._order.invocation,
                 rank=self._place.rank,
                 host=self._host,
                 pid=self._worker.pid,
                 step=position.step,
                 phase=position.phase,
-                attempt=beat.get("attempt", 0),
-                invocation=self._order.invocation,
                 log=str(self._log() or ""),
-                final=False,
-                exit_code=1,
             )
+            Ledger(self._order.folder.ledger).append(Fault.seen("WorkerDied", message, place))
         raise WorkerError(message)
 
 

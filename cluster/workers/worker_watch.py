@@ -12,7 +12,7 @@ from cluster.workers.hang_rule import Beat, Hang, find_hang, observe
 from cluster.workers.ray_policies import answering, possible_workers, usable_nodes
 from configs.recipe import Workers
 
-__all__ = ["RayBrokenError", "Watch"]
+__all__ = ["RayBrokenError", "WorkerWatch"]
 
 
 _LOOK_S = 0.5
@@ -30,7 +30,7 @@ class RayBrokenError(Exception):
 
 
 @dataclass
-class Watch:
+class WorkerWatch:
     """`look` is called a few times a second.
 
     `hung` is told of each hang before the workers are stopped, `lost` of each host that Ray counts as dead, `waits` of

@@ -18,6 +18,7 @@ __all__ = ["LocalShard"]
 
 
 
+
 MAX_OPEN = 256
 _STREAMED_BYTES = 2 * CHECKED_BYTES  # larger pieces leave the processor's cache before they are parsed
 

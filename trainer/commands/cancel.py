@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.run.job_events import JobCancelled
 from cluster.run.ledger import Ledger
 from cluster.slurm.jobs_of_run import live_jobs
 from cluster.slurm.scheduler import SlurmCommands
@@ -32,4 +33,4 @@ def cancel(
         else:
             scheduler.cancel(job.job_id)
             say(f"job {job.job_id}: cancelled ({job.state.name} before)")
-        ledger.append("cancelled", job=job.job_id)
+        ledger.append(JobCancelled(job=job.job_id))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.run.ledger import read_json_lines
+from cluster.run.ledger import Ledger
 from cluster.run.run_folder import RunFolder
 from cluster.slurm.jobs_of_run import job_ids, known_state
 from cluster.slurm.sbatch_script import output_path
@@ -28,7 +28,7 @@ def logs(
 ) -> None:
     """The output of the run's newest Slurm job, all its starts. The workers' own is in RUN_DIR/logs."""
     folder = open_run(run_dir)
-    ids = job_ids(read_json_lines(folder.ledger))
+    ids = job_ids(Ledger(folder.ledger).events())
     if not ids:
         raise RunFolderError(f"{run_dir} was not submitted to Slurm: see {folder.root / 'logs'}")
     path = output_path(folder.root, ids[-1])
@@ -48,7 +48,7 @@ def _follow(folder: RunFolder, job_id: str, path: Path, position: int) -> None:
 
 
 def _ended(folder: RunFolder, job_id: str, scheduler: SlurmCommands) -> bool:
-    state = known_state(job_id, read_json_lines(folder.ledger), scheduler)
+    state = known_state(job_id, Ledger(folder.ledger).events(), scheduler)
     return state.over or state.name == "ENDED"
 
 

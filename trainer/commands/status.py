@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cluster.run.ledger import Event, read_json_lines, strict_json
+from cluster.run.events import Event
+from cluster.run.job_events import HostLost, JobRequeued
+from cluster.run.ledger import Ledger, read_json_lines, strict_json
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_lock import is_held
 from cluster.slurm.jobs_of_run import job_ids, known_state
@@ -59,7 +61,7 @@ def status(
         typer.echo(strict_json({**place, "last": last, **history.as_json()}))
         return
     say(f"{folder.root}: {history.verdict.what}, step {step} of {recipe.run.steps}, {history.attempts} attempts")
-    for line in _slurm_lines(read_json_lines(folder.ledger)):
+    for line in _slurm_lines(Ledger(folder.ledger).events()):
         say(line)
     if metrics:
         say("  ".join(f"{name} {last[name]:.6g}" for name in _FIGURES if name in last))
@@ -82,14 +84,14 @@ def _slurm_lines(events: list[Event]) -> list[str]:
         return []
     state = known_state(ids[-1], events, SlurmCommands())
     reason = f" ({state.reason})" if state.reason not in ("", "None") else ""
-    requeues = sum(event["event"] == "requeued" and event["job"] == ids[-1] for event in events)
+    requeues = sum(isinstance(event, JobRequeued) and event.job == ids[-1] for event in events)
     line = f"slurm: job {ids[-1]} {state.name}{reason}, as {state.source} has it; requeued {requeues} times"
-    lost = [str(event["host"]) for event in events if event["event"] == "host_lost"]
+    lost = [event.host for event in events if isinstance(event, HostLost)]
     return [line, *([f"slurm: lost hosts: {', '.join(lost)}"] if lost else [])]
 
 
 def _read(folder: RunFolder, metrics: list[dict[str, Any]]) -> History:
-    busy, events = is_held(folder.root), read_json_lines(folder.ledger)
+    busy, events = is_held(folder.root), Ledger(folder.ledger).events()
     return read_history(events, metrics, superseded_lines(folder), time.time(), busy=busy)
 
 
@@ -103,11 +105,10 @@ def _show(history: History) -> None:
         say(f"slowest rank: {slowest['rank']} on {slowest['host']}, {slowest['ratio']:.2f} times the others' own time")
     for restart in history.restarts[-_SHOWN:]:
         say(f"restart: {restart.line()}")
-    for event in history.faults[-_SHOWN:]:
-        place = f"attempt {event.get('attempt', '?')}, rank {event.get('rank', '?')}"
-        say(f"fault in {place}: {event.get('kind', 'fault')}: {event.get('message', '')}")
-    for event in history.warnings[-_SHOWN:]:
-        say(f"warning in attempt {event.get('attempt', '?')}: {event['message']}")
+    for fault in history.faults[-_SHOWN:]:
+        say(f"fault in attempt {fault.attempt}, rank {fault.rank}: {fault.kind or 'fault'}: {fault.message}")
+    for warning in history.warnings[-_SHOWN:]:
+        say(f"warning in attempt {warning.attempt}: {warning.message}")
     say(history.verdict.line())
 
 

@@ -1,13 +1,14 @@
 """How much of a run's wall time, and of the time its workers held, was spent in committed optimizer steps."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.run.events import Event
 from cluster.run.ledger import read_json_lines
 from cluster.run.run_folder import RunFolder
-from trainer.history.timeline import CLASSES, Event, Span, SpanClass, fitted, timeline
+from trainer.history.timeline import CLASSES, Figures, Span, SpanClass, fitted, timeline
 
 __all__ = ["Account", "LiveAccount", "live_account", "superseded_lines"]
 
@@ -68,14 +69,13 @@ class LiveAccount:
         return {"goodput": account.fraction, "worker_goodput": account.worker_fraction, "wall_s": dict(account.seconds)}
 
 
-def live_account(folder: RunFolder, events: list[Event], workers: int) -> LiveAccount:
+def live_account(folder: RunFolder, events: Sequence[Event], workers: int) -> LiveAccount:
     """For the attempt that begins now, whose `attempt_started` is in the ledger."""
     now = time.time()
     spans = timeline(events, read_json_lines(folder.metrics), superseded_lines(folder), now)
     return LiveAccount(Account.of(spans), now, workers)
 
 
-def superseded_lines(folder: RunFolder) -> list[Event]:
+def superseded_lines(folder: RunFolder) -> list[Figures]:
     """Metrics lines of steps that were trained again, of all attempts."""
-    found = folder.root.glob("logs/attempt-*/superseded.jsonl")
-    return [line for path in sorted(found) for line in read_json_lines(path)]
+    return [line for path in folder.all_superseded() for line in read_json_lines(path)]

@@ -1,12 +1,23 @@
 """What each restart cost, from the fault to the first step that had not been trained before. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from trainer.history.verdict import is_echo
+from cluster.run.events import Event, attempt_of, step_of
+from cluster.run.run_events import (
+    AttemptEnded,
+    AttemptStarted,
+    CommandStarted,
+    Fault,
+    FirstStep,
+    Preempted,
+    Resized,
+    Resumed,
+    RolledBack,
+)
+from trainer.history.timeline import Figures
 
-Event = dict[str, Any]
-_LEAVING = {"rolled_back": "going back", "resized": "resizing", "preempted": "a preemption"}  # by event
+_LEAVING: dict[type[Event], str] = {RolledBack: "going back", Resized: "resizing", Preempted: "a preemption"}
 
 
 @dataclass(frozen=True)
@@ -42,59 +53,61 @@ class Restart:
         return f"attempt {self.attempt} after {self.fault}{at}{to}: {total}{', '.join(parts) or 'starting'}"
 
 
-def restarts(events: list[Event], lines: list[Event]) -> list[Restart]:
+def restarts(events: Sequence[Event], lines: Sequence[Figures]) -> list[Restart]:
     """Of the whole history; `lines`: committed and superseded lines of metrics."""
     found: list[Restart] = []
     before: int | None = None
     for event in events:
-        if event["event"] == "command":
+        if isinstance(event, CommandStarted):
             before = None
-        elif event["event"] == "attempt_started":
+        elif isinstance(event, AttemptStarted):
             if before is not None:
                 found.append(_restart(before, event, events, lines))
-            before = event["attempt"]
+            before = event.attempt
     return found
 
 
-def _restart(before: int, started: Event, events: list[Event], lines: list[Event]) -> Restart:
-    attempt = started["attempt"]
-    broken = [event for event in events if event.get("attempt") == before]
-    faults = sorted((event for event in broken if event["event"] == "fault"), key=lambda event: event["time"])
-    left = next((event for event in broken if event["event"] in _LEAVING), None)
-    after = {event["event"]: event for event in reversed(events) if event.get("attempt") == attempt}
-    resumed, first = after.get("resumed"), after.get("first_step")
+def _restart(before: int, started: AttemptStarted, events: Sequence[Event], lines: Sequence[Figures]) -> Restart:
+    attempt = started.attempt or 0
+    broken, own = ([event for event in events if attempt_of(event) == each] for each in (before, attempt))
+    faults = sorted((event for event in broken if isinstance(event, Fault)), key=lambda fault: fault.time)
+    left = next((event for event in broken if isinstance(event, AttemptEnded) and type(event) in _LEAVING), None)
+    resumed = next((event for event in own if isinstance(event, Resumed)), None)
+    first = next((event for event in own if isinstance(event, FirstStep)), None)
     reached = _reached(before, broken, lines)
-    ready = resumed["time"] if resumed else (first["time"] - first["seconds"] if first else None)
-    process = started.get("process_started", started["time"])
-    reading = resumed["time"] - resumed["seconds"] if resumed else ready
+    ready = resumed.time if resumed else (first.time - first.seconds if first else None)
+    process = started.time if started.process_started is None else started.process_started
+    reading = resumed.time - resumed.seconds if resumed else ready
+    noticed = faults[0].time if faults else left.time if left else None
     return Restart(
         attempt,
         _cause(faults, left),
         reached,
-        resumed["step"] if resumed else (first["step"] - 1 if first else None),
-        _between((faults[0] if faults else left or {}).get("time"), process),
-        _between(process, started["time"]),
-        _between(started["time"], reading),
-        resumed["seconds"] if resumed else (0.0 if first else None),
-        _between(ready, first["time"] if first else None),
-        _between(first["time"] if first else None, _time_of(reached, attempt, lines)),
+        resumed.step if resumed else (first.step - 1 if first else None),
+        _between(noticed, process),
+        _between(process, started.time),
+        _between(started.time, reading),
+        resumed.seconds if resumed else (0.0 if first else None),
+        _between(ready, first.time if first else None),
+        _between(first.time if first else None, _time_of(reached, attempt, lines)),
     )
 
 
-def _cause(faults: list[Event], left: Event | None) -> str:
+def _cause(faults: list[Fault], left: AttemptEnded | None) -> str:
     if faults:
-        first = min(faults, key=is_echo)  # another rank may have told of its lost connection before
-        return f"{first.get('kind', 'a fault')} on rank {first.get('rank', '?')}"
-    return f"{_LEAVING[left['event']]} ({left['reason']})" if left else "an untold fault"
+        # Another rank may have told of its lost connection before.
+        first = min(faults, key=lambda fault: bool(fault.echo))
+        return f"{first.kind or 'a fault'} on rank {'?' if first.rank is None else first.rank}"
+    return f"{_LEAVING[type(left)]} ({left.reason})" if left else "an untold fault"
 
 
-def _reached(attempt: int, events: list[Event], lines: list[Event]) -> int | None:
+def _reached(attempt: int, events: Sequence[Event], lines: Sequence[Figures]) -> int | None:
     steps = [line["step"] for line in lines if line["attempt"] == attempt]
-    steps += [event["step"] for event in events if isinstance(event.get("step"), int)]
+    steps += [step for event in events if (step := step_of(event)) is not None]
     return max(steps, default=None)
 
 
-def _time_of(step: int | None, attempt: int, lines: list[Event]) -> float | None:
+def _time_of(step: int | None, attempt: int, lines: Sequence[Figures]) -> float | None:
     """When an attempt had taken `step`, to the next logged line."""
     if step is None:
         return None

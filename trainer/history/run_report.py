@@ -1,11 +1,14 @@
 """All that the records of a run tell about it, for people and for programs. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.run.events import Event
+from cluster.run.run_events import AttemptStarted, Fault, Warned
 from trainer.history.goodput import Account
 from trainer.history.restarts import Restart, restarts
-from trainer.history.timeline import Event, timeline
+from trainer.history.timeline import Figures, timeline
 from trainer.history.verdict import Verdict, verdict
 
 __all__ = ["History", "read_history"]
@@ -20,8 +23,8 @@ class History:
     account: Account
     restarts: list[Restart]
     slowest: dict[str, Any]  # of the last logged interval: rank, host, ratio; empty for a single worker
-    faults: list[Event]
-    warnings: list[Event]
+    faults: list[Fault]
+    warnings: list[Warned]
 
     def as_json(self) -> dict[str, Any]:
         """The shape that `stoker status --json` prints."""
@@ -37,32 +40,32 @@ class History:
             "worker_seconds": account.worker_seconds,
             "restarts": [{**asdict(restart), "total_s": restart.total_s} for restart in self.restarts],
             "slowest_rank": self.slowest,
-            "faults": self.faults,
-            "warnings": self.warnings,
+            "faults": [fault.to_line() for fault in self.faults],
+            "warnings": [warning.to_line() for warning in self.warnings],
         }
 
 
 def read_history(
-    events: list[Event], committed: list[Event], superseded: list[Event], now: float, *, busy: bool
+    events: Sequence[Event], committed: Sequence[Figures], superseded: Sequence[Figures], now: float, *, busy: bool
 ) -> History:
     """`committed` and `superseded`: lines of metrics. `busy`: a command holds the run's lock; its time runs on."""
     return History(
         verdict(events, running=busy),
-        sum(event["event"] == "attempt_started" for event in events),
+        sum(isinstance(event, AttemptStarted) for event in events),
         Account.of(timeline(events, committed, superseded, now if busy else None)),
         restarts(events, [*committed, *superseded]),
         _slowest(events, committed),
-        [event for event in events if event["event"] == "fault"],
-        [event for event in events if event["event"] == "warning"],
+        [event for event in events if isinstance(event, Fault)],
+        [event for event in events if isinstance(event, Warned)],
     )
 
 
-def _slowest(events: list[Event], committed: list[Event]) -> dict[str, Any]:
+def _slowest(events: Sequence[Event], committed: Sequence[Figures]) -> dict[str, Any]:
     last = committed[-1] if committed else {}
     if "slowest_rank" not in last:
         return {}
     rank = last["slowest_rank"]
-    started = (e for e in events if e["event"] == "attempt_started" and e["attempt"] == last["attempt"])
-    hosts = next(started, {}).get("hosts", [])
+    started = (e for e in events if isinstance(e, AttemptStarted) and e.attempt == last["attempt"])
+    hosts = next((event.hosts for event in started), [])
     host = hosts[rank] if rank < len(hosts) else None
     return {"rank": rank, "host": host, "ratio": last["slowest_rank_ratio"], "step": last["step"]}

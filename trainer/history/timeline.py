@@ -5,15 +5,29 @@ the history holds. Clocks of several hosts may disagree: a time that lies before
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal, get_args
 
+from cluster.run.events import Event, attempt_of, invocation_of
+from cluster.run.job_events import JobStarted, Queued
+from cluster.run.run_events import (
+    AttemptStarted,
+    CheckpointPublished,
+    CommandStarted,
+    Fault,
+    FirstStep,
+    Left,
+    Resumed,
+    RoomFound,
+    Waiting,
+)
+
 __all__ = ["PHASES"]
 
 
-Event = dict[str, Any]
+Figures = Mapping[str, Any]  # of one line of metrics.jsonl
 SpanClass = Literal["queue", "start", "restore", "step", "data_wait", "checkpoint", "validation", "lost", "down"]
 CLASSES: tuple[SpanClass, ...] = get_args(SpanClass)
 PHASES: tuple[SpanClass, ...] = ("data_wait", "checkpoint", "validation")  # as `NAME_s` in lines and marks
@@ -34,7 +48,7 @@ class Span:
 
 
 def timeline(
-    events: list[Event], committed: list[Event], superseded: list[Event], now: float | None = None
+    events: Sequence[Event], committed: Sequence[Figures], superseded: Sequence[Figures], now: float | None = None
 ) -> list[Span]:
     """All spans, oldest first. `committed`, `superseded`: lines of metrics. `now`: the last command still runs."""
     spans: list[Span] = []
@@ -57,31 +71,33 @@ class _Command:
 
     @property
     def start(self) -> float:
-        return float(self.event["started"] if "started" in self.event else self.event["time"])
+        started = self.event.started if isinstance(self.event, CommandStarted) else None
+        return self.event.time if started is None else started
 
     @property
     def workers(self) -> int:
         """Before the first attempt."""
-        told = [event["workers"] for event in self.events if event["event"] == "attempt_started"]
-        wanted = str(self.event.get("workers", 1)).partition("..")[0]  # 4 or "2..4"
-        return int(told[0]) if told else int(wanted)
+        if started := next((event for event in self.events if isinstance(event, AttemptStarted)), None):
+            return started.workers
+        wanted = self.event.workers if isinstance(self.event, CommandStarted) else 1
+        return int(str(wanted).partition("..")[0] or 1)  # 4 or "2..4"
 
 
-def _commands(events: list[Event]) -> list[_Command]:
+def _commands(events: Sequence[Event]) -> list[_Command]:
     """Events of the world outside, such as Slurm's, belong to no command: they have no `invocation`."""
     commands: list[_Command] = []
     queued: float | None = None
     granted: float | None = None
     for event in events:
-        kind, ours = event["event"], "invocation" in event or "attempt" in event
-        if kind == "queued":
-            queued, granted = (event["time"] if queued is None else queued), None
-        elif kind == "job_started":
-            granted = event["time"]
-        elif kind == "command" or (ours and not commands):
+        ours = invocation_of(event) is not None or attempt_of(event) is not None
+        if isinstance(event, Queued):
+            queued, granted = (event.time if queued is None else queued), None
+        elif isinstance(event, JobStarted):
+            granted = event.time
+        elif isinstance(event, CommandStarted) or (ours and not commands):
             commands.append(_Command(event, queued, granted))
             queued = granted = None
-        if commands and ours and event.get("invocation") == commands[-1].event.get("invocation"):
+        if commands and ours and invocation_of(event) == invocation_of(commands[-1].event):
             commands[-1].events.append(event)
     return commands
 
@@ -92,7 +108,7 @@ class _Mark:
 
     step: int
     time: float
-    figures: Event  # seconds since the last logged line, by `NAME_s`
+    figures: Figures  # seconds since the last logged line, by `NAME_s`
     line: bool
     kept: bool  # the steps up to here belong to the committed history
     stall_until: float = 0.0  # of a save
@@ -101,10 +117,10 @@ class _Mark:
 class _History:
     """The marks of each attempt, and which of them are committed."""
 
-    def __init__(self, events: list[Event], committed: list[Event], superseded: list[Event]) -> None:
+    def __init__(self, events: Sequence[Event], committed: Sequence[Figures], superseded: Sequence[Figures]) -> None:
         self.of_attempt: dict[int, list[Event]] = {}
         for event in events:
-            self.of_attempt.setdefault(event.get("attempt", 0), []).append(event)
+            self.of_attempt.setdefault(attempt_of(event) or 0, []).append(event)
         self._lines: dict[int, list[_Mark]] = {}
         for lines, kept in ((committed, True), (superseded, False)):
             for line in lines:
@@ -116,31 +132,34 @@ class _History:
         kept_to = min((step for later, step in self._resumed.items() if later > attempt), default=None)
         marks = list(self._lines.get(attempt, []))
         for event in self.of_attempt.get(attempt, []):
-            if event["event"] == "left" or (event["event"] == "checkpoint" and "saved_at" in event):
-                marks.append(_event_mark(event, kept_to is None or event["step"] <= kept_to))
+            if isinstance(event, Left | CheckpointPublished) and (mark := _event_mark(event, kept_to)):
+                marks.append(mark)
         return sorted(marks, key=lambda mark: (mark.time, mark.step))
 
 
 def _resumed_step(events: list[Event]) -> int | None:
     """The step after which an attempt trained; None when it did not come so far."""
     for event in events:
-        if event["event"] == "resumed":
-            return int(event["step"])
-        if event["event"] == "first_step":
-            return int(event["step"]) - 1
+        if isinstance(event, Resumed):
+            return event.step
+        if isinstance(event, FirstStep):
+            return event.step - 1
     return None
 
 
-def _line_mark(line: Event, kept: bool) -> _Mark:
+def _line_mark(line: Figures, kept: bool) -> _Mark:
     return _Mark(line["step"], line["time"], line, line=True, kept=kept)
 
 
-def _event_mark(event: Event, kept: bool) -> _Mark:
-    if event["event"] == "left":
-        return _Mark(event["step"], event["time"], event, line=False, kept=kept)
-    start = event["saved_at"]
-    until = start + event["wait_s"] + event["copy_s"] if event["background"] else event["time"]
-    return _Mark(event["step"], start, event, line=False, kept=kept, stall_until=until)
+def _event_mark(event: Left | CheckpointPublished, kept_to: int | None) -> _Mark | None:
+    """None for a checkpoint of a version that did not tell when its save began."""
+    kept, figures = kept_to is None or event.step <= kept_to, event.to_line()
+    if isinstance(event, Left):
+        return _Mark(event.step, event.time, figures, line=False, kept=kept)
+    if event.saved_at is None:
+        return None
+    until = event.saved_at + event.wait_s + event.copy_s if event.background else event.time
+    return _Mark(event.step, event.saved_at, figures, line=False, kept=kept, stall_until=until)
 
 
 class _Cursor:
@@ -176,15 +195,15 @@ def _command_spans(command: _Command, history: _History, before: float, now: flo
         cursor.time, cursor.workers = max(before, command.queued), 0  # nothing is held while waiting
         cursor.advance(command.start if command.granted is None else command.granted, "queue")
         cursor.workers = command.workers
-    starts = [event for event in command.events if event["event"] == "attempt_started"]
+    starts = [event for event in command.events if isinstance(event, AttemptStarted)]
     for start, later in zip_longest(starts, starts[1:]):
-        _until_start(cursor, command, start["time"], "start" if start is starts[0] else "down")
-        cursor.workers = start["workers"]
+        _until_start(cursor, command, start.time, "start" if start is starts[0] else "down")
+        cursor.workers = start.workers
         if later is None:
-            _attempt_spans(cursor, history, start["attempt"], now)
+            _attempt_spans(cursor, history, start.attempt or 0, now)
         else:  # the cause may be told after the next one has begun
-            _attempt_spans(cursor, history, start["attempt"], None, later["time"])
-    told = [event["time"] for event in command.events]
+            _attempt_spans(cursor, history, start.attempt or 0, None, later.time)
+    told = [event.time for event in command.events]
     _until_start(cursor, command, now if now is not None else max(told, default=0.0), "down" if starts else "start")
     return cursor.spans
 
@@ -193,10 +212,10 @@ def _until_start(cursor: _Cursor, command: _Command, until: float, kind: SpanCla
     """Without workers: in a queue while there is no room for them, else of `kind`."""
     begun: float | None = None
     for event in command.events:
-        if event["event"] == "waiting" and begun is None:
-            begun = event["since"]
-        elif event["event"] in ("room", "attempt_started") and begun is not None:  # or Ray broke meanwhile
-            _wait(cursor, begun, min(event["time"], until), kind)
+        if isinstance(event, Waiting) and begun is None:
+            begun = event.since
+        elif isinstance(event, RoomFound | AttemptStarted) and begun is not None:  # or Ray broke meanwhile
+            _wait(cursor, begun, min(event.time, until), kind)
             begun = None
     if begun is not None and begun < until:
         _wait(cursor, begun, until, kind)
@@ -216,17 +235,16 @@ def _attempt_spans(cursor: _Cursor, history: _History, attempt: int, now: float 
     events, marks = history.of_attempt[attempt], history.marks(attempt)
     trained = False
     for event in events:
-        if event["event"] == "resumed":
-            cursor.advance(event["time"] - event["seconds"], "start")
-            cursor.advance(event["time"], "restore")
-        elif event["event"] == "first_step":
-            cursor.advance(event["time"] - event["seconds"], "start")
+        if isinstance(event, Resumed):
+            cursor.advance(event.time - event.seconds, "start")
+            cursor.advance(event.time, "restore")
+        elif isinstance(event, FirstStep):
+            cursor.advance(event.time - event.seconds, "start")
             trained = True
     _pieces(cursor, marks)
-    told = {event["event"] for event in events}
-    if "left" in told:
+    if any(isinstance(event, Left) for event in events):
         return
-    if now is not None and "fault" not in told:
+    if now is not None and not any(isinstance(event, Fault) for event in events):
         cursor.advance(now, "step" if trained else "start")  # until a line tells more
     else:
         cursor.advance(min(_end(events, marks), most), "lost" if trained else "start")
@@ -247,12 +265,12 @@ def _pieces(cursor: _Cursor, marks: list[_Mark]) -> None:
             cursor.advance(mark.stall_until, "checkpoint")
 
 
-def _since(figures: Event, told: dict[str, float]) -> dict[SpanClass, float]:
+def _since(figures: Figures, told: dict[str, float]) -> dict[SpanClass, float]:
     return {name: max(0.0, figures.get(f"{name}_s", 0.0) - told.get(f"{name}_s", 0.0)) for name in PHASES}
 
 
 def _end(events: list[Event], marks: Iterable[_Mark]) -> float:
     """When an attempt that did not leave by itself ended: at its first fault, or its last sign of life."""
-    faults = [event["time"] for event in events if event["event"] == "fault"]
-    signs = [*(event["time"] for event in events), *(mark.time for mark in marks)]
+    faults = [event.time for event in events if isinstance(event, Fault)]
+    signs = [*(event.time for event in events), *(mark.time for mark in marks)]
     return float(min(faults) if faults else max(signs, default=0.0))

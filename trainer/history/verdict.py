@@ -1,14 +1,23 @@
 """How a command ended, in one line: what happened, where, the first cause among the ranks, and what to do. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from cluster.run.events import Event, attempt_of, invocation_of, step_of
+from cluster.run.run_events import (
+    AttemptStarted,
+    CheckpointPublished,
+    CommandEnded,
+    CommandStarted,
+    Fault,
+    Finished,
+    Resumed,
+    Stopped,
+)
 from configs.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER
 
 __all__ = ["verdict"]
 
-
-Event = dict[str, Any]
 
 _GO_ON = "the same command goes on from the last checkpoint"
 _MEMORY = f"lower batch.micro, raise zero.stage or give the host more memory; {_GO_ON}"
@@ -42,7 +51,7 @@ class Verdict:
 
 
 def verdict(
-    events: list[Event], *, running: bool = False, failure: str | None = None, exit_code: int = EXIT_FAILED
+    events: Sequence[Event], *, running: bool = False, failure: str | None = None, exit_code: int = EXIT_FAILED
 ) -> Verdict:
     """Of the last command in the ledger; `failure`, `exit_code`: what its launcher says, if it is not in the ledger."""
     events = last_command(events)
@@ -50,30 +59,30 @@ def verdict(
         return Verdict("not started")
     if running:
         return Verdict("running", exit_code=EXIT_DONE)
-    if final := next((event for event in events if event["event"] == "fault" and event.get("final")), None):
+    if final := next((event for event in events if isinstance(event, Fault) and event.final), None):
         return _failed(final, 1)
-    ends = ("finished", "stopped", "attempt_started")
-    last = next((event for event in reversed(events) if event["event"] in ends), {"event": None})
-    if failure is None and last["event"] == "finished":
-        return Verdict("finished", f"step {last['step']}", exit_code=EXIT_DONE)
-    if failure is None and last["event"] == "stopped":
-        kept = f"after step {last['step']} with a checkpoint" if last["step"] else "before the first step"
+    ends = Finished | Stopped | AttemptStarted
+    last = next((event for event in reversed(events) if isinstance(event, ends)), None)
+    if failure is None and isinstance(last, Finished):
+        return Verdict("finished", f"step {last.step}", exit_code=EXIT_DONE)
+    if failure is None and isinstance(last, Stopped):
+        kept = f"after step {last.step} with a checkpoint" if last.step else "before the first step"
         advice = "the same command goes on from there"
-        return Verdict("stopped", f"by {last['reason']} {kept}", advice=advice, exit_code=EXIT_REQUEUE)
+        return Verdict("stopped", f"by {last.reason} {kept}", advice=advice, exit_code=EXIT_REQUEUE)
     return _broken(events, failure, exit_code)
 
 
-def _broken(events: list[Event], failure: str | None, exit_code: int) -> Verdict:
+def _broken(events: Sequence[Event], failure: str | None, exit_code: int) -> Verdict:
     """A command that did not come to its end."""
-    ended = next((event for event in events if event["event"] == "command_ended"), None)
+    ended = next((event for event in events if isinstance(event, CommandEnded)), None)
     faults = _since_progress(events)
     if failure is None and ended is None:  # its launcher said nothing
-        at = f"the last event was `{events[-1]['event']}`" + _at(events[-1])
+        at = f"the last event was `{events[-1].name}`" + _at(events[-1])
         return Verdict("died", f"`stoker train` was killed, or its host went down; {at}", advice=_GO_ON)
     if failure is None and ended is not None:
-        failure, exit_code = ended.get("failure"), ended.get("exit_code", EXIT_FAILED)
-    if causes := [fault for fault in faults if not is_echo(fault)]:
-        return _failed(causes[0], len({fault.get("attempt") for fault in faults}))
+        failure, exit_code = ended.failure, ended.exit_code
+    if causes := [fault for fault in faults if not fault.echo]:
+        return _failed(causes[0], len({fault.attempt for fault in faults}))
     said = failure or "the workers left without telling how it ended"
     if faults:
         said += "; no rank told of a cause, only of lost connections: killed from outside, or out of memory"
@@ -81,14 +90,13 @@ def _broken(events: list[Event], failure: str | None, exit_code: int) -> Verdict
     return Verdict("failed", said, "", f"logs/ in the run folder has what was written; {_GO_ON}", exit_code)
 
 
-def _failed(fault: Event, attempts: int) -> Verdict:
-    kind, final = str(fault.get("kind", "fault")), bool(fault.get("final"))
-    message = " ".join(str(fault.get("message", "")).split())
+def _failed(fault: Fault, attempts: int) -> Verdict:
+    kind, final, message = fault.kind or "fault", fault.final, " ".join(fault.message.split())
     cause = message if final else f"{kind}: {message}" if message else kind
     if attempts > 1:
         cause += f"; the first of {attempts} attempts that failed without a newer checkpoint"
     advice = "" if final else _advice(kind, message)  # messages of Stoker's own errors say what to do
-    exit_code = int(fault.get("exit_code") or EXIT_FAILED)
+    exit_code = fault.exit_code or EXIT_FAILED
     where = "" if exit_code == EXIT_USER else _where(fault)  # the user's mistake is the same on every rank
     return Verdict("failed", cause, where, advice, exit_code)
 
@@ -101,38 +109,35 @@ def _advice(kind: str, message: str) -> str:
     return _ADVICE.get(kind, _RAISED)
 
 
-def last_command(events: list[Event]) -> list[Event]:
+def last_command(events: Sequence[Event]) -> Sequence[Event]:
     """The events from the last `command` on, without those of workers that an earlier one left behind."""
-    starts = [index for index, event in enumerate(events) if event["event"] == "command"]
+    starts = [index for index, event in enumerate(events) if isinstance(event, CommandStarted)]
     if not starts:
         return events
-    invocation = events[starts[-1]].get("invocation")
-    return [event for event in events[starts[-1] :] if event.get("invocation", invocation) == invocation]
+    own = (None, invocation_of(events[starts[-1]]))  # Slurm's events have none
+    return [event for event in events[starts[-1] :] if invocation_of(event) in own]
 
 
-def _since_progress(events: list[Event]) -> list[Event]:
+def _since_progress(events: Sequence[Event]) -> list[Fault]:
     """Faults after the last checkpoint that was newer than all before, as they came."""
-    newest, attempt, faults = -1, 0, list[Event]()
+    newest, attempt, faults = -1, 0, list[Fault]()
     for event in events:
-        if event["event"] == "resumed":
-            newest = max(newest, event["step"])
-        if event["event"] == "checkpoint" and event["step"] > newest:
-            newest, attempt, faults = event["step"], event.get("attempt", 0), []
-        elif event["event"] == "fault" and event.get("attempt", attempt) >= attempt:  # a lost host may be told late
-            faults.append(event)
+        if isinstance(event, Resumed):
+            newest = max(newest, event.step)
+        if isinstance(event, CheckpointPublished) and event.step > newest:
+            newest, attempt, faults = event.step, event.attempt or 0, []
+        elif isinstance(event, Fault) and (event.attempt is None or event.attempt >= attempt):
+            faults.append(event)  # one of an earlier attempt may come late, of a host that was lost
     return faults
 
 
-def is_echo(fault: Event) -> bool:
-    """A lost connection to a rank that broke, as the rank that tells of it knew."""
-    return bool(fault.get("echo"))
-
-
-def _where(fault: Event) -> str:
+def _where(fault: Fault) -> str:
     names = ("rank", "host", "step", "phase", "attempt", "log")
-    return ", ".join(f"{name} {fault[name]}" for name in names if fault.get(name) is not None)
+    known = {name: value for name in names if (value := getattr(fault, name)) not in (None, "")}
+    return ", ".join(f"{name} {value}" for name, value in known.items())
 
 
 def _at(event: Event) -> str:
-    parts = [f"{name} {event[name]}" for name in ("attempt", "step") if event.get(name) is not None]
+    known = {"attempt": attempt_of(event), "step": step_of(event)}
+    parts = [f"{name} {value}" for name, value in known.items() if value is not None]
     return f" ({', '.join(parts)})" if parts else ""

@@ -1,5 +1,5 @@
 """Weights to and from Hugging Face.
 
-May import: configs, configs.sections, data, data.text, trainer.checkpoint, trainer.engine, trainer.models,
+May import: cluster.run, configs, configs.sections, data, data.text, trainer.checkpoint, trainer.engine, trainer.models,
 trainer.rank, trainer.tasks.
 """

@@ -8,6 +8,7 @@ import torch
 import xxhash
 from safetensors import safe_open
 
+from cluster.run.run_events import Initialised
 from configs.errors import DataError, ExportError, RecipeError
 from configs.recipe import Recipe
 from configs.sections.data_section import ImageData
@@ -43,9 +44,8 @@ def load_initial(context: Context, module: torch.nn.Module) -> None:
         raise DataError(f"model.init_from: the workers read different weights from {stored.path}: copy it to all nodes")
     own_share = {file.name: _sha256(file) for file in stored.files[ranks.rank :: ranks.world]}
     sha256 = {name: value for share in ranks.gather(own_share) for name, value in share.items()}
-    context.record_once(
-        "initialised", path=str(stored.path.absolute()), sha256=sha256, seconds=time.monotonic() - started
-    )
+    seconds = time.monotonic() - started
+    context.record_once(Initialised(path=str(stored.path.absolute()), sha256=sha256, seconds=seconds))
 
 
 def _matched(recipe: Recipe, path: str) -> tuple[StoredWeights, Match]:

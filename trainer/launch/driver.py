@@ -9,7 +9,18 @@ import psutil
 
 from cluster.hosts.resources import available_cpus, available_gpus, whole_cpus, workers_here
 from cluster.processes.stop_signals import StopSignals
-from cluster.run.ledger import Event, Ledger
+from cluster.run.events import Event
+from cluster.run.ledger import Ledger
+from cluster.run.run_events import (
+    AttemptStarted,
+    CommandEnded,
+    CommandStarted,
+    FailureNotCounted,
+    Fault,
+    Finished,
+    Resumed,
+    Warned,
+)
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_lock import RunLock, is_held
 from cluster.session.session_main import SessionPlan
@@ -17,7 +28,7 @@ from cluster.session.session_restarts import Failure, run_sessions
 from cluster.session.workplace import Workplace
 from cluster.workers.failure_count import MOST_LOST_HOSTS
 from cluster.workers.worker_shell import ShellOrder
-from configs.errors import EXIT_DONE, CheckpointError, RunFolderError
+from configs.errors import EXIT_DONE, EXIT_FAILED, CheckpointError, RunFolderError
 from configs.load import dump_recipe
 from configs.recipe import Recipe
 from data.atomic import write_durably
@@ -36,7 +47,7 @@ __all__ = ["train"]
 
 
 @dataclass
-class Watch:
+class RunWatcher:
     """Reads what the workers leave in the run folder, and passes the user's wish to stop on to them."""
 
     folder: RunFolder
@@ -51,7 +62,7 @@ class Watch:
         """Called a few times a second while the workers run."""
         events = self.ledger.events()
         for event in events[self.seen :]:
-            if event["time"] >= self.since and (line := _news(event)):
+            if event.time >= self.since and (line := _news(event)):
                 say(line)
         self.seen = len(events)
         progress = _read_progress(self.folder.progress)
@@ -110,8 +121,8 @@ def _is_whole(store: CheckpointStore, step: int) -> bool:
 def _finish(recipe: Recipe, folder: RunFolder) -> None:
     """Tell what the run is worth; a kill right after its last checkpoint may have kept the ledger from the end."""
     ledger = Ledger(folder.ledger)
-    if not any(event["event"] == "finished" for event in ledger.events()):
-        ledger.append("finished", step=recipe.run.steps, reason="found published")
+    if not any(isinstance(event, Finished) for event in ledger.events()):
+        ledger.append(Finished(step=recipe.run.steps, reason="found published"))
     for line in summarize(recipe, folder):
         say(line)
 
@@ -119,9 +130,9 @@ def _finish(recipe: Recipe, folder: RunFolder) -> None:
 def _run(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> int:
     ledger = Ledger(folder.ledger)
     began = psutil.Process().create_time()
-    ledger.append("command", started=began, invocation=job.invocation, workers=recipe.workers.count)
+    ledger.append(CommandStarted(started=began, invocation=job.invocation, workers=recipe.workers.count))
     with StopSignals() as signals, ProgressView() as view:
-        watch = Watch(folder, ledger, signals, view, job.started, seen=len(ledger.events()))
+        watch = RunWatcher(folder, ledger, signals, view, job.started, seen=len(ledger.events()))
         try:
             failure = run_sessions(_plan(recipe, folder, job, place, address), folder, watch, say)
         finally:
@@ -143,9 +154,8 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
         working_folder=job.working_folder,
         server_host=place.host,
         server_path=str(place.fork_server),
-        ledger=str(folder.ledger),
+        run_folder=str(folder.root),
         invocation=job.invocation,
-        logs=str(folder.root / "logs"),
     )
     count = workers.most if address else workers_here(workers, cpus=available_cpus(), gpus=available_gpus())
     return SessionPlan(
@@ -160,9 +170,9 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
 
 
 def _tell_end(recipe: Recipe, folder: RunFolder, ledger: Ledger, invocation: str, failure: Failure | None) -> int:
-    said: dict[str, Any] = {"failure": failure.message, "exit_code": failure.exit_code} if failure else {}
-    ended = verdict(ledger.events(), **said)
-    ledger.append("command_ended", invocation=invocation, **{**said, "exit_code": ended.exit_code})
+    message, code = (failure.message, failure.exit_code) if failure else (None, EXIT_FAILED)
+    ended = verdict(ledger.events(), failure=message, exit_code=code)
+    ledger.append(CommandEnded(invocation=invocation, failure=message, exit_code=ended.exit_code))
     if ended.what == "finished":
         for line in summarize(recipe, folder):
             say(line)
@@ -174,17 +184,17 @@ def _tell_end(recipe: Recipe, folder: RunFolder, ledger: Ledger, invocation: str
 
 def _news(event: Event) -> str | None:
     """The events that a user wants to read as they happen."""
-    match event["event"]:
-        case "warning":
-            return f"warning: {event['message']}"
-        case "resumed":
-            return f"attempt {event['attempt']}: resumed from the checkpoint of step {event['step']}"
-        case "attempt_started" if event["attempt"] > 1:
-            return f"attempt {event['attempt']} started with {event['workers']} workers"
-        case "fault" if not event.get("final") and event["rank"] is not None:
-            return f"fault on rank {event['rank']}: {event['kind']}: {event['message']}"
-        case "failure_not_counted":
-            hosts, nth = ", ".join(event["hosts"]), f"{event['in_a_row']} of {MOST_LOST_HOSTS} in a row"
+    match event:
+        case Warned():
+            return f"warning: {event.message}"
+        case Resumed():
+            return f"attempt {event.attempt}: resumed from the checkpoint of step {event.step}"
+        case AttemptStarted() if (event.attempt or 0) > 1:
+            return f"attempt {event.attempt} started with {event.workers} workers"
+        case Fault() if not event.final and event.rank is not None:
+            return f"fault on rank {event.rank}: {event.kind}: {event.message}"
+        case FailureNotCounted():
+            hosts, nth = ", ".join(event.hosts), f"{event.in_a_row} of {MOST_LOST_HOSTS} in a row"
             return f"host {hosts} is lost or about to go: this costs no workers.max_failures ({nth})"
         case _:
             return None

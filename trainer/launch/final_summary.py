@@ -1,6 +1,7 @@
 """What a finished run is worth, in a few lines."""
 
-from cluster.run.ledger import read_json_lines
+from cluster.run.ledger import Ledger, read_json_lines
+from cluster.run.run_events import Validated
 from cluster.run.run_folder import RunFolder
 from configs.errors import CheckpointError, DataError, RunFolderError
 from configs.recipe import Recipe
@@ -18,7 +19,7 @@ def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
     validated = [line for line in lines if "val_loss" in line]
     if validated:
         summary.append(_validation(recipe, validated[-1]))
-    samples = [e["sample"] for e in read_json_lines(folder.ledger) if e["event"] == "validated" and e.get("sample")]
+    samples = [e.sample for e in Ledger(folder.ledger).events() if isinstance(e, Validated) and e.sample]
     if samples:
         summary += ["the model writes:", *(f"  | {line}" for line in samples[-1].splitlines())]
     newest = _newest_checkpoint(recipe, folder)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from cluster.hosts.resources import available_cpus, available_gpus, check_disk, check_resources, check_writable
-from cluster.run.ledger import read_json_lines
+from cluster.run.ledger import Ledger
+from cluster.run.run_events import CheckpointPublished
 from cluster.run.run_folder import RunFolder
 from configs.compare import result_differences
 from configs.effect import check_keep_best, without_effect
@@ -181,7 +182,7 @@ def told(store: CheckpointStore, act: Callable[[], T]) -> T:
 
 def check_none_left(folder: RunFolder, store: CheckpointStore) -> None:
     """Raises RunFolderError when the run has saved checkpoints, which are not in `store`: it would start over."""
-    saved = [event["step"] for event in read_json_lines(folder.ledger) if event["event"] == "checkpoint"]
+    saved = [event.step for event in Ledger(folder.ledger).events() if isinstance(event, CheckpointPublished)]
     if saved and not store.damaged():
         raise RunFolderError(
             f"run {folder.root} has saved step {saved[-1]}, but there is no checkpoint in {store.where}: set "

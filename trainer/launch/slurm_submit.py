@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.run.ledger import Event, Ledger, read_json_lines
+from cluster.run.events import Event
+from cluster.run.job_events import Queued, Submitted
+from cluster.run.ledger import Ledger, read_json_lines
+from cluster.run.run_events import CheckpointPublished
 from cluster.run.run_folder import RunFolder
 from cluster.slurm.jobs_of_run import live_jobs
 from cluster.slurm.sbatch_script import TASK, JobScript, render, slurm_folder, submission_path
@@ -156,7 +159,7 @@ def check_submission(submission: Submission, scheduler: Scheduler, say: Say) -> 
         check_not_queued(folder, slurm, scheduler)
         preflight(recipe, say, elsewhere=True)
         check_places(recipe)
-        step_s, checkpoint_s = measured(read_json_lines(folder.metrics), read_json_lines(folder.ledger))
+        step_s, checkpoint_s = measured(read_json_lines(folder.metrics), Ledger(folder.ledger).events())
         check_warning(slurm, step_s, checkpoint_s)
         memory = estimate(recipe).memory[recipe.zero.stage]
         host_bytes = memory.offloaded_bytes + (0 if recipe.workers.gpus else memory.device_bytes)
@@ -196,7 +199,7 @@ def check_not_queued(folder: RunFolder, slurm: Slurm, scheduler: Scheduler) -> N
     """Raises RunFolderError when a job of the run waits or runs, unless this one is to come after it."""
     if slurm.dependency is not None:
         return
-    live = live_jobs(read_json_lines(folder.ledger), scheduler)
+    live = live_jobs(Ledger(folder.ledger).events(), scheduler)
     if live:
         job = live[-1]
         raise RunFolderError(
@@ -205,10 +208,10 @@ def check_not_queued(folder: RunFolder, slurm: Slurm, scheduler: Scheduler) -> N
         )
 
 
-def measured(metrics: Sequence[Event], events: Sequence[Event]) -> tuple[float | None, float | None]:
+def measured(metrics: Sequence[Mapping[str, Any]], events: Sequence[Event]) -> tuple[float | None, float | None]:
     """Seconds of the longest of the last steps and checkpoints of the run so far."""
     steps = [line["step_s"] for line in metrics[-20:] if "step_s" in line]
-    checkpoints = [event["seconds"] for event in events if event["event"] == "checkpoint"][-5:]
+    checkpoints = [event.seconds for event in events if isinstance(event, CheckpointPublished)][-5:]
     return max(steps, default=None), max(checkpoints, default=None)
 
 
@@ -220,8 +223,9 @@ def queue(submission: Submission, scheduler: Scheduler) -> str:
     for task, recipe in submission.runs.items():
         ledger = Ledger(RunFolder.of(recipe).ledger)
         own = job if task is None else f"{job}_{task}"
-        ledger.append("submitted", job=own, nodes=submission.slurm.nodes, partition=submission.slurm.partition)
-        ledger.append("queued", job=own)
+        slurm = submission.slurm
+        ledger.append(Submitted(job=own, nodes=slurm.nodes, partition=slurm.partition))
+        ledger.append(Queued(job=own))
     return job
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cluster.run.run_events import FirstStep, Left, StepSkipped, Validated, Warned
 from configs.errors import StokerError
 from data.loader import StepBatch
 from trainer.engine.engine_protocol import StepResult
@@ -78,7 +79,7 @@ class Reporter:
         self.skipped.trained(step, batch.skipped, skipped)
         if not self._trained:
             self._trained = True
-            self._context.record_once("first_step", step=step, seconds=self.watch.elapsed_s())
+            self._context.record_once(FirstStep(step=step, seconds=self.watch.elapsed_s()))
         if result is not None:  # nothing was computed of one that was left out
             self._steps += 1
             self._own_s += result.own_s
@@ -87,7 +88,7 @@ class Reporter:
         self._result = result
         self._line = {"step": step, "lr": lr}
         if result is not None and result.skipped:
-            self._context.record_once("step_skipped", step=step, loss_scale=result.loss_scale)
+            self._context.record_once(StepSkipped(step=step, loss_scale=result.loss_scale))
         if self._audit is not None:
             keys = [key for micro_batch in batch.micro_batches for key in micro_batch.keys]
             left_out = {"left_out": True} if result is None else {}
@@ -98,7 +99,7 @@ class Reporter:
         if self._recipe.data.on_error == "skip":
             self._validation["val_skipped"] = skipped
         self._last_validation = (step, self._validation)
-        self._context.record_once("validated", step=step, sample=text, **self._validation)
+        self._context.record_once(Validated(step=step, sample=text, figures=self._validation))
         if text is not None:
             for sink in self._sinks:
                 sink.text(step, text)
@@ -178,19 +179,7 @@ class Reporter:
         return figures
 
     def fault(self, error: StokerError, step: int) -> None:
-        """From the rank that has it; `final` tells the driver not to try again."""
-        self._context.record(
-            "fault",
-            kind=type(error).__name__,
-            message=str(error),
-            rank=self._ranks.rank,
-            host=self._hosts[self._ranks.rank],
-            step=step,
-            phase=self._context.pulse.phase,
-            log=str(self._context.folder.log(self._context.attempt, self._ranks.rank)),
-            exit_code=error.exit_code,
-            final=True,
-        )
+        self._context.record_fault(error, step)
 
     @contextmanager
     def saving(self, step: int) -> Iterator[None]:
@@ -211,7 +200,7 @@ class Reporter:
         self.phase("saving", step)
         with self.watch.phase("checkpoint"):
             yield
-        self._context.record_once("left", step=step, **self._seconds())
+        self._context.record_once(Left.of(step, self._seconds()))
 
     def _seconds(self) -> dict[str, float]:
         return {f"{name}_s": self.watch.seconds(name) for name in PHASES}
@@ -227,7 +216,7 @@ class Reporter:
         try:
             self.flush()
         except OSError as error:  # told, but not in the place of what ended the run
-            self._context.record("warning", message=f"the last figures were not written: {error}")
+            self._context.record(Warned(message=f"the last figures were not written: {error}"))
         for sink in self._sinks:
             sink.close()
         if self._audit is not None:

@@ -11,6 +11,7 @@ import signal
 from dataclasses import dataclass
 
 from cluster.run.ledger import Ledger
+from cluster.run.run_events import ChaosStruck
 from configs.errors import RecipeError
 
 __all__ = ["Chaos", "no_chaos", "parse_fault"]
@@ -26,7 +27,7 @@ class ChaosError(Exception):
 
 
 @dataclass(frozen=True)
-class Fault:
+class InjectedFault:
     """`step` is the one being worked on; in the phases before training it is the one that comes next."""
 
     text: str
@@ -40,7 +41,7 @@ class Fault:
         return (rank, step) == (self.rank, self.step) and self.phase in (None, phase)
 
 
-def parse_fault(text: str) -> Fault:
+def parse_fault(text: str) -> InjectedFault:
     """Raises RecipeError when `text` is no fault."""
     kind, _, rest = text.partition(":")
     who, at, where = rest.partition("@")
@@ -50,15 +51,15 @@ def parse_fault(text: str) -> Fault:
     if kind not in _KINDS or not at or not known or not all(number.isdecimal() for number in numbers):
         raise RecipeError(f"--chaos {text!r} is no fault: give {_FORM}")
     rank, step = map(int, numbers)
-    return Fault(text, kind, rank, step, fields.get("phase"), "always" in fields)
+    return InjectedFault(text, kind, rank, step, fields.get("phase"), "always" in fields)
 
 
 class Chaos:
     """The faults of one rank in one attempt; those that struck in an earlier attempt of this command are over."""
 
     def __init__(self, texts: list[str], rank: int, invocation: str, ledger: Ledger) -> None:
-        events = [e for e in ledger.events() if e["event"] == "chaos" and e["invocation"] == invocation]
-        struck = {event["fault"] for event in events}
+        events = ledger.events()
+        struck = {e.fault for e in events if isinstance(e, ChaosStruck) and e.invocation == invocation}
         faults = [parse_fault(text) for text in texts]
         self._faults = [fault for fault in faults if fault.rank == rank and (fault.always or fault.text not in struck)]
         self._rank, self._invocation, self._ledger = rank, invocation, ledger
@@ -71,8 +72,8 @@ class Chaos:
                 self._strike(fault, phase)
                 return
 
-    def _strike(self, fault: Fault, phase: str) -> None:
-        self._ledger.append("chaos", fault=fault.text, phase=phase, rank=self._rank, invocation=self._invocation)
+    def _strike(self, fault: InjectedFault, phase: str) -> None:
+        self._ledger.append(ChaosStruck(fault=fault.text, phase=phase, rank=self._rank, invocation=self._invocation))
         if fault.kind == "raise":
             raise ChaosError(f"asked for by --chaos {fault.text}")
         if fault.kind == "term":

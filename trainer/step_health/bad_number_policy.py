@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from cluster.run.run_events import BadNumberFound
 from configs.errors import BadStepError, LossSpikeError, NonFiniteError
 from data.loader import StepBatch
 from trainer.engine.engine_protocol import Admit, StepResult
 from trainer.rank.context import Context
-from trainer.step_health.bad_numbers import EVENT, BadNumber, LossWindow, left_out_batches
+from trainer.step_health.bad_numbers import BadNumber, LossWindow, left_out_batches
 
 __all__ = ["NumberWatch", "RollBack"]
 
@@ -173,8 +174,7 @@ class NumberWatch:
         keys = [key for each in self._ranks.gather(own) for key in each]  # ranks hold consecutive samples
         if self._ranks.leads:
             # Straight to the ledger, an error and all: what is not on record would come again after going back.
-            self._context.ledger.append(
-                EVENT,
+            event = BadNumberFound(
                 attempt=self._context.attempt,
                 invocation=self._context.invocation,
                 step=last.step,
@@ -186,6 +186,7 @@ class NumberWatch:
                 left_out=left_out,
                 keys=keys,
             )
+            self._context.ledger.append(event)
 
     def _scale(self) -> str:
         if self._last is None or self._context.recipe.precision != "fp16":
@@ -204,7 +205,7 @@ class NumberWatch:
             )
             way_on = "to leave out more raise bad_numbers.max_events"
         message = (
-            f"{told}: its samples are in {self._context.folder.ledger} ({EVENT}); {way_on}, or start a new run with a "
-            "lower optimizer.lr, a longer schedule.warmup_steps or a lower optimizer.grad_clip"
+            f"{told}: its samples are in {self._context.folder.ledger} ({BadNumberFound.event}); {way_on}, or start a "
+            "new run with a lower optimizer.lr, a longer schedule.warmup_steps or a lower optimizer.grad_clip"
         )
         return kind(message, step)

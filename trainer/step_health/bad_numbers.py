@@ -2,17 +2,18 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
+from cluster.run.events import Event
+from cluster.run.run_events import BadNumberFound
 from configs.recipe import Spike
 
 __all__ = ["left_out_batches"]
 
 
-EVENT = "bad_number"  # in the ledger
 _SIGMA_PER_MAD = 1.4826  # of a normal distribution
 _LEAST_SIGMA = 1e-3  # of the median: losses that hardly differ would make any change a spike
 
@@ -78,6 +79,6 @@ class LossWindow:
         return middle + self.spike.z * max(_SIGMA_PER_MAD * deviation, _LEAST_SIGMA * abs(middle))
 
 
-def left_out_batches(events: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+def left_out_batches(events: Iterable[Event]) -> dict[int, str]:
     """The steps whose global batches a run leaves out, and why, by its ledger."""
-    return {event["step"]: event["message"] for event in events if event["event"] == EVENT and event["left_out"]}
+    return {e.step: e.message for e in events if isinstance(e, BadNumberFound) and e.left_out}

@@ -1,16 +1,14 @@
 """Samples that were left out (`data.on_error: skip`): counted over all workers and restarts, told, and capped."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from cluster.run.events import Event
+from cluster.run.run_events import AttemptStarted, Resumed, SampleSkipped
 from configs.errors import DataError
 from data.source import Skipped
 from trainer.rank.context import Context
 
 __all__ = ["SkippedSamples"]
-
-
-_EVENT = "sample_skipped"
 
 
 class SkippedSamples:
@@ -53,7 +51,7 @@ class SkippedSamples:
 
     @property
     def _where(self) -> str:
-        return f"see {_EVENT} in {self._context.folder.ledger} for shard, key and cause"
+        return f"see {SampleSkipped.event} in {self._context.folder.ledger} for shard, key and cause"
 
     def trained(self, step: int, own: Sequence[Skipped], everywhere: int) -> None:
         """Step `step` was trained without this rank's `own` samples, `everywhere` over all ranks."""
@@ -73,27 +71,21 @@ class SkippedSamples:
                 self._record(step, "val", sample)
 
     def _record(self, step: int, split: str, sample: Skipped) -> None:
-        self._context.record(
-            _EVENT,
-            step=step,
-            split=split,
-            rank=self._context.ranks.rank,
-            shard=sample.shard,
-            key=sample.key,
-            cause=sample.cause,
-        )
+        rank, cause = self._context.ranks.rank, sample.cause
+        event = SampleSkipped(step=step, split=split, rank=rank, shard=sample.shard, key=sample.key, cause=cause)
+        self._context.record(event)
 
 
-def committed_skips(events: Sequence[dict[str, Any]], resumed_step: int) -> int:
+def committed_skips(events: Sequence[Event], resumed_step: int) -> int:
     """How many training samples the history up to `resumed_step` left out.
 
     A step that a later attempt trained again counts as that attempt trained it.
     """
-    first = {event["attempt"]: 0 for event in events if event["event"] == "attempt_started"}
-    first |= {event["attempt"]: event["step"] for event in events if event["event"] == "resumed"}
+    first = {event.attempt or 0: 0 for event in events if isinstance(event, AttemptStarted)}
+    first |= {event.attempt or 0: event.step for event in events if isinstance(event, Resumed)}
 
     def stands(step: int, attempt: int) -> bool:
         return 0 < step <= resumed_step and all(start >= step for later, start in first.items() if later > attempt)
 
-    skips = (event for event in events if event["event"] == _EVENT and event["split"] == "train")
-    return sum(stands(event["step"], event["attempt"]) for event in skips)
+    skips = (event for event in events if isinstance(event, SampleSkipped) and event.split == "train")
+    return sum(stands(event.step, event.attempt or 0) for event in skips)

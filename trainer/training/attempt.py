@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Literal
 
 from cluster.run.ledger import without_infinities
+from cluster.run.run_events import CheckpointSkipped, Warned
 from configs.errors import CheckpointError
 from configs.recipe import Recipe
 from data.dataset import Dataset
@@ -126,7 +127,7 @@ class Attempt:
         """
         skips = may_skip and self.recipe.checkpoint.when_busy == "skip"
         if skips and self.ranks.sum([self.writer.busy])[0]:
-            self.context.record_once("checkpoint_skipped", step=step)
+            self.context.record_once(CheckpointSkipped(step=step))
             return False
         self.numbers.check()
         self.numbers.check_state()
@@ -135,7 +136,7 @@ class Attempt:
                 self.reporter.flush()
             except OSError as problem:  # the lines are kept and written when there is room
                 message = f"{self.context.folder.root} cannot be written: {problem.strerror}; free some space"
-                self.context.record("warning", message=message)
+                self.context.record(Warned(message=message))
             metrics = without_infinities(self.reporter.validation_of(step))
             self._tell(self.writer.save(self.engine, replace(self.header(step), metrics=metrics)))
         return True
@@ -167,7 +168,7 @@ class Attempt:
 
     def _tell(self, error: CheckpointError | None) -> None:
         if error is not None:
-            self.context.record("warning", message=str(error))
+            self.context.record(Warned(message=str(error)))
 
     def save_last(self, step: int, saved: int) -> None:
         """Return when the checkpoint of `step` is published; try twice, then raise CheckpointError on every rank."""

@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 
+from cluster.run.run_events import Resumed
 from configs.compare import differences, result_keys, result_sha256
 from configs.errors import DataError, RunFolderError
 from configs.recipe import Recipe
@@ -62,7 +63,7 @@ def resume(context: Context, engine: Engine, store: CheckpointStore, data_sha256
     with reader:
         restore(engine, reader)
     found = reader.manifest
-    context.record_once("resumed", step=found.step, seconds=time.monotonic() - started, bytes=found.total_bytes)
+    context.record_once(Resumed(step=found.step, seconds=time.monotonic() - started, bytes=found.total_bytes))
     return found
 
 

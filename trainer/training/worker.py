@@ -14,10 +14,22 @@ import psutil
 import torch
 
 from cluster.forks.child_end import WorkerLink
-from cluster.run.faults import is_echo
 from cluster.run.ledger import Ledger
+from cluster.run.run_events import (
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointPublished,
+    CommandStarted,
+    DataFault,
+    Fault,
+    Finished,
+    Preempted,
+    Resized,
+    RolledBack,
+    Stopped,
+)
 from cluster.run.run_folder import RunFolder
-from configs.errors import BadStepError, DataError, RunFolderError, StokerError
+from configs.errors import DataError, RunFolderError
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
 from data.index.sidecar import share_in
@@ -48,6 +60,9 @@ from trainer.training.attempt import Attempt
 from trainer.training.loop import train
 from trainer.training.resume import header, resume
 
+_ENDS: dict[str, type[AttemptEnded]] = {
+    kind.event: kind for kind in (Finished, Stopped, DataFault, Resized, Preempted, RolledBack)
+}
 _SHARED_S = 20.0  # network file systems may show a new file a little later
 
 
@@ -79,14 +94,14 @@ def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, An
     try:
         return _run_attempt(job, context)
     except Exception as error:
-        _record_fault(context, error)
+        context.record_fault(error)
         raise
 
 
 def _check_shared(folder: RunFolder, ledger: Ledger, invocation: str) -> None:
     """Raises RunFolderError when this host's run folder is not the driver's."""
     deadline = time.monotonic() + _SHARED_S
-    while not any(e["event"] == "command" and e.get("invocation") == invocation for e in ledger.events()):
+    while not any(isinstance(e, CommandStarted) and e.invocation == invocation for e in ledger.events()):
         if time.monotonic() > deadline:
             raise RunFolderError(
                 f"run folder {folder.root} on host {socket.gethostname()} is another one than that of `stoker train`: "
@@ -99,7 +114,7 @@ def _cannot_be_mended(ledger: Ledger, invocation: str) -> bool:
     """True after a fault that no restart can mend: Ray restarts the workers all the same."""
     newest = ledger.attempts()  # a superseded attempt that comes to itself again says nothing of this one
     return any(
-        e.get("final") and e.get("invocation") == invocation and e.get("attempt", newest) >= newest
+        isinstance(e, Fault) and e.final and e.invocation == invocation and (e.attempt is None or e.attempt >= newest)
         for e in ledger.events()
     )
 
@@ -114,23 +129,6 @@ def _log_to(path: Path) -> None:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     faulthandler.enable()  # the last words of a crash in native code
-
-
-def _record_fault(context: Context, error: Exception) -> None:
-    bad_step = error.step if isinstance(error, BadStepError) else None
-    context.record(
-        "fault",
-        kind=type(error).__name__,
-        message=str(error),
-        rank=context.ranks.rank,
-        host=socket.gethostname(),
-        step=context.pulse.step if bad_step is None else bad_step,
-        phase=context.pulse.phase,
-        final=isinstance(error, StokerError),  # it would only come again
-        echo=not isinstance(error, StokerError) and is_echo(error),
-        exit_code=error.exit_code if isinstance(error, StokerError) else 1,
-        log=str(context.folder.log(context.attempt, context.ranks.rank)),
-    )
 
 
 def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
@@ -156,7 +154,7 @@ def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
             outcome = run.roll_back(cause)
         if context.ranks.leads:
             progress.update("stopping the workers", step=outcome.step)
-    context.record_once(outcome.kind, step=outcome.step, reason=outcome.reason)
+    context.record_once(_ENDS[outcome.kind](step=outcome.step, reason=outcome.reason))
     return {"again": outcome.reason} if outcome.again else None
 
 
@@ -165,7 +163,7 @@ def _record_start(job: Job, context: Context) -> None:
     places = context.ranks.gather((socket.gethostname(), os.getpid()))
     if not context.ranks.leads:
         return
-    context.claim(
+    event = AttemptStarted(
         workers=context.ranks.world,
         host=places[0][0],
         pid=places[0][1],
@@ -174,6 +172,7 @@ def _record_start(job: Job, context: Context) -> None:
         since_command_s=time.time() - job.started,
         process_started=psutil.Process().create_time(),
     )
+    context.claim(event)
 
 
 def _build_attempt(
@@ -244,7 +243,7 @@ def _build_attempt(
 def _published(context: Context, reporter: Reporter, manifest: Manifest, stall: Stall, seconds: float) -> None:
     context.pulse.tell(committed=manifest.step)
     figures = {"seconds": seconds, "bytes": manifest.total_bytes, **asdict(stall)}
-    context.record("checkpoint", step=manifest.step, **figures, **reporter.save_begun(manifest.step))
+    context.record(CheckpointPublished(step=manifest.step, **figures, **reporter.save_begun(manifest.step)))
 
 
 def _open(context: Context, split: Literal["train", "val"], cleanup: ExitStack) -> Dataset:

@@ -127,8 +127,8 @@ def test_shellcheck_finds_nothing(array: str | None) -> None:
 def script_of(tmp_path: Path, setup: list[str]) -> Path:
     """A job script whose supervisor is a process that tells which signals it has been sent and not seen."""
     checkout = tmp_path / "checkout"
-    (checkout / "cluster").mkdir(parents=True)
-    (checkout / "cluster" / "slurm_main.py").write_text(
+    (checkout / "cluster" / "slurm_job").mkdir(parents=True)
+    (checkout / "cluster" / "slurm_job" / "batch_main.py").write_text(
         "import signal\nprint(*sorted(number.name for number in signal.sigpending()))\n"
     )
     made = replace(

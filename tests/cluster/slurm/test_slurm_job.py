@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.run.events import Event
 from cluster.run.ledger import Ledger
 from cluster.slurm import patient_scheduler
 from cluster.slurm.decisions import (
@@ -28,6 +29,7 @@ from cluster.slurm_job.supervisor import Supervisor
 from configs.errors import ClusterError
 from configs.recipe import Workers
 from configs.sections.slurm_section import Slurm, array_tasks, memory_bytes, time_s
+from tests.support.ledger_events import event
 
 
 def test_host_lists_are_written_out_as_slurm_means_them() -> None:
@@ -53,20 +55,20 @@ def test_slurms_ways_to_write_numbers() -> None:
 
 
 def test_a_host_that_failed_twice_is_left_out_as_long_as_there_are_enough_others() -> None:
-    events = [{"event": "host_lost", "host": host, "job": "7"} for host in ("n2", "n3", "n2")]
+    events = [event("host_lost", host=host, job="7") for host in ("n2", "n3", "n2")]
     assert unreliable_hosts(events, "7") == ["n2"]
-    events += [{"event": "host_unfit", "host": "n4", "job": "7"}]
+    events += [event("host_unfit", host="n4", job="7")]
     assert unreliable_hosts(events, "7") == ["n4", "n2"]
-    assert unreliable_hosts([*events, {"event": "submitted", "job": "7"}], "7") == []  # somebody has mended them
+    assert unreliable_hosts([*events, event("submitted", job="7")], "7") == []  # somebody has mended them
     assert unreliable_hosts(events, "8") == []
     assert excludable(["n4", "n2"], lambda hosts: len(hosts) == 1) == ["n4"]
 
 
 def test_a_first_host_that_all_others_miss_is_no_reason_to_leave_these_out() -> None:
-    started = {"event": "job_started", "job": "7", "hosts": ["n1", "n2", "n3"]}
+    started = event("job_started", job="7", hosts=["n1", "n2", "n3"])
 
-    def lost(*hosts: str) -> list[dict[str, object]]:
-        return [started, *({"event": "host_lost", "host": host, "job": "7"} for host in hosts)]
+    def lost(*hosts: str) -> list[Event]:
+        return [started, *(event("host_lost", host=host, job="7") for host in hosts)]
 
     assert unreliable_hosts(lost("n2", "n3") * 2, "7") == []
     assert unreliable_hosts(lost("n1", "n2", "n3") * 2, "7") == ["n1"]
@@ -75,15 +77,15 @@ def test_a_first_host_that_all_others_miss_is_no_reason_to_leave_these_out() -> 
 
 def test_requeues_count_since_the_newest_checkpoint_and_for_one_job() -> None:
     kinds = ("requeued", "checkpoint", "requeued", "job_started", "requeued")
-    events = [{"event": kind, "job": "7"} for kind in kinds]
+    events = [event(kind, job="7") for kind in kinds]
     assert requeues_in_a_row(events, "7") == 2
-    assert requeues_in_a_row([*events, {"event": "submitted", "job": "8"}], "8") == 0
+    assert requeues_in_a_row([*events, event("submitted", job="8")], "8") == 0
 
 
 def test_a_cancellation_counts_until_the_job_has_ended_by_it() -> None:
-    events = [{"event": kind, "job": "7"} for kind in ("submitted", "job_started", "cancelled", "requeued", "queued")]
+    events = [event(kind, job="7") for kind in ("submitted", "job_started", "cancelled", "requeued", "queued")]
     assert is_cancelled(events, "7")
-    assert not is_cancelled([*events, {"event": "job_ended", "job": "7"}], "7")
+    assert not is_cancelled([*events, event("job_ended", job="7")], "7")
     assert not is_cancelled(events, "8")
 
 
@@ -134,7 +136,7 @@ def test_fields_of_scontrol_may_hold_blanks() -> None:
     assert time_left_s({"EndTime": "Unknown"}, datetime(2026, 11, 26)) is None
 
 
-EVENTS = [{"event": "submitted", "job": "7"}, {"event": "job_started", "job": "7"}]
+EVENTS = [event("submitted", job="7"), event("job_started", job="7")]
 NOTHING = Answer(1, "", "slurm_load_jobs error: Invalid job id specified")
 AWAY = Answer(1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
 

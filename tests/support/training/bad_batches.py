@@ -15,6 +15,7 @@ from configs.recipe import Recipe
 from data.batch import step_slices
 from data.dataset import open_dataset, read_micro_batch
 from data.pack.shard_writer import write_shard
+from tests.support.ledger_events import event
 from tests.support.training.runs import recipe_of
 
 DOCUMENTS, TOKENS, VOCAB = 120, 17, 140  # a document fills a row of 16 inputs, and is used once in 10 steps
@@ -101,4 +102,5 @@ def leave_out_from_the_start(recipe: Recipe, *steps: int) -> None:
     folder = RunFolder.of(recipe)
     folder.make()
     for step in steps:
-        Ledger(folder.ledger).append("bad_number", step=step, message="told by the test", left_out=True)
+        line = {"step": step, "message": "told by the test", "left_out": True}
+        Ledger(folder.ledger).append(event("bad_number", **line))

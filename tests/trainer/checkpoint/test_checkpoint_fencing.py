@@ -11,6 +11,7 @@ import pytest
 
 from cluster.run.ledger import Ledger
 from configs.errors import CheckpointError, SupersededError
+from tests.support.ledger_events import event
 from tests.support.syscalls import interrupt_at_system_call, kill_at_system_call
 from tests.trainer.checkpoint.test_checkpoint_crash import KEPT, NEW, OLD, check_whole, header, part_of
 from trainer.checkpoint.commit import Commit
@@ -36,7 +37,7 @@ class Run:
 
     def begin(self) -> list[int]:
         """A new attempt; the steps that it finds."""
-        self.ledger.append("attempt_started")
+        self.ledger.append(event("attempt_started"))
         self.store.clean()
         clean_receipts(self.root)
         return self.store.steps()

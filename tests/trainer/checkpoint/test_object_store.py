@@ -16,6 +16,7 @@ from cluster.run.run_folder import RunFolder
 from configs.errors import CheckpointError, RunFolderError
 from configs.load import dump_recipe
 from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.ledger_events import event
 from tests.support.processes import run_in_processes
 from tests.support.training.runs import GPT, digests, events, history, recipe_of, run_jobs, write_text_shards
 from tests.trainer.checkpoint.test_checkpoint import ALONE, all_extents
@@ -172,7 +173,7 @@ def test_a_manifest_that_a_stopped_rank_puts_after_its_attempt_is_superseded_doe
 ) -> None:
     """There is no rename: its last request, held back while the next attempt begins, cannot be prevented."""
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append("attempt_started")
+    ledger.append(event("attempt_started"))
     commit(tmp_path, OLD)
     seen: list[list[int]] = []
 
@@ -181,7 +182,7 @@ def test_a_manifest_that_a_stopped_rank_puts_after_its_attempt_is_superseded_doe
             seen.append([])
             old = int((tmp_path / "pid").read_text())
             os.kill(old, signal.SIGSTOP)
-            ledger.append("attempt_started")
+            ledger.append(event("attempt_started"))
             store = open_store()
             store.clean()
             seen.append(store.steps())

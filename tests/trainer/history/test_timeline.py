@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.ledger_events import of_lines
 from tests.support.training.simulated_run import SimulatedRun
 from trainer.history.goodput import Account, LiveAccount
 from trainer.history.restarts import restarts
@@ -19,7 +20,7 @@ from trainer.history.timeline import CLASSES, Span, timeline
 def test_the_classes_are_those_of_the_truth_and_add_up_to_the_wall_time(seed: int) -> None:
     run = SimulatedRun(Random(seed))
     run.run()
-    account = Account.of(timeline(run.events, *run.metrics()))
+    account = Account.of(timeline(of_lines(run.events), *run.metrics()))
     for kind in CLASSES:
         true = [stretch for stretch in run.truth if stretch.kind == kind]
         assert account.seconds[kind] == pytest.approx(sum(s.stop - s.start for s in true)), kind
@@ -36,7 +37,7 @@ def test_spans_lie_end_to_end_whatever_the_clocks_say(seed: int, skew_s: float, 
     for line in committed + superseded:  # rank 0's host is ahead or behind
         line["time"] += skew_s
     now = max(event["time"] for event in run.events) + now_s + 20.0
-    spans = timeline(run.events, committed, superseded, now)
+    spans = timeline(of_lines(run.events), committed, superseded, now)
     commands = [e for e in run.events if e["event"] == "command"]
     assert all(span.seconds > 0 for span in spans)
     gaps = [(a, b) for a, b in itertools.pairwise(spans) if a.stop != b.start]
@@ -57,7 +58,7 @@ def test_a_killed_driver_ends_with_its_last_sign_and_a_queue_holds_no_worker() -
         {"event": "host_lost", "time": 900.0, "host": "n1"},
     ]
     line = {"step": 10, "time": 130.0, "attempt": 1, "data_wait_s": 4.0, "checkpoint_s": 0.0, "validation_s": 1.0}
-    account = Account.of(timeline(events, [line], []))
+    account = Account.of(timeline(of_lines(events), [line], []))
     assert {kind: s for kind, s in account.seconds.items() if s} == {
         "queue": 100.0,
         "start": 12.0,
@@ -74,7 +75,7 @@ def test_a_wait_for_nodes_that_has_not_ended_is_in_the_queue_until_now() -> None
         {"event": "command", "time": 103.0, "started": 102.0, "workers": 2, "invocation": "a"},
         {"event": "waiting", "time": 115.0, "since": 110.0, "room": 1, "invocation": "a"},
     ]
-    account = Account.of(timeline(events, [], [], now=150.0))
+    account = Account.of(timeline(of_lines(events), [], [], now=150.0))
     assert {kind: s for kind, s in account.seconds.items() if s} == {"start": 8.0, "queue": 40.0}
     assert account.worker_seconds["queue"] == 0.0
 
@@ -96,7 +97,7 @@ def test_going_back_is_lost_work_and_a_restart() -> None:
         told("first_step", 134.0, 2, seconds=1.0, step=6),
         told("left", 140.0, 2, step=10),
     ]
-    seconds = Account.of(timeline(events, [], [])).seconds
+    seconds = Account.of(timeline(of_lines(events), [], [])).seconds
     expected = {"start": 7.0, "restore": 1.0, "step": 17.0, "checkpoint": 1.0, "lost": 5.0, "down": 9.0}
     assert {kind: spent_s for kind, spent_s in seconds.items() if spent_s} == expected
     assert sum(expected.values()) == 40.0
@@ -124,14 +125,14 @@ def test_a_restart_is_told_from_the_fault_to_the_step_where_it_was_again() -> No
         {"event": "first_step", "time": 55.5, "seconds": 0.9, "step": 16, "attempt": 2},
     ]
     lines = [{"step": step, "time": 40.0 + step, "attempt": 2} for step in (16, 17, 18)]
-    restart = restarts(events, lines)[0]
+    restart = restarts(of_lines(events), lines)[0]
     assert (restart.down_s, restart.join_s, restart.start_s, restart.restore_s) == (2.0, 1.0, 1.0, 0.5)
     assert (restart.first_step_s, restart.replay_s, restart.total_s) == (1.0, 1.5, 5.5)
     assert restart.line().startswith(
         "attempt 2 after WorkerDied on rank 1 at step 17, resumed from step 15: 5.5 s to the first step: down 2.0 s"
     )
     going_back = {"event": "rolled_back", "time": 51.0, "attempt": 1, "step": 17, "reason": "the loss is nan"}
-    left = restarts([going_back if event["event"] == "fault" else event for event in events], lines)[0]
+    left = restarts(of_lines(going_back if event["event"] == "fault" else event for event in events), lines)[0]
     assert (left.fault, left.step, left.total_s) == ("going back (the loss is nan)", 17, 4.5)
-    unfinished = restarts(events[:-2], [])[0]
+    unfinished = restarts(of_lines(events[:-2]), [])[0]
     assert (unfinished.down_s, unfinished.total_s) == (2.0, None)

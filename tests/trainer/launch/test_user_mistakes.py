@@ -9,6 +9,7 @@ import pytest
 from cluster.run.ledger import Ledger
 from configs.checkout import CHECKOUT
 from configs.load import dump_recipe
+from tests.support.ledger_events import event
 from tests.support.training.runs import GPT, RESNET, recipe_of, write_image_shards, write_text_shards
 from trainer import cli
 
@@ -101,7 +102,7 @@ def test_checkpoints_that_are_not_where_they_were_do_not_make_a_run_start_over(
     recipe = write_recipe(folder, GPT)
     run = folder / "runs" / "run"
     run.mkdir(parents=True)
-    Ledger(run / "ledger.jsonl").append("checkpoint", step=50_000)
+    Ledger(run / "ledger.jsonl").append(event("checkpoint", step=50_000))
     code, errors = stoker(capsys, monkeypatch, "train", recipe, f"checkpoint.dir={folder / 'other'}")
     assert code == 2
     assert f"has saved step 50000, but there is no checkpoint in {folder / 'other' / 'run'}" in errors

@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -14,6 +13,7 @@ import pytest
 from cluster.run.ledger import Ledger, read_json_lines
 from cluster.run.run_folder import RunFolder
 from configs.recipe import Recipe
+from tests.support.ledger_events import event
 from tests.support.training.runs import GPT, history, recipe_of, run_folder_of, train_in_processes, write_text_shards
 from trainer import cli
 from trainer.history.timeline import CLASSES
@@ -109,11 +109,11 @@ def test_the_figures_of_a_run_are_strict_json(tmp_path: Path) -> None:
     figures = [json.loads(line, parse_constant=refuse) for line in lines]
     assert "grad_norm" not in figures[0]
     assert "grad_norm" in figures[-1]
-    Ledger(tmp_path / "ledger.jsonl").append("any", rate=math.nan, hosts={"a": math.inf, "b": 1.5}, each=[math.nan, 1])
-    (event,) = [
-        json.loads(line, parse_constant=refuse) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()
-    ]
-    assert (event["hosts"], event["each"], "rate" in event) == ({"b": 1.5}, [None, 1], False)
+    Ledger(tmp_path / "ledger.jsonl").append(
+        event("any", rate=math.nan, hosts={"a": math.inf, "b": 1.5}, each=[math.nan, 1])
+    )
+    (line,) = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert (line["hosts"], line["each"], "rate" in line) == ({"b": 1.5}, [None, 1], False)
 
 
 def test_a_finished_run_stays_finished_whatever_became_of_its_validation_data(finished: Recipe, tmp_path: Path) -> None:
@@ -160,14 +160,14 @@ def test_a_ledger_line_torn_by_a_crash_does_not_spoil_the_next(tmp_path: Path) -
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"event": "command", "time": 1}\n{"event": "atte')
     ledger = Ledger(path)
-    ledger.append("command", time_here=time.time())
-    assert [event["event"] for event in ledger.events()] == ["command", "command"]
+    ledger.append(event("command"))
+    assert [each.name for each in ledger.events()] == ["command", "command"]
 
 
 def test_a_process_that_was_stopped_while_it_wrote_does_not_stop_the_others_from_writing(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append("command")
+    ledger.append(event("command"))
     with (tmp_path / "ledger.jsonl").open("a") as stopped:
         fcntl.flock(stopped, fcntl.LOCK_EX)
-        ledger.append("command")
+        ledger.append(event("command"))
     assert len(ledger.events()) == 2

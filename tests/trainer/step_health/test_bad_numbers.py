@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.run.ledger import read_json_lines
+from cluster.run.ledger import Ledger, read_json_lines
 from configs.load import dump_recipe
 from configs.recipe import Recipe
 from tests.support.training.bad_batches import (
@@ -191,7 +191,7 @@ def test_with_stop_an_update_that_deepspeed_dropped_is_told_at_once(tmp_path: Pa
     leave_out_from_the_start(recipe, 4)
     with pytest.raises(AssertionError, match="NonFiniteError"):
         train_in_processes(tmp_path / "store", 2, [(recipe, None)])
-    ended = verdict(read_json_lines(run_folder_of(recipe) / "ledger.jsonl"))
+    ended = verdict(Ledger(run_folder_of(recipe) / "ledger.jsonl").events())
     assert ended.cause.startswith("the gradient norm is inf at step 6: its samples are in ")
     assert "step 6, phase optimizer step" in ended.where
     (found,) = [event for event in events(recipe, "bad_number") if not event["left_out"]]

@@ -12,6 +12,7 @@ from configs.recipe import Recipe
 from data.batch import Slice
 from data.dataset import open_dataset, read_micro_batch
 from data.pack.shard_writer import write_shard
+from tests.support.ledger_events import of_lines
 from tests.support.training.runs import (
     GPT,
     RESNET,
@@ -153,4 +154,4 @@ def test_a_step_trained_twice_counts_its_skipped_samples_once(resumed: int) -> N
     resumed_at_4 = [event("attempt_started", 2, 0), event("resumed", 2, 4)]
     second = [event("sample_skipped", 2, step) for step in (5, 5, 5, 8)]
     # Step 7 was trained again, and nothing was skipped then.
-    assert committed_skips([*first, *resumed_at_4, *second], resumed) == {0: 0, 4: 2, 5: 5, 9: 6}[resumed]
+    assert committed_skips(of_lines([*first, *resumed_at_4, *second]), resumed) == {0: 0, 4: 2, 5: 5, 9: 6}[resumed]
