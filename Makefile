@@ -69,6 +69,7 @@ check: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.house
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m benchmarks.step

@@ -24,7 +24,7 @@ LEAST_DOCUMENTED, MOST_COMMENTED = 0.95, 1 / 15
 _SHARED_NAMES = {"__init__", "__main__", "conftest"}
 _LEFT_OUT = {"__pycache__", ".hypothesis"}
 _RULE = re.compile(r"May import: (\S+(?:, \S+)*)\.$")
-_RUN_FILES = ("ledger.jsonl", "metrics.jsonl", "superseded.jsonl", "progress.json", "session.log", ".stop", ".lock")
+_RUN_FILES = ("ledger.jsonl", "metrics.jsonl", "superseded.jsonl", "progress.json", "session.log")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -138,21 +138,21 @@ class House:
         counts = Counter(p.parent for p in files if not _LEFT_OUT & set(p.parts) and p.suffix != ".pyc")
         beyond = [f"{p.relative_to(self.root)}: {n} files" for p, n in counts.items() if n > MOST_FILES]
         self._bound("files in a folder", beyond)
-        return str(max(counts.values()))
+        return str(max(counts.values(), default=0))
 
     def _files(self) -> str:
         lines = {str(m.path.relative_to(self.root)): len(m.lines) for m in self.modules}
         self._bound("lines of a file", [f"{path}: {n}" for path, n in lines.items() if n > MOST_LINES])
-        return str(max(lines.values()))
+        return str(max(lines.values(), default=0))
 
     def _functions(self) -> str:
         lengths = {
             f"{m.name}.{f.name}": (f.end_lineno or f.lineno) - f.lineno + 1 for m in self.shipped for f in m.functions
         }
         self._bound("lines of a function", [f"{name}: {n}" for name, n in lengths.items() if n > MOST_FUNCTION_LINES])
-        middle = median(lengths.values())
+        middle = median(lengths.values()) if lengths else 0
         self._bound("median of function lines", [str(middle)] if middle > MEDIAN_FUNCTION_LINES else [])
-        return f"{middle:.0f} and {max(lengths.values())}"
+        return f"{middle:.0f} and {max(lengths.values(), default=0)}"
 
     @property
     def shipped(self) -> list[Module]:
@@ -169,7 +169,7 @@ class House:
         }
         beyond = [f"{name}: {n}" for name, n in counts.items() if n > MOST_PARAMETERS]
         self._bound("parameters of a constructor", beyond)
-        return str(max(counts.values()))
+        return str(max(counts.values(), default=0))
 
     def _typed(self) -> str:
         functions = [(m, f) for m in self.product.values() for f in m.functions]
@@ -180,15 +180,15 @@ class House:
     def _documented(self) -> str:
         nodes = [(m, n) for m in self.product.values() for n in m.documentable()]
         silent = [f"{m.name}:{n.lineno}" for m, n in nodes if not ast.get_docstring(n)]  # type: ignore[arg-type, attr-defined]
-        part = 1 - len(silent) / len(nodes)
+        part = 1 - len(silent) / max(len(nodes), 1)
         self._bound("docstrings", silent if part < LEAST_DOCUMENTED else [])
         return f"{part:.0%} of {len(nodes)}"
 
     def _commented(self) -> str:
         lines = [line.strip() for m in self.product.values() for line in m.lines if line.strip()]
         comments = sum(line.startswith("#") or "  # " in line for line in lines)
-        self._bound("comments", [f"{comments / len(lines):.1%}"] if comments / len(lines) > MOST_COMMENTED else [])
-        return f"one in {len(lines) / comments:.0f}"
+        self._bound("comments", [f"{comments} of {len(lines)}"] if comments > MOST_COMMENTED * len(lines) else [])
+        return f"one in {len(lines) / max(comments, 1):.0f}"
 
     def _circles(self) -> str:
         graph = {name: {target for target, _ in self.imports(m)} for name, m in self.product.items()}

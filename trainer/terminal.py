@@ -69,6 +69,7 @@ class ProgressView:
             self._live.stop()
 
     def show(self, progress: dict[str, Any]) -> None:
+        """Replace the live line by the progress of rank 0, as progress.json has it."""
         line = progress_line(progress)
         if self._live:
             self._live.update(Text(line), refresh=True)

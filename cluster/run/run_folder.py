@@ -16,14 +16,17 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RunFolder":
+        """Where a recipe puts its run."""
         return cls((Path(recipe.run.dir) / recipe.run.name).absolute())
 
     @property
     def recipe(self) -> Path:
+        """As it was resolved: every default written out."""
         return self.root / "recipe.yaml"
 
     @property
     def ledger(self) -> Path:
+        """What happened, one event a line (ledger.py)."""
         return self.root / "ledger.jsonl"
 
     @property
@@ -33,6 +36,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
+        """One line per logged step of the committed history."""
         return self.root / "metrics.jsonl"
 
     @property
@@ -52,9 +56,11 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
+        """Of event files, a folder per attempt."""
         return self.root / "tensorboard"
 
     def audit(self, attempt: int, rank: int) -> Path:
+        """Which samples each step of an attempt had on a rank, where the recipe asks for it."""
         return self.root / "audit" / f"attempt-{attempt}-rank-{rank}.jsonl"
 
     @property
@@ -78,6 +84,7 @@ class RunFolder:
         return self.root / ".lock"
 
     def log(self, attempt: int, rank: int) -> Path:
+        """What a rank of an attempt printed, native libraries too."""
         return self.logs / f"attempt-{attempt}" / f"rank-{rank}.log"
 
     def superseded(self, attempt: int) -> Path:
@@ -89,5 +96,6 @@ class RunFolder:
         return sorted(self.logs.glob("attempt-*/superseded.jsonl"))
 
     def make(self) -> None:
+        """The folders that others write into."""
         for folder in (self.checkpoints, self.tensorboard, self.logs):
             folder.mkdir(parents=True, exist_ok=True)

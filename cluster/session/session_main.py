@@ -48,10 +48,12 @@ class SessionPlan:
     failures: dict[str, int] = field(default_factory=dict)  # so far, of cluster.workers.ray_policies.Failures
 
     def encode(self) -> dict[str, Any]:
+        """For one line of JSON."""
         return asdict(self)
 
 
 def main() -> None:
+    """Reads the plan from stdin, and ends with one last message: `done`, `failed` or `broken`."""
     _leave_signals_to_driver()
     plan = SessionPlan(**json.loads(sys.stdin.readline()))
     out = os.dup(1)

@@ -53,6 +53,7 @@ class SessionProcess:
 
     @property
     def ended(self) -> bool:
+        """Whether the process is gone; what it told before can still be received."""
         return self._process.poll() is not None
 
     @property

@@ -36,6 +36,7 @@ class Failures:
         return f"after {most} restarts without a newer checkpoint, workers.max_failures"
 
     def encode(self) -> dict[str, int]:
+        """For the key-value store."""
         return asdict(self)
 
 

@@ -163,6 +163,7 @@ def spend_failure(order: ShellOrder, most: int) -> bool:
 
 
 def failures_of(store: RunStore) -> Failures:
+    """Those of the run so far."""
     return Failures(**(store.get("failures") or {}))
 
 

@@ -58,6 +58,7 @@ class ShellOrder:
         return None if self.run_folder is None else RunFolder(Path(self.run_folder))
 
     def encode(self) -> dict[str, Any]:
+        """For Ray, which carries it to every node."""
         return asdict(self)
 
 

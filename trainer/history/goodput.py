@@ -22,6 +22,7 @@ class Account:
 
     @classmethod
     def of(cls, spans: list[Span]) -> "Account":
+        """The sums of a timeline."""
         seconds, held = dict.fromkeys(CLASSES, 0.0), dict.fromkeys(CLASSES, 0.0)
         for span in spans:
             seconds[span.kind] += span.seconds
@@ -30,14 +31,17 @@ class Account:
 
     @property
     def wall_s(self) -> float:
+        """Of all classes: the wall time."""
         return sum(self.seconds.values())
 
     @property
     def fraction(self) -> float:
+        """Goodput: committed steps in the wall time."""
         return _share_of_steps(self.seconds)
 
     @property
     def worker_fraction(self) -> float:
+        """Committed steps in the time that workers held their cpus and devices."""
         return _share_of_steps(self.worker_seconds)
 
 

@@ -44,6 +44,7 @@ class Span:
 
     @property
     def seconds(self) -> float:
+        """How long it is."""
         return self.stop - self.start
 
 

@@ -45,6 +45,7 @@ class Verdict:
     exit_code: int = EXIT_FAILED
 
     def line(self) -> str:
+        """For people: the cause, the place and what to do, in one line."""
         between = " " if self.what == "stopped" else ": "
         head = between.join(part for part in (self.what, self.cause) if part)
         return head + (f" ({self.where})" if self.where else "") + (f"; {self.advice}" if self.advice else "")

@@ -38,6 +38,7 @@ class InjectedFault:
     always: bool
 
     def strikes(self, rank: int, step: int, phase: str) -> bool:
+        """Whether its time has come."""
         return (rank, step) == (self.rank, self.step) and self.phase in (None, phase)
 
 

@@ -30,6 +30,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
+        """Whether this is rank 0, which writes what all ranks know."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:

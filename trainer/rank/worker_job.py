@@ -34,4 +34,5 @@ class Job:
         return cls(data, str(folder.root), str(Path.cwd()), uuid.uuid4().hex, time.time(), stop_at, chaos)
 
     def encode(self) -> dict[str, Any]:
+        """As `main` of the worker takes it."""
         return asdict(self)

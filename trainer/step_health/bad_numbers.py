@@ -56,6 +56,7 @@ class LossWindow:
         return cls(spike, deque(losses, maxlen=spike.window_steps if spike else 0))
 
     def accept(self, loss: float) -> None:
+        """Count a good loss in."""
         self.losses.append(loss)
 
     def judge(self, loss: float, grad_norm: float = 0.0) -> BadNumber | None:

@@ -37,6 +37,7 @@ class RankTimes:
 
     @property
     def busy_s(self) -> list[float]:
+        """Each rank's own work and its wait for data, in seconds."""
         return _sums(self.own_s, self.data_wait_s)
 
     def figures(self) -> dict[str, Any]:
@@ -62,11 +63,13 @@ class Slowest:
 
     @property
     def ratio(self) -> float:
+        """Its own time over the median of the others."""
         if self.others_s > 0:
             return self.busy_s / self.others_s
         return math.inf if self.busy_s > 0 else 1.0
 
     def is_slow(self, wall_s: float) -> bool:
+        """Whether `wall_s` of training is long enough, and the difference large enough, to say so."""
         excess_s = self.busy_s - self.others_s
         return self.busy_s >= _SLOW_RATIO * self.others_s and excess_s >= _SLOW_SHARE * wall_s
 
