@@ -169,7 +169,7 @@ class _Recorder:
             Ledger(self.order.folder.ledger).try_append(event, self.say)
 
     def _fault(self, kind: str, hang: Hang) -> Fault:
-        beat, attempt, folder = hang.told, hang.told.get("attempt", 0), self.order.folder
+        beat, attempt, folder = hang.facts, hang.facts.get("attempt", 0), self.order.folder
         place = FaultPlace(
             attempt=attempt,
             invocation=self.order.invocation,

@@ -15,17 +15,17 @@ __all__ = ["Hang"]
 _SAFETY = 0.8
 _MEDIANS = 5.0
 # Phases that take as long as they take: data has time-outs of its own, a checkpoint may wait for a slow disk.
-_PATIENCE_S = {"reading data": 1800.0, "saving": 900.0, "going back": 900.0, "validating": 300.0, "sampling": 300.0}
+_PHASE_LIMIT_S = {"reading data": 1800.0, "saving": 900.0, "going back": 900.0, "validating": 300.0, "sampling": 300.0}
 _START_S = 600.0
 _TRAINING = ("forward", "backward", "optimizer step", "agreement", "training")
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What one rank told, and since when (on the observer's clock) the same."""
+    """What one rank said, and since when (on the observer's clock) the same."""
 
-    told: Mapping[str, Any]
-    changed: float  # since the shell or the process told anything new
+    facts: Mapping[str, Any]
+    changed: float  # since the shell or the process said anything new
     progressed: float  # since the process's main thread came further
 
 
@@ -35,58 +35,60 @@ class Hang:
 
     rank: int
     message: str
-    told: Mapping[str, Any]
+    facts: Mapping[str, Any]
 
 
-def observe(before: Beat | None, told: Mapping[str, Any], now: float) -> Beat:
+def observe(before: Beat | None, facts: Mapping[str, Any], now: float) -> Beat:
     """The beat of a rank after looking once more."""
     if before is None:
-        return Beat(told, now, now)
+        return Beat(facts, now, now)
     # Both must go on: a stopped shell would repeat nothing, a stopped process leaves its shell beating alone.
-    alive = all(now_ != then for now_, then in zip(_signs(told), _signs(before.told), strict=True))
-    moved = told.get("progress") != before.told.get("progress")
+    alive = all(now_ != then for now_, then in zip(_signs(facts), _signs(before.facts), strict=True))
+    moved = facts.get("progress") != before.facts.get("progress")
     # Where both have not gone on yet, the signs of before are kept, to be compared with later.
-    kept = told if alive else {**told, "shell": before.told.get("shell"), "beats": before.told.get("beats")}
+    kept = facts if alive else {**facts, "shell": before.facts.get("shell"), "beats": before.facts.get("beats")}
     return Beat(kept, now if alive else before.changed, now if moved else before.progressed)
 
 
-def _signs(told: Mapping[str, Any]) -> tuple[Any, Any]:
-    shell = told.get("shell")
-    return shell, told.get("beats", shell)  # the process may not have begun yet
+def _signs(facts: Mapping[str, Any]) -> tuple[Any, Any]:
+    shell = facts.get("shell")
+    return shell, facts.get("beats", shell)  # the process may not have begun yet
 
 
 def find_hang(beats: Mapping[int, Beat], now: float, *, hang_timeout_s: float) -> Hang | None:
     """The hang that the beats tell of, or None."""
-    step_s = max((beat.told.get("step_s") or 0.0 for beat in beats.values()), default=0.0)
+    step_s = max((beat.facts.get("step_s") or 0.0 for beat in beats.values()), default=0.0)
     limit_s = _SAFETY * max(hang_timeout_s, _MEDIANS * step_s)
     silent = {rank: beat for rank, beat in beats.items() if now - beat.changed > limit_s}
     if silent:
         rank = min(silent, key=lambda rank: silent[rank].changed)
         return _hang(rank, beats[rank], now - beats[rank].changed, "has not been heard of")
     stuck = {
-        rank: beat for rank, beat in beats.items() if now - beat.progressed > _limit_s(beat.told, limit_s, bool(step_s))
+        rank: beat
+        for rank, beat in beats.items()
+        if now - beat.progressed > _limit_s(beat.facts, limit_s, bool(step_s))
     }
     if not stuck:
         return None
-    rank = min(stuck, key=lambda rank: (_distance(stuck[rank].told), stuck[rank].progressed))
+    rank = min(stuck, key=lambda rank: (_distance(stuck[rank].facts), stuck[rank].progressed))
     return _hang(rank, beats[rank], now - beats[rank].progressed, "has made no progress")
 
 
-def _limit_s(told: Mapping[str, Any], limit_s: float, warm: bool) -> float:
-    phase = told.get("phase", "starting")
+def _limit_s(facts: Mapping[str, Any], limit_s: float, warm: bool) -> float:
+    phase = facts.get("phase", "starting")
     if phase in _TRAINING:
         return limit_s if warm else max(limit_s, 60.0)  # the first steps also compile and allocate
-    return max(limit_s, _PATIENCE_S.get(phase, _START_S))
+    return max(limit_s, _PHASE_LIMIT_S.get(phase, _START_S))
 
 
-def _distance(told: Mapping[str, Any]) -> int:
-    return int(told.get("progress", 0))
+def _distance(facts: Mapping[str, Any]) -> int:
+    return int(facts.get("progress", 0))
 
 
 def _hang(rank: int, beat: Beat, seconds: float, what: str) -> Hang:
-    told = beat.told
+    facts = beat.facts
     message = (
-        f"rank {rank} on {told.get('host')} (pid {told.get('pid')}) {what} for {seconds:.1f} s at step "
-        f"{told.get('step', 0) + 1} ({told.get('phase', 'starting')})"
+        f"rank {rank} on {facts.get('host')} (pid {facts.get('pid')}) {what} for {seconds:.1f} s at step "
+        f"{facts.get('step', 0) + 1} ({facts.get('phase', 'starting')})"
     )
-    return Hang(rank, message, told)
+    return Hang(rank, message, facts)

@@ -141,10 +141,10 @@ class CountWithoutProgress(FailurePolicy):  # type: ignore[misc]
             return FailureDecision.RAISE
         if any(isinstance(error, WorkersLeftError) for error in errors):
             return FailureDecision.RETRY
-        return FailureDecision.RETRY if spend_failure(self._order, self._most) else FailureDecision.RAISE
+        return FailureDecision.RETRY if count_failure(self._order, self._most) else FailureDecision.RAISE
 
 
-def spend_failure(order: ShellOrder, most: int) -> bool:
+def count_failure(order: ShellOrder, most: int) -> bool:
     """Count one failure of the run; whether it may have another try. One that came with a lost host is not its own."""
     store = RunStore(order.run)
     before, committed, nodes = failures_of(store), store.committed, _failed_nodes(store)

@@ -58,7 +58,7 @@ class _Fit(threading.Thread):
         from ray.train.v2.api.exceptions import WorkerGroupError
 
         from cluster.ray_cluster.key_value import RunStore
-        from cluster.workers.ray_policies import failures_of, spend_failure
+        from cluster.workers.ray_policies import count_failure, failures_of
         from cluster.workers.ray_trainer import make_trainer
 
         aftermath = Aftermath()
@@ -70,7 +70,7 @@ class _Fit(threading.Thread):
                 self.failures = failures_of(RunStore(self._order.run))
             except Exception as error:  # the controller was killed, or a worker before its group was up
                 self.error = error
-                if aftermath.forgives(time.monotonic()) or spend_failure(self._order, self._workers.max_failures):
+                if aftermath.forgives(time.monotonic()) or count_failure(self._order, self._workers.max_failures):
                     continue
             else:
                 self.error = None

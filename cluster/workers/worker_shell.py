@@ -187,7 +187,7 @@ class _Shell:
                     raise _as_error(message["error"])
                 elif "died" in message:
                     self._died(message["died"])
-            self._tell_committed()
+            self._report_committed()
             if not self._met and (master := self._store.get("master")):
                 self._met = True
                 self._worker.send(master=master)
@@ -199,7 +199,7 @@ class _Shell:
         if told["echo"]:
             time.sleep(_ECHO_S)
 
-    def _tell_committed(self) -> None:
+    def _report_committed(self) -> None:
         """At once: what counts failures must know of a checkpoint before the next one."""
         committed = self._worker.beat.get("committed", 0)
         if committed > self._committed:
@@ -239,7 +239,7 @@ class _Shell:
         raise WorkerError(why)
 
     def _finish(self, result: Message | None) -> None:
-        self._tell_committed()
+        self._report_committed()
         if result and result.get("again"):
             raise WorkersLeftError(result["again"])
 

@@ -22,7 +22,7 @@ _DEATH_S = 90.0  # Ray learns of a dead host after 62 s by its defaults
 _OBEY_S = _DEATH_S  # it obeys no more
 _END_S = 180.0  # a busy machine takes another minute to start processes
 _PATIENCE_S = 5.0  # for nodes that are about to join
-_TELL_S = 60.0
+_WAITING_REPORT_S = 60.0
 
 
 class RayBrokenError(Exception):
@@ -52,9 +52,9 @@ class WorkerWatch:
     _ordered: float | None = None
     _ending: float | None = None
     _left: bool = False
-    _tell_at: float | None = None
+    _report_waiting_at: float | None = None
     _waits_since: float = 0.0
-    _told_of_waiting: bool = False
+    _waiting_reported: bool = False
     _dead: set[str] = field(default_factory=set)
     _former: dict[str, tuple[int, Beat, float]] = field(default_factory=dict)  # of groups before, for a while
 
@@ -67,8 +67,8 @@ class WorkerWatch:
         try:
             group = RunStore(self.run).newest_group()  # read first: a new group's start ends the waiting
             room = RunStore(self.run).get("room")
-            self._tell_of_waiting(room, now)
-            self._tell_of_lost_hosts(now)
+            self._report_waiting(room, now)
+            self._report_lost_hosts(now)
             self._follow(group, now)
             if self._group is not None and room is None:
                 self._watch(self._group, now)
@@ -78,30 +78,30 @@ class WorkerWatch:
         except ray.exceptions.RayError as error:
             raise RayBrokenError(f"Ray's GCS does not answer: {error}") from error
 
-    def _tell_of_waiting(self, room: int | None, now: float) -> None:
+    def _report_waiting(self, room: int | None, now: float) -> None:
         """Soon, and then once a minute, for as long as the workers do not fit."""
         if room is None:
-            if self._told_of_waiting:
+            if self._waiting_reported:
                 self.waits(None, time.time())
-            self._tell_at, self._told_of_waiting = None, False
-        elif self._tell_at is None:
-            self._tell_at, self._waits_since = now + _PATIENCE_S, time.time()
-        elif now > self._tell_at:
-            if not self._told_of_waiting:
+            self._report_waiting_at, self._waiting_reported = None, False
+        elif self._report_waiting_at is None:
+            self._report_waiting_at, self._waits_since = now + _PATIENCE_S, time.time()
+        elif now > self._report_waiting_at:
+            if not self._waiting_reported:
                 self.waits(room, self._waits_since)
-            self._tell_at, self._told_of_waiting = now + _TELL_S, True
+            self._report_waiting_at, self._waiting_reported = now + _WAITING_REPORT_S, True
             each = f"{self.workers.cpus} cpus, {self.workers.gpus} gpus"
             self.say(
                 f"waiting for room: {self.workers.least} × ({each}) are needed, what is up has room for {room}: add "
                 "nodes, or stop this and lower workers.count"
             )
 
-    def _tell_of_lost_hosts(self, now: float) -> None:
+    def _report_lost_hosts(self, now: float) -> None:
         """Once each. The other workers end at once; they may have done so, and be replaced, before Ray knows why."""
         if now - self._looked_at_hosts < _HOSTS_S:
             return
         self._looked_at_hosts = now
-        own = {str(beat.told.get("node")): (rank, beat) for rank, beat in self._beats.items() if not self._left}
+        own = {str(beat.facts.get("node")): (rank, beat) for rank, beat in self._beats.items() if not self._left}
         former = {node: (rank, beat) for node, (rank, beat, until) in self._former.items() if now < until}
         if not own and not former:
             return
@@ -109,8 +109,8 @@ class WorkerWatch:
         for node, (rank, beat) in (former | own).items():
             if node not in alive | self._dead:
                 self._dead.add(node)
-                message = f"host {beat.told.get('host')} is lost: its Ray node has ended or cannot be reached"
-                self.lost(Hang(rank, message, beat.told))
+                message = f"host {beat.facts.get('host')} is lost: its Ray node has ended or cannot be reached"
+                self.lost(Hang(rank, message, beat.facts))
                 if node in own and self._group is not None:
                     self._abort(self._group, message, now)
 
@@ -118,7 +118,7 @@ class WorkerWatch:
         if group is not None and group != self._group:
             if not self._left:  # or their hosts may go
                 until = now + _DEATH_S
-                self._former |= {str(beat.told.get("node")): (r, beat, until) for r, beat in self._beats.items()}
+                self._former |= {str(beat.facts.get("node")): (r, beat, until) for r, beat in self._beats.items()}
             self._group, self._world = group, int(group.get("world"))
             self._beats, self._ordered, self._ending, self._left = {}, None, None, False
 
@@ -156,7 +156,7 @@ class WorkerWatch:
             self._ordered = now
 
     def _watch_nodes(self, group: GroupStore) -> None:
-        hosts = {beat.told.get("node") for beat in self._beats.values()}
+        hosts = {beat.facts.get("node") for beat in self._beats.values()}
         if hosts & set(ray._private.state.state.get_draining_nodes()):
             self._leave(group, "preemption")
         elif self.workers.elastic and len(self._beats) == self._world and self._has_more_room():

@@ -40,7 +40,7 @@ def doctor(
         reports = check_hosts(folder, nodes, flags or [], os.environ)
     else:
         reports = [_check_here(folder)]
-    if not _tell(reports):
+    if not _show(reports):
         raise typer.Exit(EXIT_FAILED)
     say("fit to train")
 
@@ -55,7 +55,7 @@ def _check_here(folder: Path) -> HostReport:
     return report
 
 
-def _tell(reports: list[HostReport]) -> bool:
+def _show(reports: list[HostReport]) -> bool:
     """Everything that was found; whether all are fit."""
     for report in reports:
         for line in lines(report):
@@ -67,14 +67,14 @@ def _tell(reports: list[HostReport]) -> bool:
             say(f"warning: {host} holds the others up: {cause}")
     for host, cause in unfit.items():
         fail(f"unfit: {host}: {cause}" if len(reports) > 1 else f"unfit: {cause}")
-    broken = _tell_broken(reports, unfit)
+    broken = _show_broken(reports, unfit)
     if not broken and len(reports) > 1 and any(report.all_reduce_bytes_per_s is None for report in reports):
         fail("the hosts have not added up together, so this check is not whole: see above")
         return False
     return not unfit and not broken
 
 
-def _tell_broken(reports: list[HostReport], unfit: dict[str, str]) -> bool:
+def _show_broken(reports: list[HostReport], unfit: dict[str, str]) -> bool:
     """Links between two hosts neither of which could be told to be the bad one."""
     found = False
     for report in reports:

@@ -39,7 +39,7 @@ from trainer.checkpoint.store_protocol import CheckpointStore
 from trainer.engine.deepspeed_engine import collective_backend
 from trainer.history.verdict import verdict
 from trainer.launch.final_summary import summarize
-from trainer.launch.preflight import check_places, check_resumable, preflight, told
+from trainer.launch.preflight import check_places, check_resumable, naming_place, preflight
 from trainer.rank.worker_job import WORKER_MODULES, Job
 from trainer.terminal import ProgressView, fail, say
 
@@ -100,7 +100,7 @@ def _nothing_to_do(recipe: Recipe, folder: RunFolder, stop_at: int | None) -> st
         return None
     store = checkpoint_store(folder, recipe)
     check_resumable(recipe, folder, store)
-    steps = told(store, store.steps)
+    steps = naming_place(store, store.steps)
     if recipe.run.steps in steps and _is_whole(store, recipe.run.steps):
         _finish(recipe, folder)
         return f"run {folder.root} is finished at step {recipe.run.steps}: nothing to do"
@@ -138,7 +138,7 @@ def _run(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address:
         finally:
             folder.stop_request.unlink(missing_ok=True)
         watch.poll()
-    return _tell_end(recipe, folder, ledger, job.invocation, failure)
+    return _report_end(recipe, folder, ledger, job.invocation, failure)
 
 
 def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> SessionPlan:
@@ -169,7 +169,7 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
     )
 
 
-def _tell_end(recipe: Recipe, folder: RunFolder, ledger: Ledger, invocation: str, failure: Failure | None) -> int:
+def _report_end(recipe: Recipe, folder: RunFolder, ledger: Ledger, invocation: str, failure: Failure | None) -> int:
     message, code = (failure.message, failure.exit_code) if failure else (None, EXIT_FAILED)
     ended = verdict(ledger.events(), failure=message, exit_code=code)
     ledger.append(CommandEnded(invocation=invocation, failure=message, exit_code=ended.exit_code))

@@ -120,7 +120,7 @@ def preflight(recipe: Recipe, say: Callable[[str], None], *, elsewhere: bool = F
     if not elsewhere:
         check_resources(recipe.workers, cpus=available_cpus(), gpus=available_gpus())
     store = checkpoint_store(folder, recipe)
-    fresh = not told(store, store.steps)
+    fresh = not naming_place(store, store.steps)
     if fresh:
         check_none_left(folder, store)
     check_resumable(recipe, folder, store)
@@ -150,7 +150,7 @@ def preflight_elsewhere(recipe: Recipe, say: Callable[[str], None]) -> bool:
 
 def check_resumable(recipe: Recipe, folder: RunFolder, store: CheckpointStore) -> None:
     """Raises RunFolderError with the differences when the folder holds a run of a recipe with another result."""
-    if not folder.recipe.exists() or not told(store, store.steps):
+    if not folder.recipe.exists() or not naming_place(store, store.steps):
         return
     differences = result_differences(load_recipe(folder.recipe), recipe)
     if differences:
@@ -165,10 +165,10 @@ def check_places(recipe: Recipe) -> None:
     folder = RunFolder.of(recipe)
     check_writable(folder.root)
     store = checkpoint_store(folder, recipe)
-    told(store, store.probe)
+    naming_place(store, store.probe)
 
 
-def told(store: CheckpointStore, act: Callable[[], T]) -> T:
+def naming_place(store: CheckpointStore, act: Callable[[], T]) -> T:
     """`act()`, its OSError as a RunFolderError that names the place."""
     try:
         return act()

@@ -103,11 +103,11 @@ class StragglerWatch:
         slowest = compare(self._times)
         named = slowest.rank if slowest.is_slow(self._wall_s) else None
         if named is not None and named != self._named:
-            self._tell(step, slowest)
+            self._warn_of(step, slowest)
         self._named = named
         self._clear()
 
-    def _tell(self, step: int, slowest: Slowest) -> None:
+    def _warn_of(self, step: int, slowest: Slowest) -> None:
         host, steps = self._hosts[slowest.rank], max(self._steps, 1)  # all may have been left out
         busy_s, others_s = slowest.busy_s / steps, slowest.others_s / steps
         doing, look_for = (
