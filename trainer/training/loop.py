@@ -33,13 +33,14 @@ def _train_steps(run: Attempt, batches: Iterator[StepBatch]) -> Outcome:
         batch = _read(run, step, batches)
         agreed = _agree(run, step, batch)  # (all ranks)
         _settle_step_before(run, agreed)  # (all ranks)
+        # The same answer on every rank: one that stayed would wait in the step's all-reduce for those that left.
         if outcome := _reason_to_leave(run, step, batch, agreed):
             return outcome
         assert isinstance(batch, StepBatch)  # else this rank's share of the agreement was `unreadable`
         _take_step(run, batch, agreed)  # (all ranks)
         is_valid = validate_if_due(run, step)  # (all ranks)
         run.reporter.log_if_due(step)  # (all ranks) also of a step whose validation failed: it was trained
-        if not is_valid:
+        if not is_valid:  # as agreed in the validation's sum: one that went on would wait in the next agreement
             return Outcome("data_fault", step, "a data fault in validation")
         _save_if_due(run, step)  # (all ranks)
     return run.planned_outcome
