@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from cluster.cloud.cluster_shape import RAY_PORT, cloud_of, node_shape, ray_environment, resource_name
+from cluster.cloud.cluster_shape import RAY_PORT, NodeShape, cloud_of, node_shape, ray_environment, resource_name
 from configs.errors import RecipeError
 from configs.recipe import Recipe
 from configs.sections.cloud_section import Cloud
@@ -23,16 +23,38 @@ def render_ray_cluster(recipe: Recipe, recipe_yaml: str) -> Object:
     cloud = cloud_of(recipe)
     _check(cloud)
     shape, launcher = node_shape(recipe.workers, cloud.workers_per_node), cloud.launcher
-    resources = {"CPU": shape.cpus} | ({"GPU": shape.gpus} if shape.gpus else {})
-    nodes = {
+    return {
+        "cluster_name": resource_name(recipe.run.name),
+        "max_workers": shape.most,
+        "idle_timeout_minutes": -(-cloud.idle_timeout_s // 60),
+        "provider": launcher.provider,
+        "auth": {"ssh_user": launcher.ssh_user},
+        "docker": _docker(cloud, shape),
+        "file_mounts": {_TOKEN: _TOKEN},
+        "initialization_commands": launcher.setup,
+        "head_setup_commands": [f"printf %s {shlex.quote(recipe_yaml)} > {shlex.quote(recipe_path(recipe, cloud))}"],
+        "available_node_types": _node_types(cloud, shape),
+        "head_node_type": "head",
+        "head_start_ray_commands": _start(recipe, cloud, head=True),
+        "worker_start_ray_commands": _start(recipe, cloud, head=False),
+    }
+
+
+def _node_types(cloud: Cloud, shape: NodeShape) -> Object:
+    launcher = cloud.launcher
+    return {
+        # No CPUs for Ray: no worker is placed on the head, which has a smaller machine.
         "head": {"resources": {"CPU": 0}, "node_config": launcher.head_node, "min_workers": 0, "max_workers": 0},
         "workers": {
-            "resources": resources,
+            "resources": {"CPU": shape.cpus} | ({"GPU": shape.gpus} if shape.gpus else {}),
             "node_config": launcher.worker_node,
             "min_workers": shape.least,
             "max_workers": shape.most,
         },
     }
+
+
+def _docker(cloud: Cloud, shape: NodeShape) -> Object:
     shared = shlex.quote(cloud.shared)
     docker: Object = {
         "image": cloud.image,
@@ -40,22 +62,7 @@ def render_ray_cluster(recipe: Recipe, recipe_yaml: str) -> Object:
         "pull_before_run": True,
         "run_options": ["--ulimit nofile=65536:65536", "--shm-size=8g", f"-v {shared}:{shared}"],
     }
-    gpus = {"worker_run_options": ["--gpus all"]} if shape.gpus else {}
-    return {
-        "cluster_name": resource_name(recipe.run.name),
-        "max_workers": shape.most,
-        "idle_timeout_minutes": -(-cloud.idle_timeout_s // 60),
-        "provider": launcher.provider,
-        "auth": {"ssh_user": launcher.ssh_user},
-        "docker": docker | gpus,
-        "file_mounts": {_TOKEN: _TOKEN},
-        "initialization_commands": launcher.setup,
-        "head_setup_commands": [f"printf %s {shlex.quote(recipe_yaml)} > {shlex.quote(recipe_path(recipe, cloud))}"],
-        "available_node_types": nodes,
-        "head_node_type": "head",
-        "head_start_ray_commands": _start(recipe, cloud, head=True),
-        "worker_start_ray_commands": _start(recipe, cloud, head=False),
-    }
+    return docker | ({"worker_run_options": ["--gpus all"]} if shape.gpus else {})
 
 
 def recipe_path(recipe: Recipe, cloud: Cloud) -> str:

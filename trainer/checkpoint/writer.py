@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,31 @@ from trainer.checkpoint.store_protocol import CheckpointStore, Save, StoredBytes
 from trainer.engine.engine_protocol import Engine
 from trainer.rank.ranks import Ranks
 
-__all__ = ["CheckpointWriter", "Stall"]
+__all__ = ["CheckpointWriter", "SaveStart", "Stall"]
+
+
+@dataclass(frozen=True)
+class SaveStart:
+    """The moment at which a save took the loop from training.
+
+    `spent_s`: seconds by phase since the newest logged line. The next line holds them too, but a run that breaks
+    before it would leave no trace of them.
+    """
+
+    saved_at: float  # as time.time()
+    spent_s: Mapping[str, float]
+
+    @classmethod
+    def now(cls, spent_s: Mapping[str, float]) -> "SaveStart":
+        """The save begins with this call."""
+        return cls(time.time(), spent_s)
 
 
 @dataclass(frozen=True)
 class Stall:
     """What a save kept the training loop from: waiting for the save before, and copying."""
 
+    start: SaveStart
     wait_s: float
     copy_s: float
 
@@ -62,6 +80,7 @@ class CheckpointWriter:
 
     @property
     def busy(self) -> bool:
+        """Whether a save is still being written, on this rank: another rank may have handed its part over already."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -81,11 +100,12 @@ class CheckpointWriter:
             f"lose all since the newest whole one: {self._cause}"
         )
 
-    def save(self, engine: Engine, header: Manifest) -> CheckpointError | None:
+    def save(self, engine: Engine, header: Manifest, start: SaveStart | None = None) -> CheckpointError | None:
         """Wait for the save before, copy the state, and write it: in the background if the recipe says so.
 
-        Returns the error of the save before.
+        `start`: when the caller began, if it did anything before this call. Returns the error of the save before.
         """
+        start = start or SaveStart.now({})
         started = time.monotonic()
         error = self.wait()
         waited = time.monotonic()
@@ -93,7 +113,7 @@ class CheckpointWriter:
         self._given_up = threading.Event()
         self._buffer = self._buffer or HostBuffer(engine.device)
         part = take_snapshot(engine, header, self._ranks, self._buffer)
-        stall = Stall(wait_s=waited - started, copy_s=time.monotonic() - waited)
+        stall = Stall(start, wait_s=waited - started, copy_s=time.monotonic() - waited)
         # A daemon, so that a failed run is not kept from ending by a rank that will never hand its part over.
         arguments = (part, stall, self._given_up)
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from cluster.slurm.scheduler import SlurmCommands
 from configs.errors import RecipeError
 from configs.slurm_profiles import profiles_path
 from trainer.terminal import say
+
+if TYPE_CHECKING:
+    from trainer.launch.slurm_submit import Submission
 
 __all__ = ["submit"]
 
@@ -39,7 +42,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the job script; nothing is written")] = False,
 ) -> None:
     """Check everything, then queue the run as a Slurm job, which requeues and resumes itself until it is done."""
-    from trainer.launch.slurm_submit import check_submission, plan_submission, queue
+    from trainer.launch.slurm_submit import plan_submission
 
     overrides, sbatch = split_arguments(arguments or [])
     given = {
@@ -53,13 +56,18 @@ def submit(
     )
     if dry_run:
         typer.echo(submission.script, nl=False)
-        return
+    else:
+        _check_and_queue(submission)
+
+
+def _check_and_queue(submission: "Submission") -> None:
+    from cluster.run.run_folder import RunFolder
+    from trainer.launch.slurm_submit import check_submission, queue
+
     scheduler = SlurmCommands()
     say("checking the recipe, the data and the cluster")
     check_submission(submission, scheduler, say)
     job = queue(submission, scheduler)
-    from cluster.run.run_folder import RunFolder
-
     folder = RunFolder.of(next(iter(submission.runs.values()))).root
     say(f"submitted job {job}; next: stoker status {folder}   stoker logs --follow {folder}")
 

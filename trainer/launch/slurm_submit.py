@@ -36,7 +36,7 @@ from configs.slurm_profiles import with_profile
 from configs.yaml_source import parse_value
 from data.atomic import write_durably
 
-__all__ = ["check_submission", "plan_submission", "queue"]
+__all__ = ["Submission", "check_submission", "plan_submission", "queue"]
 
 
 Say = Callable[[str], None]

@@ -1,5 +1,4 @@
 """The figures of a step -> files, TensorBoard, the terminal.
 
-May import: cluster.run, configs, data, trainer.engine, trainer.history, trainer.rank, trainer.step_health,
-trainer.tasks.
+May import: cluster.run, configs, data, trainer.engine, trainer.history, trainer.rank, trainer.step_health.
 """

@@ -5,8 +5,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["PatientFile"]
-
 
 class PatientFile:
     """`append` never fails for want of room; `sync` tells whether all of it is on disk."""
@@ -37,4 +35,5 @@ class PatientFile:
         self._waiting.clear()
 
     def close(self) -> None:
+        """Without a `sync`: what still waits for room is lost."""
         os.close(self._descriptor)

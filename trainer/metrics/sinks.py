@@ -55,7 +55,8 @@ class MetricSink(Protocol):
     def flush(self) -> None:
         """Make what was logged durable: called before each checkpoint, which must not be ahead of its history."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing is logged after it."""
 
 
 class JsonLines:
@@ -66,15 +67,18 @@ class JsonLines:
         self._file = PatientFile(folder.metrics)
 
     def log(self, line: Mapping[str, Any]) -> None:
+        """Append the line; without room it waits in memory."""
         self._file.append(_encode([dict(line)]))
 
     def text(self, step: int, text: str) -> None:
         """Samples are no metrics: TensorBoard and the ledger show them."""
 
     def flush(self) -> None:
+        """Raises OSError when some lines have no room yet."""
         self._file.sync()
 
     def close(self) -> None:
+        """Without a `flush`."""
         self._file.close()
 
 

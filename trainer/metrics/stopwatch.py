@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+__all__ = ["Stopwatch"]
+
 _TRAINING = "training"
 
 
@@ -16,11 +18,13 @@ class Stopwatch:
         self.reset()
 
     def reset(self) -> None:
+        """Begin a new interval, with no second in any phase; the phase that is on goes on."""
         self._started = self._switched = time.perf_counter()
         self._phases: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Inside, time belongs to `name`, whatever ends it."""
         outer = self._phase
         self._switch(name)
         try:
@@ -34,7 +38,7 @@ class Stopwatch:
         self._phases[_TRAINING] -= seconds
 
     def seconds(self, name: str) -> float:
-        """Up to now."""
+        """Of a phase since the reset, up to now."""
         self._switch(self._phase)
         return self._phases[name]
 

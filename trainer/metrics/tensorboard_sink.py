@@ -33,6 +33,7 @@ class TensorBoard:
         self._write(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def log(self, line: Mapping[str, Any]) -> None:
+        """One scalar a tag at the line's step: figures, samples by source, seconds by class and by rank."""
         figures = {tag: line[key] for key, tag in TAGS.items() if key in line}
         figures |= {f"data/source/{name}": count for name, count in line.get("sources", {}).items()}
         figures |= {f"time/total_{name}_s": seconds for name, seconds in line.get("wall_s", {}).items()}
@@ -42,6 +43,7 @@ class TensorBoard:
         self._write(Event(step=line["step"], summary=Summary(value=values)))
 
     def text(self, step: int, text: str) -> None:
+        """Shown under `val/sample`, in a fixed-width font."""
         metadata = create_summary_metadata("val/sample", None)
         tensor = make_tensor_proto([f"```\n{text}\n```".encode()])
         value = Summary.Value(tag="val/sample/text_summary", metadata=metadata, tensor=tensor)
@@ -54,7 +56,9 @@ class TensorBoard:
         self._file.append(record.getvalue())
 
     def flush(self) -> None:
+        """Raises OSError when some events have no room yet."""
         self._file.sync()
 
     def close(self) -> None:
+        """Without a `flush`."""
         self._file.close()

@@ -1,75 +1,34 @@
-"""What one attempt works with: everything the loop needs, made once by the worker."""
+"""What one attempt works with, made once by build_attempt.py, and how it keeps and leaves its state."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
-from typing import Literal
 
 from cluster.run.ledger import without_infinities
-from cluster.run.run_events import CheckpointSkipped, Warned
+from cluster.run.run_events import CheckpointSkipped, Finished, Left, RolledBack, Stopped, Warned
 from configs.errors import CheckpointError
 from configs.recipe import Recipe
 from data.dataset import Dataset
 from data.loader import StepBatch
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.writer import CheckpointWriter
+from trainer.checkpoint.writer import CheckpointWriter, SaveStart
 from trainer.engine.engine_protocol import Engine, StepResult
+from trainer.history.timeline import PHASES
 from trainer.metrics.reporter import Reporter
+from trainer.metrics.stopwatch import Stopwatch
 from trainer.rank.context import Context
 from trainer.rank.ranks import Ranks
 from trainer.step_health.bad_number_policy import NumberWatch, RollBack
+from trainer.step_health.skipped_samples import SkippedSamples
 from trainer.tasks.task_protocol import Task
+from trainer.training.outcome import LeaveRequests, Outcome
+from trainer.training.resume import header
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended when no process broke."""
-
-    kind: Literal["finished", "stopped", "data_fault", "resized", "preempted", "rolled_back"]
-    step: int
-    reason: str = ""
-
-    @property
-    def again(self) -> bool:
-        """Whether the workers left only to be started again."""
-        return self.kind in ("resized", "preempted", "rolled_back")
-
-
-class Leave(IntEnum):
-    """Why the workers leave at a step boundary; rank 0 tells the others by this number."""
-
-    STAY = 0
-    SIGNAL = 1
-    RESIZE = 2
-    PREEMPTION = 3
-
-    def outcome(self, step: int) -> Outcome:
-        match self:
-            case Leave.RESIZE:
-                return Outcome("resized", step, "more workers fit")
-            case Leave.PREEMPTION:
-                return Outcome("preempted", step, "a node is about to be taken away")
-            case _:
-                return Outcome("stopped", step, "a signal")
-
-
-@dataclass
-class ResizeWish:
-    """More workers are used from a checkpoint on, so that no step is done twice; or from one made for it."""
-
-    since: float | None = None
-
-    def is_due(self, step: int, recipe: Recipe) -> bool:
-        """Called at each step boundary once the wish is there."""
-        now = time.monotonic()
-        self.since = now if self.since is None else self.since
-        return step % recipe.checkpoint.every_steps == 0 or now - self.since >= recipe.workers.grow_within_s
-
-
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Attempt:
-    """One group of workers training from `resumed_step` on, until the run ends or something stops it."""
+    """One group of workers training from `resumed_step` on, until the run ends or something stops it.
+
+    `saved_step` is the newest step known to need no saving; all else stays as it was made.
+    """
 
     context: Context
     resumed_step: int
@@ -80,16 +39,23 @@ class Attempt:
     val_data: Dataset | None
     writer: CheckpointWriter
     reporter: Reporter
+    stopwatch: Stopwatch
     numbers: NumberWatch
-    header: Callable[[int], Manifest]
-    resize_wish: "ResizeWish" = field(default_factory=lambda: ResizeWish())
+    skipped: SkippedSamples
+    leave_requests: LeaveRequests
+    saved_step: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.saved_step = self.resumed_step
 
     @property
     def recipe(self) -> Recipe:
+        """Of the run, as this command gave it."""
         return self.context.recipe
 
     @property
     def ranks(self) -> Ranks:
+        """This rank's place among the workers."""
         return self.context.ranks
 
     @property
@@ -97,21 +63,15 @@ class Attempt:
         """The step after which this attempt ends by itself."""
         return max(self.resumed_step, min(self.recipe.run.steps, self.stop_at or self.recipe.run.steps))
 
-    def leave(self, step: int) -> Leave:
-        """Asked on rank 0 only: a file may be seen by one rank a step earlier than by another."""
-        if not self.ranks.leads:
-            return Leave.STAY
-        if self.context.folder.stop_request.exists():
-            return Leave.SIGNAL
-        wish = self.context.pulse.leave
-        if wish == "preemption":
-            return Leave.PREEMPTION
-        if wish == "resize" and self.resize_wish.is_due(step, self.recipe):
-            return Leave.RESIZE
-        return Leave.STAY
+    @property
+    def planned_outcome(self) -> Outcome:
+        """Of an attempt that comes to `last_step`."""
+        if self.last_step < self.recipe.run.steps:
+            return Outcome(Stopped, self.last_step, f"--stop-at {self.stop_at}")
+        return Outcome(Finished, self.last_step)
 
     def train_step(self, batch: StepBatch, total_weight: float, lr: float) -> StepResult | None:
-        """One optimizer step; None where the global batch is left out, as known before or found just now."""
+        """(all ranks) One optimizer step; None where its global batch is left out, known before or found just now."""
         if batch.step in self.numbers.left_out:
             self.engine.pass_over(lr)
             return None
@@ -121,76 +81,85 @@ class Attempt:
         return None if batch.step in self.numbers.left_out else result
 
     def save(self, step: int, *, may_skip: bool = True) -> bool:
-        """Take a checkpoint of `step`; False when one is still being written and the recipe says to skip then.
+        """(all ranks) Take a checkpoint of `step`; False when the recipe says to skip it while one is being written.
 
         Raises as NumberWatch.check and check_state rather than keep the state after a bad step.
         """
         skips = may_skip and self.recipe.checkpoint.when_busy == "skip"
+        # Summed: the snapshot below is collective, and one rank may have written its part while another has not.
         if skips and self.ranks.sum([self.writer.busy])[0]:
             self.context.record_once(CheckpointSkipped(step=step))
             return False
         self.numbers.check()
         self.numbers.check_state()
-        with self.reporter.saving(step):
-            try:
-                self.reporter.flush()
-            except OSError as problem:  # the lines are kept and written when there is room
-                message = f"{self.context.folder.root} cannot be written: {problem.strerror}; free some space"
-                self.context.record(Warned(message=message))
-            metrics = without_infinities(self.reporter.validation_of(step))
-            self._tell(self.writer.save(self.engine, replace(self.header(step), metrics=metrics)))
+        start = SaveStart.now(self._spent_s())
+        with self.stopwatch.phase("checkpoint"):
+            self._flush_figures()
+            self._tell(self.writer.save(self.engine, self._header(step), start))
+        self.saved_step = step
         return True
 
-    def sample(self, step: int) -> str | None:
-        """What the validation after `step` shows of the model, where the recipe asks for it.
+    def _spent_s(self) -> dict[str, float]:
+        return {f"{name}_s": self.stopwatch.seconds(name) for name in PHASES}
 
-        On every rank, also below stage 3, which needs them all: rank 0 alone would take as long, while others waited
-        in the next sum and looked hung.
-        """
-        settings = self.recipe.validation
-        assert settings is not None
-        due = step % (settings.sample_every_steps or settings.every_steps) == 0 or step == self.recipe.run.steps
-        return self.engine.sample(settings.sample_tokens) if due and settings.sample_tokens else None
+    def _flush_figures(self) -> None:
+        try:
+            self.reporter.flush()
+        except OSError as problem:  # the lines are kept and written when there is room
+            message = f"{self.context.folder.root} cannot be written: {problem.strerror}; free some space"
+            self.context.record(Warned(message=message))
+
+    def _header(self, step: int) -> Manifest:
+        known = header(self.context, self.engine, self.train_data.fingerprint, step, self.reporter.targets)
+        metrics = without_infinities(self.reporter.validation_of(step))
+        return replace(known, numbers=self.numbers.state(), metrics=metrics)
 
     def check_worth(self, hopeless: bool) -> None:
-        """Raises CheckpointError, on every rank, when rank 0 has found that training on is not worth it."""
+        """(all ranks) Raises CheckpointError when rank 0 has found that training on is not worth it."""
         if hopeless:
             raise CheckpointError(self.ranks.from_leader(self.writer.hopeless))
 
-    def tell_failed_save(self) -> int:
+    def tell_failed_save(self) -> None:
         """A save failed, here or on another rank: warn, and wait for nobody's part. Training goes on.
 
-        Returns the newest step that needs no saving for sure.
+        Which save it was, the other ranks do not know: none of this attempt counts as saved any longer.
         """
         self.writer.give_up()
         self._tell(self.writer.problem())
-        return self.resumed_step
+        self.saved_step = self.resumed_step
 
     def _tell(self, error: CheckpointError | None) -> None:
         if error is not None:
             self.context.record(Warned(message=str(error)))
 
-    def save_last(self, step: int, saved: int) -> None:
-        """Return when the checkpoint of `step` is published; try twice, then raise CheckpointError on every rank."""
+    def leave(self, step: int) -> None:
+        """(all ranks) Return when the checkpoint of `step` is published; raises as `save_last`."""
+        self.reporter.phase("saving", step)
+        with self.stopwatch.phase("checkpoint"):
+            self.save_last(step)
+        self.context.record_once(Left.of(step, self._spent_s()))
+
+    def save_last(self, step: int) -> None:
+        """(all ranks) See that `step` is saved and published; try twice, then raise CheckpointError on every rank."""
         error: CheckpointError | None = None
         for _ in range(2):
-            if step > saved:
+            if step > self.saved_step:
                 self.save(step, may_skip=False)
             error = self.writer.wait()
-            # Nobody leaves before rank 0 has published.
+            # Nobody leaves before rank 0 has published: it needs the others' parts, and its process group.
             if not self.ranks.sum([float(error is not None)])[0]:
                 self._clean()
                 return
-            saved = -1
+            self.saved_step = -1
         self._clean()
         raise error or CheckpointError(f"the checkpoint of step {step} was not written by another rank")
 
     def roll_back(self, cause: RollBack) -> Outcome:
-        """Leave with the newest checkpoint published: it is from before the bad step, and may be under way still."""
+        """(all ranks) Leave with the newest checkpoint published: it is from before the bad step, maybe under way."""
         self.reporter.phase("going back", cause.step - 1)
         self._tell(self.writer.wait())
-        self.ranks.sum([0.0])
-        return Outcome("rolled_back", cause.step, str(cause))
+        self.ranks.sum([0.0])  # the next attempt resumes from what rank 0 publishes: nobody leaves before
+        return Outcome(RolledBack, cause.step, str(cause))
 
     def _clean(self) -> None:
         """Remove what failed checkpoints left, now that no rank is writing."""

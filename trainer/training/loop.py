@@ -1,112 +1,49 @@
-"""The training loop: data in, steps, validation, figures, checkpoints; and how the workers agree to leave."""
+"""The training loop: data in, agreement, step, validation, figures, checkpoint.
+
+"(all ranks)" stands where ranks sum, gather or broadcast. Each of them must come to the same of these lines in the same
+order: one that left the loop, or took another branch, would keep the others waiting in their next all-reduce until the
+hang rule ends the attempt. So every branch of the loop goes by the step's number, the recipe or an Agreement.
+"""
 
 from collections.abc import Iterator
 
+from cluster.run.run_events import DataFault
 from configs.errors import DataError
-from data.batch import MicroBatch, Slice, eval_slices
-from data.dataset import Dataset, read_micro_batch
-from data.loader import HINTED_STEPS, Loader, StepBatch
-from data.source import Skipped
-from trainer.training.attempt import Attempt, Leave, Outcome
+from data.loader import Loader, StepBatch
+from trainer.training.agreement import Agreement
+from trainer.training.attempt import Attempt
 from trainer.training.lr_schedule import learning_rate
+from trainer.training.outcome import Outcome
+from trainer.training.validation import validate_if_due
 
 
 def train(run: Attempt) -> Outcome:
-    """Train from the step after `run.resumed_step`. Every rank returns the same outcome, or raises RollBack."""
-    recipe, step, saved = run.recipe, run.resumed_step, run.resumed_step
-    outcome = Outcome("finished", run.last_step)
-    if run.last_step < recipe.run.steps:
-        outcome = Outcome("stopped", run.last_step, f"--stop-at {run.stop_at}")
+    """(all ranks) Train from the step after `run.resumed_step`, and save; the same outcome on every rank.
+
+    Raises RollBack, BadStepError or CheckpointError, on every rank.
+    """
     with _loader(run) as loader:
-        batches = iter(loader)
-        while step < run.last_step:
-            run.reporter.phase("training", step)
-            run.context.pulse("reading data")
-            batch, fault = _next(batches)
-            run.context.pulse("agreement")
-            total_weight, skipped, stops, faults, failed, hopeless, loss, broken = run.ranks.sum(
-                [
-                    _weight(batch),
-                    len(batch.skipped) if batch else 0,
-                    run.leave(step),
-                    batch is None,
-                    run.writer.failed,
-                    run.ranks.leads and run.writer.hopeless is not None,
-                    *run.numbers.share(),
-                ]
-            )
-            run.numbers.settle(loss, broken)  # of the step before
-            if failed:
-                saved = run.tell_failed_save()
-            run.check_worth(bool(hopeless))
-            refusal = None if faults else run.reporter.skipped.refusal(step + 1, int(skipped), total_weight)
-            if faults or refusal:
-                outcome = _leave(run, step, fault, refusal, batch)
-                break
-            if stops:
-                outcome = Leave(int(stops)).outcome(step)
-                break
-            assert batch is not None  # or this rank would have told of a fault
-            step += 1
-            lr = learning_rate(recipe.schedule, recipe.optimizer.lr, step, recipe.run.steps)
-            result = run.train_step(batch, total_weight, lr)
-            run.reporter.stepped(step, batch, result, total_weight, int(skipped), lr)
-            valid = run.val_data is None or not _validates(run, step) or validate(run, run.val_data, step)
-            run.reporter.log_if_due(step)
-            if not valid:
-                outcome = Outcome("data_fault", step, "a data fault in validation")
-                break
-            if step % recipe.checkpoint.every_steps == 0 and step < run.last_step:
-                run.reporter.phase("saving", step)
-                saved = step if run.save(step) else saved
-    with run.reporter.leaving(step):
-        run.save_last(step, saved)
+        outcome = _train_steps(run, iter(loader))
+    run.leave(outcome.step)  # (all ranks)
     return outcome
 
 
-def validate(run: Attempt, data: Dataset, step: int) -> bool:
-    """One pass over the validation set, shared out over the workers. False, on every rank, after a data fault."""
-    assert run.recipe.validation is not None
-    micro, faults = run.recipe.batch.micro, list[DataError]()
-    run.numbers.check()  # weights that are no numbers cannot be sampled from
-    run.reporter.phase("validating", step)
-    with run.reporter.watch.phase("validation"):
-        count = min(data.count, run.recipe.validation.max_samples or data.count)
-        slices = eval_slices(count, micro, run.ranks.rank, run.ranks.world)
-        with run.engine.averaged():
-            skipped = list[Skipped]()
-            sums = run.engine.evaluate(_readable(run, data, step, slices, faults, skipped))
-            names = sorted(sums)
-            *totals, faulty, left_out = run.ranks.sum([*(sums[n] for n in names), float(bool(faults)), len(skipped)])
-            text = None if faulty else run.sample(step)
-        run.reporter.skipped.validated(step, skipped)
-        means = dict(zip(names, totals, strict=True))
-        refusal = None if faulty else run.reporter.skipped.validation_refusal(step, int(left_out), means["weight"])
-        if refusal is not None and run.ranks.leads:  # every rank knows it
-            faults.append(refusal)
-        if faulty or refusal:
-            for fault in faults[:1]:
-                run.reporter.fault(fault, step)
-            return False
-    run.reporter.validated(step, run.task.metrics(means), int(left_out), text)
-    return True
-
-
-def _readable(
-    run: Attempt, data: Dataset, step: int, slices: list[Slice], faults: list[DataError], skipped: list[Skipped]
-) -> Iterator[MicroBatch]:
-    """The micro-batches, blank where one cannot be read: the ranks must go on together until they have agreed."""
-    micro = run.recipe.batch.micro
-    for number, part in enumerate(slices):
-        for later in slices[number : number + HINTED_STEPS]:
-            data.prefetch(later.start, later.stop)
-        try:
-            batch = read_micro_batch(data, step, part, micro)
-        except DataError as error:
-            faults.append(error)
-            batch = read_micro_batch(data, step, Slice(part.micro, 0, 0), micro)
-        skipped += batch.skipped
-        yield batch
+def _train_steps(run: Attempt, batches: Iterator[StepBatch]) -> Outcome:
+    for step in range(run.resumed_step + 1, run.last_step + 1):
+        batch = _read(run, step, batches)
+        agreed = _agree(run, step, batch)  # (all ranks)
+        _settle_step_before(run, agreed)  # (all ranks)
+        # The same answer on every rank: one that stayed would wait in the step's all-reduce for those that left.
+        if outcome := _reason_to_leave(run, step, batch, agreed):
+            return outcome
+        assert isinstance(batch, StepBatch)  # else this rank's share of the agreement was `unreadable`
+        _take_step(run, batch, agreed)  # (all ranks)
+        is_valid = validate_if_due(run, step)  # (all ranks)
+        run.reporter.log_if_due(step)  # (all ranks) also of a step whose validation failed: it was trained
+        if not is_valid:  # as agreed in the validation's sum: one that went on would wait in the next agreement
+            return Outcome(DataFault, step, "a data fault in validation")
+        _save_if_due(run, step)  # (all ranks)
+    return run.planned_outcome
 
 
 def _loader(run: Attempt) -> Loader:
@@ -120,30 +57,71 @@ def _loader(run: Attempt) -> Loader:
     )
 
 
-def _next(batches: Iterator[StepBatch]) -> tuple[StepBatch | None, DataError | None]:
-    """This rank's part of the next global batch, or why it cannot be had: told to the others before anyone leaves."""
+def _read(run: Attempt, step: int, batches: Iterator[StepBatch]) -> StepBatch | DataError:
+    """This rank's part of the global batch of `step`, or why it cannot be had: no rank leaves before all know."""
+    run.reporter.phase("training", step - 1)
+    run.context.pulse("reading data")
     try:
-        return next(batches), None
+        return next(batches)
     except DataError as error:
-        return None, error
+        return error
 
 
-def _weight(batch: StepBatch | None) -> float:
-    return float(sum(b.targets for b in batch.micro_batches)) if batch else 0.0
+def _agree(run: Attempt, step: int, batch: StepBatch | DataError) -> Agreement:
+    """(all ranks) Before the step, so that a fault of one rank finds all of them where they may leave."""
+    run.context.pulse("agreement")
+    read = batch if isinstance(batch, StepBatch) else None
+    leave = run.leave_requests.at(step - 1)
+    save_failed, hopeless = run.writer.failed, run.ranks.leads and run.writer.hopeless is not None
+    # Last: where every step is judged, it waits for the device, and all above is done meanwhile.
+    loss, broken = run.numbers.share()
+    own = Agreement(
+        targets=float(sum(part.targets for part in read.micro_batches)) if read else 0.0,
+        skipped_samples=len(read.skipped) if read else 0,
+        leave=leave,
+        unreadable=read is None,
+        save_failed=save_failed,
+        hopeless=hopeless,
+        previous_loss=loss,
+        previous_broken=bool(broken),
+    )
+    return own.sum_over(run.ranks)
 
 
-def _leave(
-    run: Attempt, step: int, fault: DataError | None, refusal: DataError | None, batch: StepBatch | None
-) -> Outcome:
-    """A shard or sample cannot be used: keep what was trained, and let the rank that knows tell why."""
+def _settle_step_before(run: Attempt, agreed: Agreement) -> None:
+    """(all ranks) Raises, on every rank alike, what ends the attempt: RollBack, BadStepError or CheckpointError."""
+    run.numbers.settle(agreed.previous_loss, agreed.previous_broken)
+    if agreed.save_failed:
+        run.tell_failed_save()
+    run.check_worth(agreed.hopeless)
+
+
+def _reason_to_leave(run: Attempt, step: int, batch: StepBatch | DataError, agreed: Agreement) -> Outcome | None:
+    """Why the workers leave without taking `step`, if they do: the same on every rank."""
+    if agreed.unreadable:
+        if isinstance(batch, DataError):
+            run.context.record_fault(batch, step - 1)
+        return Outcome(DataFault, step - 1, "a data fault")
+    refusal = run.skipped.refusal(step, agreed.skipped_samples, agreed.targets)
     if refusal is not None:
-        run.reporter.skipped.tell(step + 1, batch.skipped if batch else [])
-        fault = refusal if run.ranks.leads else None  # every rank knows it
-    if fault is not None:
-        run.reporter.fault(fault, step)
-    return Outcome("data_fault", step, "a data fault")
+        run.skipped.tell(step, batch.skipped if isinstance(batch, StepBatch) else [])
+        if run.ranks.leads:  # every rank has the same refusal, and the ledger needs it once
+            run.context.record_fault(refusal, step - 1)
+        return Outcome(DataFault, step - 1, "a data fault")
+    return agreed.leave.outcome(step - 1) if agreed.leave else None
 
 
-def _validates(run: Attempt, step: int) -> bool:
-    every = run.recipe.validation.every_steps if run.recipe.validation else 0
-    return bool(every) and (step % every == 0 or step == run.recipe.run.steps)
+def _take_step(run: Attempt, batch: StepBatch, agreed: Agreement) -> None:
+    """(all ranks) Forward, backward, all-reduce of gradients, update."""
+    step = batch.step
+    lr = learning_rate(run.recipe.schedule, run.recipe.optimizer.lr, step, run.recipe.run.steps)
+    result = run.train_step(batch, agreed.targets, lr)
+    run.skipped.trained(step, batch.skipped, agreed.skipped_samples)
+    run.reporter.stepped(step, batch, result, agreed.targets, lr)
+
+
+def _save_if_due(run: Attempt, step: int) -> None:
+    """(all ranks) The last step is saved by `Attempt.leave`, which waits until it is published."""
+    if step % run.recipe.checkpoint.every_steps == 0 and step < run.last_step:
+        run.reporter.phase("saving", step)
+        run.save(step)

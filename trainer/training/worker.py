@@ -1,4 +1,4 @@
-"""What each worker process runs: build everything, resume, train, tell how it ended."""
+"""What each worker process runs: joins the others, makes an attempt, trains, and tells how it ended."""
 
 import faulthandler
 import os
@@ -6,63 +6,32 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
 
 from cluster.forks.child_end import WorkerLink
 from cluster.run.ledger import Ledger
-from cluster.run.run_events import (
-    AttemptEnded,
-    AttemptStarted,
-    CheckpointPublished,
-    CommandStarted,
-    DataFault,
-    Fault,
-    Finished,
-    Preempted,
-    Resized,
-    RolledBack,
-    Stopped,
-)
+from cluster.run.run_events import AttemptStarted, CommandStarted, Fault
 from cluster.run.run_folder import RunFolder
-from configs.errors import DataError, RunFolderError
+from configs.errors import RunFolderError
 from configs.recipe import Recipe
-from data.dataset import Dataset, open_dataset
-from data.index.sidecar import share_in
-from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.open_store import PATIENCE_S, checkpoint_store
 from trainer.checkpoint.rank_receipts import clean_receipts
-from trainer.checkpoint.store_protocol import CheckpointStore
-from trainer.checkpoint.writer import CheckpointWriter, Stall
-from trainer.engine.deepspeed_engine import DeepSpeedEngine, select_accelerator, use_device
-from trainer.engine.engine_protocol import Engine
-from trainer.history.goodput import live_account
-from trainer.huggingface.init_from import load_initial
-from trainer.metrics.full_disk_file import PatientFile
-from trainer.metrics.reporter import Reporter
-from trainer.metrics.sinks import JsonLines, MetricSink, Progress
-from trainer.metrics.tensorboard_sink import TensorBoard
+from trainer.engine.deepspeed_engine import select_accelerator, use_device
+from trainer.metrics.sinks import Progress
 from trainer.rank.activity import Pulse
 from trainer.rank.context import Context
 from trainer.rank.fault_injection import Chaos, no_chaos
 from trainer.rank.process_group import join
 from trainer.rank.ranks import Ranks
 from trainer.rank.worker_job import Job
-from trainer.step_health.bad_number_policy import NumberWatch, RollBack
-from trainer.step_health.skipped_samples import SkippedSamples
-from trainer.tasks.build_task import build_task
-from trainer.tasks.task_protocol import Task
-from trainer.training.attempt import Attempt
+from trainer.step_health.bad_number_policy import RollBack
+from trainer.training.build_attempt import build_attempt
 from trainer.training.loop import train
-from trainer.training.resume import header, resume
 
-_ENDS: dict[str, type[AttemptEnded]] = {
-    kind.event: kind for kind in (Finished, Stopped, DataFault, Resized, Preempted, RolledBack)
-}
 _SHARED_S = 20.0  # network file systems may show a new file a little later
 
 
@@ -132,29 +101,23 @@ def _log_to(path: Path) -> None:
 
 
 def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
+    """(all ranks) From the attempt's record in the ledger to how it ended; {"again": why} where it is to start anew."""
     store = checkpoint_store(context.folder, context.recipe, PATIENCE_S)
     _record_start(job, context)  # first: from now on an older attempt publishes nothing more
     if context.ranks.leads:
         store.clean()
         clean_receipts(context.folder.checkpoints)
+    progress = Progress(context.folder, context.attempt, context.recipe.run.steps)
     with ExitStack() as cleanup:
-        progress = Progress(context.folder, context.attempt, context.recipe.run.steps)
-        context.pulse("building the model")
-        if context.ranks.leads:
-            progress.update("building the model", step=0)
-        task = build_task(context.recipe)
-        if not context.ranks.from_leader(store.steps()):
-            load_initial(context, task.module)
-        engine = DeepSpeedEngine(task, context)
-        cleanup.callback(engine.close)
-        run = _build_attempt(job, context, store, task, engine, progress, cleanup)
+        run = build_attempt(job, context, store, progress, cleanup)
         try:
             outcome = train(run)
-        except RollBack as cause:
+        except RollBack as cause:  # raised on every rank
             outcome = run.roll_back(cause)
         if context.ranks.leads:
             progress.update("stopping the workers", step=outcome.step)
-    context.record_once(_ENDS[outcome.kind](step=outcome.step, reason=outcome.reason))
+    # After the cleanup: who reads this event finds all figures on disk.
+    context.record_once(outcome.kind(step=outcome.step, reason=outcome.reason))
     return {"again": outcome.reason} if outcome.again else None
 
 
@@ -173,95 +136,3 @@ def _record_start(job: Job, context: Context) -> None:
         process_started=psutil.Process().create_time(),
     )
     context.claim(event)
-
-
-def _build_attempt(
-    job: Job,
-    context: Context,
-    store: CheckpointStore,
-    task: Task,
-    engine: Engine,
-    progress: Progress,
-    cleanup: ExitStack,
-) -> Attempt:
-    train_data = _open(context, "train", cleanup)
-    val_data = _open(context, "val", cleanup) if context.recipe.validation else None
-    context.pulse("restoring the checkpoint")
-    found = resume(context, engine, store, train_data.fingerprint)
-    resumed = found.step if found else 0
-    numbers = NumberWatch(context, found.numbers if found else {}, engine.not_finite)
-    sinks: list[MetricSink] = []
-    if context.ranks.leads:
-        sinks = [
-            JsonLines(context.folder, context.attempt, resumed),
-            TensorBoard(context.folder, context.attempt, resumed),
-        ]
-    ranks, events = context.ranks, context.ledger.events()
-    account = live_account(context.folder, events, ranks.world) if ranks.leads else None
-    skipped = SkippedSamples(context, resumed, train_data.left_out())
-    audit = _open_audit(context)
-    reporter = Reporter(
-        context,
-        task,
-        engine.device,
-        progress,
-        sinks,
-        account,
-        audit,
-        skipped,
-        numbers,
-        train_data.source_counts,
-        targets=found.targets if found else 0,
-    )
-    cleanup.callback(reporter.close)
-    writer = CheckpointWriter(
-        store,
-        context.folder.checkpoints,
-        context.ranks,
-        context.recipe.checkpoint,
-        superseded=lambda: context.ledger.attempts() > context.attempt,
-        published=lambda manifest, stall, seconds: _published(context, reporter, manifest, stall, seconds),
-        warn=context.warn,
-    )
-    return Attempt(
-        context=context,
-        resumed_step=resumed,
-        stop_at=job.stop_at,
-        task=task,
-        engine=engine,
-        train_data=train_data,
-        val_data=val_data,
-        writer=writer,
-        reporter=reporter,
-        numbers=numbers,
-        header=lambda step: replace(
-            header(context, engine, train_data.fingerprint, step, reporter.targets), numbers=numbers.state()
-        ),
-    )
-
-
-def _published(context: Context, reporter: Reporter, manifest: Manifest, stall: Stall, seconds: float) -> None:
-    context.pulse.tell(committed=manifest.step)
-    figures = {"seconds": seconds, "bytes": manifest.total_bytes, **asdict(stall)}
-    context.record(CheckpointPublished(step=manifest.step, **figures, **reporter.save_begun(manifest.step)))
-
-
-def _open(context: Context, split: Literal["train", "val"], cleanup: ExitStack) -> Dataset:
-    """Raises DataError, on every rank, when the ranks see different data: each would go by an order of its own."""
-    share_in(context.folder.index)
-    dataset = open_dataset(context.recipe, split, lambda line: context.pulse("indexing"))
-    cleanup.callback(dataset.close)
-    seen = context.ranks.gather((dataset.fingerprint, dataset.count, dataset.size.samples, socket.gethostname()))
-    for rank, (fingerprint, _, samples, host) in enumerate(seen):
-        if fingerprint != seen[0][0]:
-            raise DataError(
-                f"the workers see different {split} data: rank 0 on {seen[0][3]} has {seen[0][2]} samples (fingerprint "
-                f"{seen[0][0][:12]}), rank {rank} on {host} has {samples} ({fingerprint[:12]}): give every node the "
-                "same shards, or put them where all nodes read them"
-            )
-    return dataset
-
-
-def _open_audit(context: Context) -> PatientFile | None:
-    wanted = context.recipe.monitor.audit_samples
-    return PatientFile(context.folder.audit(context.attempt, context.ranks.rank)) if wanted else None

@@ -231,9 +231,9 @@ def _train_with_a_failing_rank(recipe: Recipe) -> list[int]:
             raise OSError(5, "Input/output error")
         return real_store(self, part)  # type: ignore[arg-type]
 
-    def tell(self: Attempt) -> int:
+    def tell(self: Attempt) -> None:
         told.append(now[0])
-        return real_tell(self)
+        real_tell(self)
 
     def watch(name: str) -> None:
         from trainer.metrics.reporter import Reporter

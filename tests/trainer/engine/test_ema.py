@@ -142,9 +142,10 @@ def _loaded_and_saved_again(recipe: Recipe, step: int) -> dict[str, str]:
     """Digests of the checkpoint that a run writes when it has loaded the one of `step` and takes no further step."""
     real_save_last = Attempt.save_last
 
-    def save_last(self: Attempt, at: int, saved: int) -> None:
+    def save_last(self: Attempt, at: int) -> None:
         checkpoint_store(self.context.folder, self.recipe).remove(at)
-        real_save_last(self, at, saved=-1)
+        self.saved_step = -1
+        real_save_last(self, at)
 
     Attempt.save_last = save_last  # type: ignore[method-assign]  # a run does not save what it has just loaded
     run_job(recipe, step)

@@ -26,7 +26,7 @@ STEP, RANK = 5, 1  # no step that is saved, and the rank that does not lead
 def _run_broken(recipes: list[Recipe]) -> None:
     """A real update of STEP that leaves an infinity in the last element of RANK's last optimizer state."""
     from trainer.engine.deepspeed_engine import DeepSpeedEngine
-    from trainer.training import worker
+    from trainer.training import build_attempt
 
     class Broken(DeepSpeedEngine):
         def train_step(self, micro_batches: Any, step: int, *arguments: Any) -> Any:
@@ -35,7 +35,7 @@ def _run_broken(recipes: list[Recipe]) -> None:
                 list(self.fragments())[-1].tensor[-1] = float("inf")
             return result
 
-    worker.DeepSpeedEngine = Broken  # type: ignore[misc]
+    build_attempt.DeepSpeedEngine = Broken  # type: ignore[misc]
     run_jobs([(recipe, None) for recipe in recipes])
 
 
