@@ -23,8 +23,8 @@ def silent(_line: str) -> None:
 def equal_runs(ascending: Ints) -> Iterator[tuple[int, int, int]]:
     """(number, a, b) for each number there is: it fills ascending[a:b]."""
     if len(ascending):
-        cuts = (np.flatnonzero(ascending[1:] != ascending[:-1]) + 1).tolist()
-        for a, b in pairwise([0, *cuts, len(ascending)]):
+        bounds = (np.flatnonzero(ascending[1:] != ascending[:-1]) + 1).tolist()
+        for a, b in pairwise([0, *bounds, len(ascending)]):
             yield int(ascending[a]), a, b
 
 

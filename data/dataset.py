@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.errors import RecipeError
 from configs.recipe import Recipe
-from configs.sections.data_section import Source as SourceRecipe
+from configs.sections.data_section import SourceSettings
 from data import draws
 from data.arrays import Array, Ints, Say, equal_runs, silent
 from data.batch import MicroBatch, Rows, Slice
@@ -30,7 +30,7 @@ _TARGETS = ("targets_BT", "labels_B")
 
 
 @dataclass(frozen=True)
-class Size:
+class DatasetSize:
     """What a split holds."""
 
     shards: int
@@ -60,11 +60,11 @@ class Dataset:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
-    def size(self) -> Size:
+    def size(self) -> DatasetSize:
         """Shards, samples and bytes of all sources."""
         catalogs = [source.catalog for source in self.sources]
         indexes = [index for catalog in catalogs for index in catalog.indexes]
-        return Size(
+        return DatasetSize(
             len(indexes), sum(catalog.count for catalog in catalogs), sum(i.checksums.stat.size for i in indexes)
         )
 
@@ -125,7 +125,7 @@ def open_dataset(recipe: Recipe, split: Literal["train", "val"], say: Say = sile
     if split == "val":
         if recipe.data.val is None:
             raise RecipeError("data.val is not given: add data.val.shards")
-        val = SourceRecipe(name="val", shards=recipe.data.val.shards, weight=1.0)
+        val = SourceSettings(name="val", shards=recipe.data.val.shards, weight=1.0)
         source = _open_source(val, recipe, None, say)
         return Dataset([source], Mixture([Portion(1.0, source.count)]), 1, batch)
     with ExitStack() as undo:
@@ -138,14 +138,14 @@ def open_dataset(recipe: Recipe, split: Literal["train", "val"], say: Say = sile
     return Dataset(sources, mixture, recipe.data.lanes, batch)
 
 
-def _seed(recipe: Recipe, entry: SourceRecipe) -> int:
+def _seed(recipe: Recipe, entry: SourceSettings) -> int:
     """Sources of a mixture go by orders of their own, even where they name the same shards."""
     if len(recipe.data.train.sources) == 1:
         return recipe.run.seed
     return int(draws.raw(1, ("source", entry.name, recipe.run.seed)).item() >> 1)
 
 
-def _open_source(entry: SourceRecipe, recipe: Recipe, seed: int | None, say: Say) -> Source:
+def _open_source(entry: SourceSettings, recipe: Recipe, seed: int | None, say: Say) -> Source:
     catalog = open_catalog(entry.shards, recipe.data.remote, say, recipe.data.verify_reads)
     if recipe.data.kind == "image":
         return open_image_source(entry.name, catalog, recipe, seed)

@@ -15,7 +15,7 @@ from configs.checkout import CHECKOUT
 from configs.recipe import Batch
 from data.arrays import Ints
 from data.batch import step_slices
-from data.index.shuffle_blocks import GROUP_SAMPLES, cut_blocks
+from data.index.shuffle_blocks import GROUP_SAMPLES, split_into_blocks
 from data.order.epochs import SampleStream
 from data.order.global_batch import Arrangement
 from data.order.mixture import Mixture, Portion
@@ -31,7 +31,7 @@ REPORT = CHECKOUT / "docs" / "benchmarks" / "locality.md"
 
 
 @dataclass(frozen=True)
-class Case:
+class ClusterCase:
     batch: int
     nodes: int
     lanes: int
@@ -43,7 +43,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Reads:
+class EpochReads:
     """Of one epoch: `pieces[n, p]` tells whether node n reads piece p."""
 
     pieces: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
@@ -62,7 +62,7 @@ class Reads:
 def stream_of(shards: int, lanes: int, window_bytes: int) -> SampleStream:
     groups = np.full(-(-SHARD_SAMPLES // GROUP_SAMPLES), GROUP_SAMPLES * SAMPLE_BYTES)
     groups[-1] = SHARD_SAMPLES % GROUP_SAMPLES * SAMPLE_BYTES
-    blocks = cut_blocks(np.full(shards, SHARD_SAMPLES), (groups for _ in range(shards)))
+    blocks = split_into_blocks(np.full(shards, SHARD_SAMPLES), (groups for _ in range(shards)))
     return SampleStream(blocks, window_bytes, "synthetic", 1, lanes)
 
 
@@ -75,7 +75,7 @@ def samples_of(stream: SampleStream, batch: int, steps: range) -> Iterator[Ints]
         yield stream.locate(placed.items).sample_ids
 
 
-def node_of_position(case: Case) -> Ints:
+def node_of_position(case: ClusterCase) -> Ints:
     """The node that reads each position of a global batch."""
     batch = Batch.model_validate({"global": case.batch, "micro": case.micro})
     found = np.empty(case.batch, np.int64)
@@ -86,7 +86,7 @@ def node_of_position(case: Case) -> Ints:
 
 
 @lru_cache(maxsize=4)
-def epoch_reads(shards: int, case: Case, epoch: int) -> Reads:
+def epoch_reads(shards: int, case: ClusterCase, epoch: int) -> EpochReads:
     """Of the whole batches that lie in the epoch."""
     shard_pieces = -(-SHARD_SAMPLES * RECORD_BYTES // PIECE_BYTES)
     pieces = np.zeros((case.nodes, shards * shard_pieces), np.bool_)
@@ -97,10 +97,10 @@ def epoch_reads(shards: int, case: Case, epoch: int) -> Reads:
         readers = np.tile(nodes, len(samples) // case.batch)
         for offset in (number * RECORD_BYTES, number * RECORD_BYTES + SAMPLE_BYTES - 1):  # a sample may lie across two
             pieces[readers, shard * shard_pieces + offset // PIECE_BYTES] = True
-    return Reads(pieces, shards)
+    return EpochReads(pieces, shards)
 
 
-def locality_row(shards: int, case: Case) -> list[str]:
+def locality_row(shards: int, case: ClusterCase) -> list[str]:
     first, second = (epoch_reads(shards, case, epoch) for epoch in range(2))
     whole_bytes = shards * SHARD_SAMPLES * RECORD_BYTES
     again = (first.pieces & second.pieces).sum() / second.pieces.sum()
@@ -138,7 +138,7 @@ def mixing_row(shards: int, lanes: int, window_bytes: int, batch: int = 256, bat
 def report(shards: int) -> str:
     shapes = [(64, 4096, 1), (64, 4096, 64), (64, 1024, 1), (64, 1024, 64)]
     shapes += [(60, 4096, 1), (60, 4096, 64), (60, 4096, 512), (8, 1024, 1), (8, 1024, 64)]
-    cases = [Case(batch, nodes, lanes) for nodes, batch, lanes in shapes]
+    cases = [ClusterCase(batch, nodes, lanes) for nodes, batch, lanes in shapes]
     reads_head = ["nodes", "batch", "lanes", "GB per node", "most GB", "all / data", "shards per node",
                   "nodes per shard", "read before"]  # fmt: skip
     mixing_head = ["window, MiB", "lanes", "shards in a batch", "blocks in a batch", "shards in ten batches"]

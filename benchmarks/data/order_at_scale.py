@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from data.index.shuffle_blocks import GROUP_SAMPLES, cut_blocks
+from data.index.shuffle_blocks import GROUP_SAMPLES, split_into_blocks
 from data.order.epochs import SampleStream
 
 SAMPLES = 10**9
@@ -28,7 +28,7 @@ def measure(shards: int) -> dict[str, float]:
     groups = np.full(-(-samples // GROUP_SAMPLES), GROUP_SAMPLES * SAMPLE_BYTES)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    blocks = cut_blocks(np.full(shards, samples), (groups for _ in range(shards)))
+    blocks = split_into_blocks(np.full(shards, samples), (groups for _ in range(shards)))
     stream = SampleStream(blocks, WINDOW_BYTES, "synthetic", 1, LANES)
     items = np.arange(BATCH) + SAMPLES * 9 // 10
     stream.locate(items)

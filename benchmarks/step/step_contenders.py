@@ -42,7 +42,7 @@ LOOPS = (STOKER, DEEPSPEED, DDP)
 
 
 @dataclass(frozen=True)
-class Block:
+class MeasuredSteps:
     """`steps` measured steps of one loop, on rank 0."""
 
     loop: str
@@ -56,7 +56,7 @@ class Block:
         return STEP_TOKENS * self.steps / self.wall_s
 
 
-class Clock:
+class StepClock:
     """Wall, processor and span time between `start` and `stop`."""
 
     def __init__(self) -> None:
@@ -73,12 +73,12 @@ class Clock:
         spans_s = dict(self.profile.seconds)
         self.spans_s = {**spans_s, "rest": self._wall_s - sum(spans_s.values())}
 
-    def block(self, loop: str, steps: int, wall_s: float | None = None) -> Block:
-        return Block(loop, steps, wall_s or self._wall_s, self._cpu_s, self.spans_s)
+    def block(self, loop: str, steps: int, wall_s: float | None = None) -> MeasuredSteps:
+        return MeasuredSteps(loop, steps, wall_s or self._wall_s, self._cpu_s, self.spans_s)
 
 
 def worker_process(rank: int, folder: Path, rounds: int, steps: int, out: Connection) -> None:
-    """Sends (round, Block) for each loop from rank 0, then None; or the traceback as text."""
+    """Sends (round, MeasuredSteps) for each loop from rank 0, then None; or the traceback as text."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORKERS), "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=WORKERS)
@@ -93,11 +93,11 @@ def worker_process(rank: int, folder: Path, rounds: int, steps: int, out: Connec
         dist.destroy_process_group()
 
 
-def _blocks(folder: Path, rounds: int, steps: int) -> Iterator[tuple[int, Block]]:
+def _blocks(folder: Path, rounds: int, steps: int) -> Iterator[tuple[int, MeasuredSteps]]:
     """The loops in turn, in another order each round, so that a drift of the machine favours none."""
-    clock = Clock()
+    clock = StepClock()
     _watch(clock)
-    run: dict[str, Callable[[Recipe, Clock, int], Block]]
+    run: dict[str, Callable[[Recipe, StepClock, int], MeasuredSteps]]
     run = {STOKER: _stoker, DEEPSPEED: _deepspeed, DDP: _ddp}
     for index in range(rounds):
         first = index % len(LOOPS)
@@ -108,7 +108,7 @@ def _blocks(folder: Path, rounds: int, steps: int) -> Iterator[tuple[int, Block]
             gc.collect()
 
 
-def _watch(clock: Clock) -> None:
+def _watch(clock: StepClock) -> None:
     import deepspeed
     from deepspeed.runtime.engine import DeepSpeedEngine
 
@@ -136,7 +136,7 @@ def _watch(clock: Clock) -> None:
     setattr(Reporter, "log_if_due", log_and_mark)  # noqa: B010
 
 
-def _stoker(recipe: Recipe, clock: Clock, steps: int) -> Block:
+def _stoker(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
     """Shards, logging and all; the time is that of its own lines in metrics.jsonl."""
     folder = RunFolder.of(recipe)
     if dist.get_rank() == 0:
@@ -181,7 +181,7 @@ def _bare(recipe: Recipe) -> tuple[MeanLoss, torch.optim.Optimizer, list[tuple[T
     return module, optimizer, [(rows_BT[:, :-1].contiguous(), rows_BT[:, 1:].contiguous()) for rows_BT in rows_NBT]
 
 
-def _measure(step: Callable[[], Tensor], clock: Clock, steps: int) -> None:
+def _measure(step: Callable[[], Tensor], clock: StepClock, steps: int) -> None:
     """Warm up, then `steps` steps up to the value of the last loss."""
     for _ in range(WARM_UP_STEPS):
         step()
@@ -194,7 +194,7 @@ def _measure(step: Callable[[], Tensor], clock: Clock, steps: int) -> None:
     clock.stop()
 
 
-def _deepspeed(recipe: Recipe, clock: Clock, steps: int) -> Block:
+def _deepspeed(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
     import deepspeed
 
     module, optimizer, batches = _bare(recipe)
@@ -219,7 +219,7 @@ def _deepspeed(recipe: Recipe, clock: Clock, steps: int) -> Block:
     return clock.block(DEEPSPEED, steps)
 
 
-def _ddp(recipe: Recipe, clock: Clock, steps: int) -> Block:
+def _ddp(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
     module, optimizer, batches = _bare(recipe)
     model = nn.parallel.DistributedDataParallel(module)
     span = clock.profile.span

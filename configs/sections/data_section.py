@@ -6,10 +6,10 @@ from pydantic import Field, model_validator
 
 from configs.sections.section import Dimension, NonNegative, Positive, Section
 
-__all__ = ["Augment", "Data", "ImageData", "RandAugment", "RemoteReads", "Source", "TextData", "TokensData"]
+__all__ = ["Augment", "Data", "ImageData", "RandAugment", "RemoteReads", "SourceSettings", "TextData", "TokensData"]
 
 
-class Source(Section):
+class SourceSettings(Section):
     """One of several sources that training draws from by weight; which one a row comes from follows from position."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names it in figures and messages")
@@ -19,7 +19,7 @@ class Source(Section):
 
 
 class TrainShards(Section):
-    shards: str | list[str | Source] = Field(
+    shards: str | list[str | SourceSettings] = Field(
         description="tar shards: a path, URL, brace range a-{000..009}.tar, glob, a list of these, or weighted sources"
     )
 
@@ -27,7 +27,7 @@ class TrainShards(Section):
     def _one_kind(self) -> Self:
         if isinstance(self.shards, str):
             return self
-        names = [entry.name for entry in self.shards if isinstance(entry, Source)]
+        names = [entry.name for entry in self.shards if isinstance(entry, SourceSettings)]
         if names and len(names) < len(self.shards):
             raise ValueError("data.train.shards mixes names and weighted sources: give each a name and a weight")
         if len(set(names)) < len(names):
@@ -35,13 +35,13 @@ class TrainShards(Section):
         return self
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[SourceSettings]:
         """What training draws from; a plain list of shards is one source."""
         if isinstance(self.shards, str):
-            return [Source(name="train", shards=self.shards, weight=1.0)]
-        weighted = [entry for entry in self.shards if isinstance(entry, Source)]
+            return [SourceSettings(name="train", shards=self.shards, weight=1.0)]
+        weighted = [entry for entry in self.shards if isinstance(entry, SourceSettings)]
         plain = [entry for entry in self.shards if isinstance(entry, str)]
-        return weighted or [Source(name="train", shards=plain, weight=1.0)]
+        return weighted or [SourceSettings(name="train", shards=plain, weight=1.0)]
 
 
 class Shards(Section):

@@ -12,13 +12,13 @@ from configs.sections.data_section import ImageData
 from configs.sections.model_section import ResnetModel
 from data.arrays import Array, Bytes, Ints
 from data.images.codecs import PixelBuffer, UnreadableImageError, open_picture
-from data.images.crops import DRAWS, View, centre, drawn
+from data.images.crops import DRAWS, Crop, centre, drawn
 from data.images.image_samples import ImageSamples
 from data.images.rand_augment import DRAWS_PER_OPERATION, rand_augment
 from data.images.resize import write
 from data.images.sample_draws import uniforms
 from data.index.catalog import Catalog, Part
-from data.order.epochs import Located, SampleStream
+from data.order.epochs import LocatedSamples, SampleStream
 from data.source import Skipped
 
 __all__ = ["open_image_source", "with_images"]
@@ -105,14 +105,14 @@ class ImageSource:
             self._threads.shutdown(cancel_futures=True)
         self.catalog.close()
 
-    def _jobs(self, located: Located, rows: Ints) -> Iterator[_Job]:
+    def _jobs(self, located: LocatedSamples, rows: Ints) -> Iterator[_Job]:
         """In the order in which the samples lie. Threads may share it: it is the iterator of a list."""
         samples = located.sample_ids
         columns = samples.tolist(), self._samples.image_parts(samples), rows.tolist(), self._draws(located)
         jobs = [_Job(*fields) for fields in zip(range(len(samples)), *columns, strict=True)]
         return iter([jobs[at] for at in np.argsort(samples, kind="stable").tolist()])
 
-    def _draws(self, located: Located) -> Sequence[Sequence[float]]:
+    def _draws(self, located: LocatedSamples) -> Sequence[Sequence[float]]:
         """In [0, 1), for each item all that its augmentation may need."""
         if self._how is None:
             return [()] * len(located.sample_ids)
@@ -147,7 +147,7 @@ class ImageSource:
         if self._how is not None and self._how.rand_augment is not None:
             row_HWC[:] = rand_augment(row_HWC, self._how.rand_augment, job.draws[DRAWS:])
 
-    def _view(self, height: int, width: int, draws: Sequence[float]) -> View:
+    def _view(self, height: int, width: int, draws: Sequence[float]) -> Crop:
         if self._how is None:
             return centre(height, width, self._data.size)
         return drawn(height, width, self._data.size, self._how, draws)

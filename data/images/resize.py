@@ -7,12 +7,12 @@ from PIL import Image
 
 from data.arrays import Bytes
 from data.images.codecs import EIGHTHS
-from data.images.crops import View
+from data.images.crops import Crop
 
 _WORD = 8
 
 
-def write(pixels_HWC: Bytes, eighths: int, view: View, row_HWC: Bytes) -> None:
+def write(pixels_HWC: Bytes, eighths: int, view: Crop, row_HWC: Bytes) -> None:
     """Fill size×size `row_HWC`, which is black. The pixels are contiguous, their channels reversed for a mirrored view.
 
     `eighths`: how much of the full size, in which `view.box` is, the pixels have.
@@ -32,7 +32,7 @@ def write(pixels_HWC: Bytes, eighths: int, view: View, row_HWC: Bytes) -> None:
         into[:] = source
 
 
-def resize(pixels_HWC: Bytes, eighths: int, view: View) -> Bytes:
+def resize(pixels_HWC: Bytes, eighths: int, view: Crop) -> Bytes:
     """The view's box, resized to size×size: bilinear with antialiasing, as Pillow does it with a box."""
     left, top, right, bottom = (side * eighths / EIGHTHS for side in view.box)
     height, width, channels = pixels_HWC.shape

@@ -13,7 +13,7 @@ from configs.errors import DamagedDataError, DataError
 from data.arrays import Ints
 from data.index.column import Column, shard_runs
 from data.index.shard_index import ShardIndex
-from data.index.shuffle_blocks import Blocks, cut_blocks
+from data.index.shuffle_blocks import ShuffleBlocks, split_into_blocks
 from data.shards.shard import Shard
 
 __all__ = ["Catalog", "Part"]
@@ -57,9 +57,9 @@ class Catalog:
             digest.update(f"{_base_name(shard)}\0{index.digest}\0".encode())
         return digest.hexdigest()
 
-    def blocks(self) -> Blocks:
+    def blocks(self) -> ShuffleBlocks:
         """The units in which the samples are shuffled."""
-        return cut_blocks(np.diff(self.starts), (index.group_bytes for index in self.indexes))
+        return split_into_blocks(np.diff(self.starts), (index.group_bytes for index in self.indexes))
 
     def part(self, name: str) -> Part:
         """The part of this name of every sample."""

@@ -68,13 +68,13 @@ def load_indexes(
     try:
         futures = {i: pool.submit(load_index, shards[i], say) for i in (*range(start, len(shards)), *range(start))}
         in_order = [futures[i] for i in range(len(shards))]
-        _tell_progress(in_order, shards, say)
+        _report_progress(in_order, shards, say)
         return [future.result() for future in in_order]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _tell_progress(futures: Sequence[Future[ShardIndex]], shards: Sequence[Shard], say: Say) -> None:
+def _report_progress(futures: Sequence[Future[ShardIndex]], shards: Sequence[Shard], say: Say) -> None:
     """Until all are done or one has failed."""
     while (state := wait(futures, PROGRESS_S, FIRST_EXCEPTION)).not_done:
         if any(future.exception() for future in state.done):

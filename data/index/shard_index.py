@@ -16,7 +16,7 @@ from data.index.shuffle_blocks import GROUP_SAMPLES
 from data.index.tar import TarParser
 from data.shards.shard import CHECKED_BYTES, Checksums, Shard, Stat, checksum
 
-__all__ = ["SIDECAR", "ShardIndex", "build_index", "last_kept_index", "load_index", "summed"]
+__all__ = ["SIDECAR", "ShardIndex", "build_index", "last_kept_index", "load_index", "with_checksums"]
 
 
 VERSION = 2
@@ -70,7 +70,7 @@ def load_index(shard: Shard, say: Say = silent) -> ShardIndex:
     kept = _kept_of(shard, stat)
     if kept is not None:
         return kept
-    with sidecar.building(shard, SIDECAR):
+    with sidecar.build_lock(shard, SIDECAR):
         return _kept_of(shard, stat) or _adopted(shard, stat, say) or _rebuilt(shard, stat, say)
 
 
@@ -92,7 +92,7 @@ def build_index(shard: Shard, say: Say = silent, stat: Stat | None = None) -> Sh
     stat = stat or shard.stat()
     sums: list[int] = []
     parser, grouping = TarParser(shard.name, stat.size), Grouping(shard.name)
-    for members in parser.members(summed(shard.stream(), sums)):
+    for members in parser.members(with_checksums(shard.stream(), sums)):
         grouping.add(members)
     if shard.stat() != stat:
         raise DataError(f"{shard.name}: the shard changed while it was indexed: leave shards alone once they are made")
@@ -115,7 +115,7 @@ def build_index(shard: Shard, say: Say = silent, stat: Stat | None = None) -> Sh
     )
 
 
-def summed(pieces: Iterator[bytes], sums: list[int]) -> Iterator[bytes]:
+def with_checksums(pieces: Iterator[bytes], sums: list[int]) -> Iterator[bytes]:
     """The same pieces of a shard; the checksum of each block is appended to `sums`."""
     for piece in pieces:
         view = memoryview(piece)
@@ -180,7 +180,7 @@ def _save(shard: Shard, index: ShardIndex, say: Say) -> None:
 
 
 def _kept(shard: Shard) -> Iterator[ShardIndex]:
-    for arrays in sidecar.found(shard, SIDECAR):
+    for arrays in sidecar.load_intact(shard, SIDECAR):
         index = _from_arrays(arrays)
         if index is not None:
             yield index

@@ -16,20 +16,20 @@ from data.index.npz_map import map_npz, write_npz
 from data.index.shard_patterns import SIDECAR_MARK
 from data.shards.shard import Shard
 
-__all__ = ["building", "load", "publish", "save", "share_in", "suffix"]
+__all__ = ["build_lock", "load", "publish", "save", "share_in", "suffix"]
 
 
 # A builder that takes longer, or was stopped, is not waited for: the others then build too.
-BUILDER_PATIENCE_S = 20.0
+BUILDER_WAIT_S = 20.0
 _POLL_S = 0.05
 # Of this process: the folder that all hosts of a run see, and the shards far away that it has looked for.
-_shared: list[Path] = []
-_far: set[str] = set()
+_shared_folders: list[Path] = []
+_remote_digests: set[str] = set()
 
 
 def share_in(folder: Path) -> None:
     """From now on, what is derived from shards that are far away is looked for in `folder` too, and kept there."""
-    _shared[:] = [folder]
+    _shared_folders[:] = [folder]
 
 
 def publish() -> None:
@@ -37,8 +37,10 @@ def publish() -> None:
 
     Raises OSError when the folder cannot be written.
     """
-    for folder in _shared:
-        for path in (path for digest in _far for path in _cache_folder().glob(f"{digest}{SIDECAR_MARK}*.npz")):
+    for folder in _shared_folders:
+        for path in (
+            path for digest in _remote_digests for path in _cache_folder().glob(f"{digest}{SIDECAR_MARK}*.npz")
+        ):
             target = folder / path.name
             if not target.exists() or target.stat().st_mtime < path.stat().st_mtime:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -48,13 +50,13 @@ def publish() -> None:
 
 def load(shard: Shard, name: str, stamp: str) -> dict[str, Array] | None:
     """The arrays saved under `name`, or None when there are none, they are stale (another stamp) or damaged."""
-    for arrays in found(shard, name):
+    for arrays in load_intact(shard, name):
         if arrays.pop("stamp").tolist() == stamp:
             return arrays
     return None
 
 
-def found(shard: Shard, name: str) -> Iterator[dict[str, Array]]:
+def load_intact(shard: Shard, name: str) -> Iterator[dict[str, Array]]:
     """All intact arrays under `name`, of any stamp (which is among them)."""
     for path in _places(shard, name):
         try:
@@ -83,10 +85,10 @@ def save(shard: Shard, name: str, stamp: str, arrays: dict[str, Array], say: Say
 
 
 @contextmanager
-def building(shard: Shard, name: str) -> Iterator[None]:
+def build_lock(shard: Shard, name: str) -> Iterator[None]:
     """One process of this machine at a time builds `name`; look again whether it is there once inside.
 
-    A builder that is killed frees the others at once; one that is stopped, after BUILDER_PATIENCE_S.
+    A builder that is killed frees the others at once; one that is stopped, after BUILDER_WAIT_S.
     """
     path = _cache_folder() / f"{_digest(shard)}{SIDECAR_MARK}{name}.lock"
     lock = _locked(path)
@@ -106,8 +108,8 @@ def suffix(name: str) -> str:
 def _places(shard: Shard, name: str) -> list[Path]:
     cached = _cache_folder() / f"{_digest(shard)}{suffix(name)}"
     if shard.folder is None:
-        _far.add(_digest(shard))
-        return [cached, *(folder / cached.name for folder in _shared)]
+        _remote_digests.add(_digest(shard))
+        return [cached, *(folder / cached.name for folder in _shared_folders)]
     return [shard.folder / f"{Path(shard.identity).name}{suffix(name)}", cached]
 
 
@@ -121,7 +123,7 @@ def _digest(shard: Shard) -> str:
 
 def _locked(path: Path) -> int | None:
     """An open, locked file; None when it cannot be had, be it for lack of a writable folder or of patience."""
-    deadline = time.monotonic() + BUILDER_PATIENCE_S
+    deadline = time.monotonic() + BUILDER_WAIT_S
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while (descriptor := _try_lock(path)) is None and time.monotonic() < deadline:

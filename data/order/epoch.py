@@ -7,7 +7,7 @@ import numpy as np
 
 from data import draws
 from data.arrays import Ints, equal_runs, ranges_of
-from data.index.shuffle_blocks import Blocks, Int32s
+from data.index.shuffle_blocks import Int32s, ShuffleBlocks
 
 __all__ = ["overlaps"]
 
@@ -19,7 +19,7 @@ _FEW_PLACES = 256
 class LaneBlocks:
     """Which blocks each lane reads in every epoch: lane l has blocks order[starts[l]] … order[starts[l + 1] - 1]."""
 
-    blocks: Blocks
+    blocks: ShuffleBlocks
     order: Int32s
     starts: Ints
 
@@ -28,7 +28,7 @@ class LaneBlocks:
         return len(self.starts) - 1
 
 
-def lay_lanes(blocks: Blocks, lanes: int, key: draws.Key | None, weights: Ints | None = None) -> LaneBlocks:
+def assign_lanes(blocks: ShuffleBlocks, lanes: int, key: draws.Key | None, weights: Ints | None = None) -> LaneBlocks:
     """Shards permuted by `key`, then cut into lanes of nearly equal weight: by default of samples, else per block.
 
     With `key` None the shards keep their order.
@@ -36,8 +36,8 @@ def lay_lanes(blocks: Blocks, lanes: int, key: draws.Key | None, weights: Ints |
     order = _blocks_of_permuted_shards(blocks.shard, key)
     weight = (blocks.samples if weights is None else weights)[order]
     ends = np.cumsum(weight, dtype=np.int64)
-    cuts = np.searchsorted(ends, np.arange(1, lanes) * int(ends[-1]) // lanes, "right")
-    return LaneBlocks(blocks, order, np.concatenate(([0], cuts, [len(order)])))
+    bounds = np.searchsorted(ends, np.arange(1, lanes) * int(ends[-1]) // lanes, "right")
+    return LaneBlocks(blocks, order, np.concatenate(([0], bounds, [len(order)])))
 
 
 def _blocks_of_permuted_shards(shard: Int32s, key: draws.Key | None) -> Int32s:
@@ -62,7 +62,7 @@ class EpochOrder:
         self.blocks = lanes.blocks
         self._key = None if key is None else (*key, epoch)
         self.block_order = lanes.order if self._key is None else _permuted(lanes, self._key)
-        self.window_blocks = _cut_windows(self.blocks.bytes[self.block_order], lanes.starts, window_bytes)
+        self.window_blocks = _window_starts(self.blocks.bytes[self.block_order], lanes.starts, window_bytes)
         self.window_samples = self.cumulative(self.blocks.samples)
         # A batch meets one window of each lane, and the next one where a window ends.
         self.window = lru_cache(maxsize=2 * lanes.lanes)(self._window)
@@ -107,7 +107,7 @@ def _permuted(lanes: LaneBlocks, key: draws.Key) -> Int32s:
     return order
 
 
-def _cut_windows(block_bytes: Ints, lane_starts: Ints, window_bytes: int) -> Ints:
+def _window_starts(block_bytes: Ints, lane_starts: Ints, window_bytes: int) -> Ints:
     """Where each window starts, and the number of blocks at the end; no window crosses lanes."""
     before = np.cumsum(block_bytes) - block_bytes
     sizes = np.diff(lane_starts)

@@ -13,7 +13,7 @@ __all__ = ["Arrangement"]
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedItems:
     """Item items[i] of source sources[i], position by position."""
 
     sources: Ints
@@ -35,26 +35,26 @@ class Arrangement:
         # A step may meet the end of one batch and the start of the next.
         self._batch = lru_cache(maxsize=2)(self._arranged)
 
-    def at(self, start: int, stop: int) -> Placed:
+    def at(self, start: int, stop: int) -> PlacedItems:
         """What lies at positions start … stop-1."""
-        size, pieces = self._batch_size, list[Placed]()
+        size, pieces = self._batch_size, list[PlacedItems]()
         for number in range(start // size, -(-stop // size)):
             batch, first = self._batch(number), number * size
             a, b = max(start - first, 0), stop - first
-            pieces.append(Placed(batch.sources[a:b], batch.items[a:b]))
+            pieces.append(PlacedItems(batch.sources[a:b], batch.items[a:b]))
         if len(pieces) == 1:
             return pieces[0]
         none = np.empty(0, np.int64)
-        return Placed(
+        return PlacedItems(
             np.concatenate([none, *(piece.sources for piece in pieces)]),
             np.concatenate([none, *(piece.items for piece in pieces)]),
         )
 
-    def _arranged(self, number: int) -> Placed:
+    def _arranged(self, number: int) -> PlacedItems:
         first = number * self._batch_size
         stop = (
             first + self._batch_size if self._mixture.end is None else min(first + self._batch_size, self._mixture.end)
         )
         sources, items = self._mixture.locate(np.arange(first, stop))
         by_lane = np.argsort(items % self._counts[sources] % self._lanes, kind="stable")
-        return Placed(sources[by_lane], items[by_lane])
+        return PlacedItems(sources[by_lane], items[by_lane])

@@ -101,7 +101,7 @@ class Mixture:
         self._weights = integer_weights([portion.weight for portion in portions])
         self._segments: list[_Segment] = []
         self.end: int | None = None
-        self._cut_segments()
+        self._build_segments()
         self._starts = np.array([segment.start for segment in self._segments])
 
     def locate(self, positions: Ints) -> tuple[Ints, Ints]:
@@ -125,7 +125,7 @@ class Mixture:
         segment.tree.count(positions, dealt)
         return [a + b for a, b in zip(segment.used, dealt, strict=True)]
 
-    def _cut_segments(self) -> None:
+    def _build_segments(self) -> None:
         start, used = 0, [0] * len(self._portions)
         limits = [portion.limit for portion in self._portions]
         while active := [i for i, limit in enumerate(limits) if limit is None or used[i] < limit]:

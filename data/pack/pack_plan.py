@@ -16,10 +16,10 @@ from data.pack.shard_writer import END_BYTES, Parts, ShardLimits
 __all__ = [
     "Draws",
     "Inputs",
-    "Job",
     "Json",
     "LeftOut",
     "LeftOuts",
+    "PackJob",
     "Sample",
     "digest_of",
     "hash_fraction",
@@ -53,7 +53,7 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-class Job(Protocol):
+class PackJob(Protocol):
     """The inputs of one shard, read in another process perhaps: plain data, small."""
 
     def samples(self) -> Iterator[Sample | LeftOut]:
@@ -88,7 +88,7 @@ class Inputs:
     draws: Draws  # in [0, 1), the lowest go to val; they follow from names, so adding inputs moves no other
     digest: str  # changes when the inputs do, by name or size
     modified: str  # changes when their times of modification do
-    job: Callable[[Ints], Job]
+    job: Callable[[Ints], PackJob]
     facts: Json = field(default_factory=dict)  # of the manifest: classes, tokenizer, vocab
     left_out: LeftOuts = field(default_factory=LeftOuts)  # known without reading
 

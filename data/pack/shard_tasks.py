@@ -16,25 +16,25 @@ from typing import Any
 
 from data.index.shard_index import load_index
 from data.pack.pack_manifest import ShardRecord
-from data.pack.pack_plan import Job, LeftOut, LeftOuts, Sample
+from data.pack.pack_plan import LeftOut, LeftOuts, PackJob, Sample
 from data.pack.partial_folder import WorkFolder
 from data.pack.shard_writer import Parts, write_shard
 from data.shards.local_shard import LocalShard
 
-WATCH_S = 0.1
+REPORT_S = 0.1
 _QUEUED = 2  # shards per worker, so that none waits
 
 Advance = Callable[[], None]  # called after each input
 
 
 @dataclass(frozen=True)
-class Task:
+class PackTask:
     """One shard to make."""
 
     work: WorkFolder
     name: str
     split: str
-    job: Job
+    job: PackJob
 
     def run(self, advance: Advance) -> ShardRecord:
         """Write the shard, then its record."""
@@ -60,7 +60,7 @@ class Task:
 class _Reading:
     """Counts what a job gives."""
 
-    def __init__(self, job: Job, advance: Advance) -> None:
+    def __init__(self, job: PackJob, advance: Advance) -> None:
         self._job = job
         self._advance = advance
         self.left_out = LeftOuts()
@@ -81,22 +81,22 @@ class _Reading:
         self.parts.update(sample.parts)
 
 
-def run_here(tasks: Iterator[Task], watch: Callable[[int], None]) -> Iterator[ShardRecord]:
+def run_here(tasks: Iterator[PackTask], report: Callable[[int], None]) -> Iterator[ShardRecord]:
     """One shard after the other in this process."""
     read, seen = 0, time.monotonic()
 
     def advance() -> None:
         nonlocal read, seen
         read += 1
-        if time.monotonic() - seen > WATCH_S:
+        if time.monotonic() - seen > REPORT_S:
             seen = time.monotonic()
-            watch(read)
+            report(read)
 
     for task in tasks:
         yield task.run(advance)
 
 
-def run_in_processes(tasks: Iterator[Task], workers: int, watch: Callable[[int], None]) -> Iterator[ShardRecord]:
+def run_in_processes(tasks: Iterator[PackTask], workers: int, report: Callable[[int], None]) -> Iterator[ShardRecord]:
     """Records in the order in which shards are finished."""
     # Spawned, not forked: tokenizers and pyarrow have threads.
     context = get_context("spawn")
@@ -109,9 +109,9 @@ def run_in_processes(tasks: Iterator[Task], workers: int, watch: Callable[[int],
                     waiting.update(pool.submit(_run, task) for task in islice(tasks, workers * _QUEUED - len(waiting)))
                 if not waiting:
                     return
-                done, waiting = wait(waiting, WATCH_S, FIRST_COMPLETED)
+                done, waiting = wait(waiting, REPORT_S, FIRST_COMPLETED)
                 yield from [future.result() for future in done]
-                watch(read.value)
+                report(read.value)
         except BaseException:
             stop.value = True
             pool.shutdown(wait=True, cancel_futures=True)
@@ -151,6 +151,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _run(task: Task) -> ShardRecord:
+def _run(task: PackTask) -> ShardRecord:
     assert _advance is not None
     return task.run(_advance)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from configs.errors import ResourceError
 from data.arrays import Array, Ints, Say, silent
-from data.pack.pack_plan import Draws, Inputs, Job, Sample, digest_of, hash_fraction, hash_order
-from data.pack.packing_run import How, Packed, pack
+from data.pack.pack_plan import Draws, Inputs, PackJob, Sample, digest_of, hash_fraction, hash_order
+from data.pack.packing_run import PackOptions, PackSummary, pack
 from data.pack.shard_writer import ShardLimits, tar_bytes
 from data.pack_inputs.file_inputs import LABEL_PART, text_inputs
 from data.pack_inputs.list_files import list_files
@@ -45,12 +45,12 @@ class DigitJob:
             yield Sample(key, {"png": file.getvalue(), LABEL_PART: b"%d" % label})
 
 
-def pack_digits(out: Path, limits: ShardLimits = DIGITS_LIMITS, say: Say = silent) -> Packed:
+def pack_digits(out: Path, limits: ShardLimits = DIGITS_LIMITS, say: Say = silent) -> PackSummary:
     """1797 handwritten digits, 8×8 grey PNG with part cls; a fifth of each class is val."""
     images_NHW, labels_N = _load_digits()
     keys = [f"digit-{number:04d}" for number in range(len(labels_N))]
 
-    def job(numbers: Ints) -> Job:
+    def job(numbers: Ints) -> PackJob:
         return DigitJob([keys[n] for n in numbers], images_NHW[numbers], labels_N[numbers])
 
     inputs = Inputs(
@@ -63,14 +63,14 @@ def pack_digits(out: Path, limits: ShardLimits = DIGITS_LIMITS, say: Say = silen
         modified="",
         job=job,
     )
-    return pack(inputs, out, DIGITS_VAL_FRACTION, limits, How(say=say))
+    return pack(inputs, out, DIGITS_VAL_FRACTION, limits, PackOptions(say=say))
 
 
-def pack_stdlib(out: Path, limits: ShardLimits = STDLIB_LIMITS, say: Say = silent) -> Packed:
+def pack_stdlib(out: Path, limits: ShardLimits = STDLIB_LIMITS, say: Say = silent) -> PackSummary:
     """The Python files of this interpreter's standard library, without its tests, as part txt."""
     listing = list_files(Path(sysconfig.get_paths()["stdlib"]), "**/*.py", [], say)
     listing = listing.only([not _NOT_LIBRARY & set(name.split("/")) for name in listing.names])
-    return pack(text_inputs(listing, {}, None), out, STDLIB_VAL_FRACTION, limits, How(say=say))
+    return pack(text_inputs(listing, {}, None), out, STDLIB_VAL_FRACTION, limits, PackOptions(say=say))
 
 
 def _load_digits() -> tuple[Array, Array]:

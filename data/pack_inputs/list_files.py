@@ -53,7 +53,7 @@ def list_files(folder: Path, pattern: str, without: Sequence[Path], say: Say) ->
         raise DataError(f"glob {pattern!r} must be relative to the folder {folder}, such as **/*.txt")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder: correct the path")
-    matches = dict(_matches(folder, told(folder.glob(pattern), say, f"listing {folder}"), without))
+    matches = dict(_matches(folder, report_count(folder.glob(pattern), say, f"listing {folder}"), without))
     left_out = [LeftOut(name, match) for name, match in sorted(matches.items()) if isinstance(match, str)]
     found = {name: match for name, match in matches.items() if not isinstance(match, str)}
     if not found:
@@ -87,13 +87,13 @@ def _matches(
             yield name, status
 
 
-def told(items: Iterable[Item], say: Say, what: str) -> Iterator[Item]:
+def report_count(items: Iterable[Item], say: Say, what: str) -> Iterator[Item]:
     """The items; a line now and then tells how many have passed."""
-    said = time.monotonic()
+    said_at = time.monotonic()
     for number, item in enumerate(items):
-        if time.monotonic() - said > PROGRESS_S:
+        if time.monotonic() - said_at > PROGRESS_S:
             say(f"{what}: {number} so far")
-            said = time.monotonic()
+            said_at = time.monotonic()
         yield item
 
 

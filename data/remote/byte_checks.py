@@ -12,15 +12,15 @@ from data.shards.shard import CHECKED_BYTES, Checksums, checksum
 PIECE_BYTES = 1 << 20
 _PIECE_BLOCKS = PIECE_BYTES // CHECKED_BYTES
 
-Judge = Callable[[int, memoryview], bool]
+PieceCheck = Callable[[int, memoryview], bool]
 
 
-def believe(_piece: int, _contents: memoryview) -> bool:
+def accept_all(_piece: int, _contents: memoryview) -> bool:
     """For links that TLS protects."""
     return True
 
 
-def matching(expected: Checksums) -> Judge:
+def matches_checksums(expected: Checksums) -> PieceCheck:
     """Whether each block of a piece is as it was when the shard was indexed."""
 
     def judge(piece: int, contents: memoryview) -> bool:
@@ -31,7 +31,7 @@ def matching(expected: Checksums) -> Judge:
     return judge
 
 
-def agreeing() -> Judge:
+def arrived_twice() -> PieceCheck:
     """Whether the same contents came before, by another request: what is flipped on the way is not flipped alike."""
     seen: set[tuple[int, bytes]] = set()
 
@@ -45,8 +45,8 @@ def agreeing() -> Judge:
     return judge
 
 
-def fetch_trusted(
-    name: str, pieces: Sequence[int], fetch: Callable[[int, int], memoryview], judge: Judge, rounds: int
+def fetch_verified(
+    name: str, pieces: Sequence[int], fetch: Callable[[int, int], memoryview], judge: PieceCheck, rounds: int
 ) -> dict[int, bytes]:
     """The contents of ascending `pieces`, each asked for until `judge` believes it.
 

@@ -19,7 +19,7 @@ _PARTIAL = ".tmp"
 _USED = struct.Struct("<Q")
 
 
-class Room:
+class CacheLimit:
     """Makes room for new files in `folder` by removing those used least recently (by modification time).
 
     `used` counts the bytes of all files, those being written included: it may be too high after a crash, never too

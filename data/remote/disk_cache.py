@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data.remote import file_locks, piece_file
-from data.remote.cache_limit import Room
+from data.remote.cache_limit import CacheLimit
 
 _TOUCHED_EVERY_S = 30.0
 _log = logging.getLogger(__name__)
 
 
-class Piece(NamedTuple):
-    """Piece `number` of the contents with hash `shard` (128 bits)."""
+class PieceKey(NamedTuple):
+    """Which piece: `number` of the contents with hash `shard` (128 bits)."""
 
     shard: int
     number: int
@@ -35,15 +35,15 @@ class Piece(NamedTuple):
         return (self.shard + self.number) & (2**64 - 1)
 
 
-class Cache:
+class DiskCache:
     """A folder of piece files. Without it everything is downloaded: a failing disk costs time, never a run."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
-        self._room = Room(folder, limit_bytes)
+        self._room = CacheLimit(folder, limit_bytes)
         self._writable = True
 
-    def read(self, piece: Piece, payload_bytes: int, start: int, stop: int) -> bytes | None:
+    def read(self, piece: PieceKey, payload_bytes: int, start: int, stop: int) -> bytes | None:
         """Bytes start … stop-1 of a piece, verified; None: not there, or damaged and now removed."""
         path = f"{self._folder}/{piece.file_name}"
         try:
@@ -66,11 +66,11 @@ class Cache:
         finally:
             os.close(descriptor)
 
-    def holds(self, piece: Piece) -> bool:
+    def holds(self, piece: PieceKey) -> bool:
         """Whether there is a file; it may be damaged."""
         return (self._folder / piece.file_name).exists()
 
-    def discard(self, piece: Piece) -> None:
+    def discard(self, piece: PieceKey) -> None:
         """Remove a piece that is not what it should be."""
         try:
             (self._folder / piece.file_name).unlink(missing_ok=True)
@@ -78,7 +78,7 @@ class Cache:
             self._give_up(error)
 
     @contextmanager
-    def claimed(self, first: Piece, count: int, at_most_s: float) -> Iterator[None]:
+    def claimed(self, first: PieceKey, count: int, at_most_s: float) -> Iterator[None]:
         """Alone with `count` pieces of a shard, unless another keeps them longer: it may be stopped."""
         with ExitStack() as stack:
             try:
@@ -88,7 +88,7 @@ class Cache:
                 self._give_up(error)
             yield
 
-    def write(self, piece: Piece, payload: memoryview) -> None:
+    def write(self, piece: PieceKey, payload: memoryview) -> None:
         """Keep a piece where there is room."""
         if not self._writable:
             return
@@ -102,7 +102,7 @@ class Cache:
         except OSError as error:
             self._give_up(error)
 
-    def _fill(self, piece: Piece, payload: memoryview, partial: Path, file: BinaryIO) -> None:
+    def _fill(self, piece: PieceKey, payload: memoryview, partial: Path, file: BinaryIO) -> None:
         try:
             with file:
                 file.write(piece_file.header(piece.seed, payload))

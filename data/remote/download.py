@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from configs.errors import DataError
 from data import draws
 from data.remote.http_answers import Range, RequestFailedError
-from data.remote.range_request import Body, Connections
+from data.remote.range_request import ConnectionPool, ResponseBody
 from data.remote.signed_url import Request
 from data.shards.shard import Stat
 
@@ -32,7 +32,7 @@ def pause_s(failures: int, key: draws.Key, least_s: float = 0.0) -> float:
     return max(least_s, longest * share)
 
 
-class Pace:
+class DownloadSpeed:
     """How fast ranges come of late: what is slow is judged by it. Threads share it."""
 
     def __init__(self, hedges: int) -> None:
@@ -60,11 +60,11 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Link:
+class DownloadResources:
     """What the downloads of a process share."""
 
-    connections: Connections
-    pace: Pace
+    connections: ConnectionPool
+    pace: DownloadSpeed
     timeout_s: float
     tries: int
 
@@ -76,7 +76,7 @@ class Download:
     not asked for again, yet the failure counts; so does that of a racing request, one of which may be under way then.
     """
 
-    def __init__(self, link: Link, name: str, request: Callable[[], Request], asked: Range) -> None:
+    def __init__(self, link: DownloadResources, name: str, request: Callable[[], Request], asked: Range) -> None:
         self.link = link
         self.name = name
         self.request = request
@@ -88,7 +88,7 @@ class Download:
         """The bytes, fewer than asked where the object ends before. DataError: given up, or refused for good."""
         began = time.monotonic()
         size = self.asked.stop - self.asked.start
-        first = _Runner(self, self.asked.start)
+        first = _RequestThread(self, self.asked.start)
         runners = [first]
         try:
             first.start()
@@ -117,16 +117,16 @@ class Download:
             )
         return pause_s(count, (os.getpid(), self.name, self.asked.start), failure.retry_after_s)
 
-    def _race(self, runners: list["_Runner"]) -> "_Runner | None":
+    def _race(self, runners: list["_RequestThread"]) -> "_RequestThread | None":
         try:
-            second = _Runner(self, runners[0].reached)
+            second = _RequestThread(self, runners[0].reached)
             runners.append(second)
             second.start()
             return self._wait(runners)
         finally:
             self.link.pace.hedged()
 
-    def _wait_while_fast(self, runner: "_Runner", slow_after_s: float) -> None:
+    def _wait_while_fast(self, runner: "_RequestThread", slow_after_s: float) -> None:
         """Until it has ended, or its present request takes too long. Pauses do not count: the server asked for them."""
         with self.news:
             while not runner.ended:
@@ -135,14 +135,14 @@ class Download:
                     return
                 self.news.wait(left_s)
 
-    def _wait(self, runners: list["_Runner"]) -> "_Runner | None":
+    def _wait(self, runners: list["_RequestThread"]) -> "_RequestThread | None":
         """The one that has all bytes; None: all have failed."""
         with self.news:
             self.news.wait_for(lambda: any(r.done for r in runners) or all(r.ended for r in runners))
             return next((runner for runner in runners if runner.done), None)
 
 
-class _Runner:
+class _RequestThread:
     """Fetches from a byte on, with tries, in a thread of its own so that it can be left behind."""
 
     def __init__(self, download: Download, start_byte: int) -> None:
@@ -154,7 +154,7 @@ class _Runner:
         self.error: BaseException | None = None
         self.asked_at: float | None = None
         self._download = download
-        self._body: Body | None = None
+        self._body: ResponseBody | None = None
         self._dropped = threading.Event()
 
     @property

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Pool(Generic[T]):
+class DownloadThreads(Generic[T]):
     """At most `threads` pieces of work at once. The threads are daemons: a stalled server never delays an exit."""
 
     def __init__(self, threads: int) -> None:

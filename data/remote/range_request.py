@@ -26,7 +26,7 @@ _REFUSAL_BYTES = 2048
 _REDIRECTS = urllib3.Retry(total=3, connect=0, read=0, status=0, other=0, redirect=3, raise_on_redirect=False)
 
 
-class Connections:
+class ConnectionPool:
     """Connections kept open, for any number of threads."""
 
     def __init__(self, keep: int) -> None:
@@ -34,7 +34,7 @@ class Connections:
         self._lock = threading.Lock()
         self._managers: dict[str | None, urllib3.PoolManager] = {}
 
-    def get(self, name: str, request: Request, asked: Range, timeout_s: float) -> "Body":
+    def get(self, name: str, request: Request, asked: Range, timeout_s: float) -> "ResponseBody":
         """Ask for a range; `timeout_s` is the longest wait for any one byte.
 
         RequestFailedError: worth another try. DataError: refused for good.
@@ -53,7 +53,7 @@ class Connections:
         except (HTTPError, OSError) as error:
             raise _failed(error, timeout_s) from None
         try:
-            return Body(response, _stat(name, request, response, asked), asked, timeout_s)
+            return ResponseBody(response, _stat(name, request, response, asked), asked, timeout_s)
         except BaseException:
             response.close()
             raise
@@ -70,7 +70,7 @@ class Connections:
             return self._managers[proxy]
 
 
-class Body:
+class ResponseBody:
     """The bytes of a range. RequestFailedError: none came in time, or they ended early."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, stat: Stat, asked: Range, timeout_s: float) -> None:

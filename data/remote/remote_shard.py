@@ -16,10 +16,10 @@ from configs.sections.data_section import RemoteReads
 from data.remote import byte_checks
 from data.remote.address import Address, parse
 from data.remote.byte_checks import PIECE_BYTES
-from data.remote.disk_cache import Cache, Piece
+from data.remote.disk_cache import DiskCache, PieceKey
 from data.remote.download import Download
 from data.remote.http_answers import NotFoundError, Range
-from data.remote.shared_connections import SPAN_PIECES, Contents, Engine, engine_for
+from data.remote.shared_connections import SPAN_PIECES, Contents, SharedConnections, shared_connections_for
 from data.remote.signed_url import requests_for
 from data.shards.shard import Checksums, Stat
 
@@ -34,7 +34,7 @@ def open_remote(url: str, settings: RemoteReads) -> "RemoteShard":
     return RemoteShard(parse(url), settings)
 
 
-class Part(NamedTuple):
+class PieceRange(NamedTuple):
     """Bytes start … stop-1 of a piece, which lie at `at` of what is read."""
 
     piece: int
@@ -43,14 +43,14 @@ class Part(NamedTuple):
     at: int
 
 
-def parts(offset: int, size: int) -> list[Part]:
+def piece_ranges(offset: int, size: int) -> list[PieceRange]:
     """The pieces that hold `size` bytes from `offset` on. Pure."""
     found = []
     at = 0
     while at < size:
         piece, start = divmod(offset + at, PIECE_BYTES)
         stop = min(PIECE_BYTES, start + size - at)
-        found.append(Part(piece, start, stop, at))
+        found.append(PieceRange(piece, start, stop, at))
         at += stop - start
     return found
 
@@ -66,7 +66,7 @@ class RemoteShard:
         self._contents_hash = 0
         # The pieces that were compared with the checksums; replaced as one.
         self._trusted: tuple[Checksums | None, set[int]] = (None, set())
-        self._last_engine: Engine | None = None
+        self._last_engine: SharedConnections | None = None
 
     @property
     def name(self) -> str:
@@ -97,7 +97,7 @@ class RemoteShard:
     def view(self, offset: int, size: int) -> memoryview:
         self._refuse_outside(offset, size)
         into, missing = memoryview(bytearray(size)), []
-        for part in parts(offset, size):
+        for part in piece_ranges(offset, size):
             found = self._at_hand(part)
             if found is None:
                 missing.append(part)
@@ -113,10 +113,10 @@ class RemoteShard:
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """A hint: these (offset, size) are read soon. Neighbours come in one request; returns at once."""
-        wanted = sorted({part.piece for offset, size in ranges for part in parts(offset, size)})
+        wanted = sorted({part.piece for offset, size in ranges for part in piece_ranges(offset, size)})
         shard, engine = self._contents(), self._engine
         cache = self._cache
-        pieces = (Piece(shard, index) for index in wanted)
+        pieces = (PieceKey(shard, index) for index in wanted)
         missing = [p.number for p in pieces if engine.memory.get(p) is None and not (cache and cache.holds(p))]
         self._obtain(missing, urgent=False)
 
@@ -145,13 +145,13 @@ class RemoteShard:
         """Nothing: connections and pieces are shared by the shards of the process."""
 
     @property
-    def _engine(self) -> Engine:
+    def _engine(self) -> SharedConnections:
         if self._last_engine is None or self._last_engine.process != os.getpid():
-            self._last_engine = engine_for(self._settings)
+            self._last_engine = shared_connections_for(self._settings)
         return self._last_engine
 
     @property
-    def _cache(self) -> Cache | None:
+    def _cache(self) -> DiskCache | None:
         """None for a server that tells no version: its old contents could not be told from the new."""
         return self._engine.cache if self._stat().version else None
 
@@ -175,15 +175,15 @@ class RemoteShard:
                 "`stoker data index`"
             )
 
-    def _at_hand(self, part: Part) -> memoryview | bytes | None:
+    def _at_hand(self, part: PieceRange) -> memoryview | bytes | None:
         expected, checked = self._trusted
         if expected is not None and part.piece not in checked:
             whole = self._held(part.piece)
             if whole is None:
                 return None
-            self._engine.memory.put(Piece(self._contents(), part.piece), whole)
+            self._engine.memory.put(PieceKey(self._contents(), part.piece), whole)
             return memoryview(whole)[part.start : part.stop]
-        piece = Piece(self._contents(), part.piece)
+        piece = PieceKey(self._contents(), part.piece)
         whole = self._engine.memory.get(piece)
         if whole is not None:
             return memoryview(whole)[part.start : part.stop]
@@ -197,14 +197,14 @@ class RemoteShard:
         expected, checked = self._trusted
         if expected is None or index in checked:
             return True
-        if byte_checks.matching(expected)(index, memoryview(contents)):
+        if byte_checks.matches_checksums(expected)(index, memoryview(contents)):
             checked.add(index)
             return True
         return False
 
     def _held(self, index: int) -> bytes | None:
         """A piece from memory or from the cache, if it is there and believed."""
-        piece, size = Piece(self._contents(), index), self._piece_bytes(index)
+        piece, size = PieceKey(self._contents(), index), self._piece_bytes(index)
         contents = self._engine.memory.get(piece)
         if contents is not None and self._believes(index, contents):
             return contents
@@ -233,17 +233,17 @@ class RemoteShard:
     def _load(self, first: int, count: int, keep: bool) -> Contents:
         engine, shard, cache = self._engine, self._contents(), self._cache
         try:
-            claim = cache.claimed(Piece(shard, first), count, self._settings.timeout_s) if cache else nullcontext()
+            claim = cache.claimed(PieceKey(shard, first), count, self._settings.timeout_s) if cache else nullcontext()
             with claim:
                 loaded = {i: found for i in range(first, first + count) if (found := self._held(i)) is not None}
                 fetched = self._fetch([i for i in range(first, first + count) if i not in loaded])
                 for index, contents in fetched.items():
                     if cache:
-                        cache.write(Piece(shard, index), memoryview(contents))
+                        cache.write(PieceKey(shard, index), memoryview(contents))
             loaded |= fetched
             if keep:
                 for index, contents in loaded.items():
-                    engine.memory.put(Piece(shard, index), contents)
+                    engine.memory.put(PieceKey(shard, index), contents)
             return loaded
         finally:
             engine.arrived(shard, first, count)
@@ -252,12 +252,14 @@ class RemoteShard:
         expected, checked = self._trusted
         tries = self._settings.tries
         if expected is not None:
-            found = byte_checks.fetch_trusted(self.name, pieces, self._download, byte_checks.matching(expected), tries)
+            found = byte_checks.fetch_verified(
+                self.name, pieces, self._download, byte_checks.matches_checksums(expected), tries
+            )
             checked.update(found)
             return found
         if self._request().protected:
-            return byte_checks.fetch_trusted(self.name, pieces, self._download, byte_checks.believe, 1)
-        return byte_checks.fetch_trusted(self.name, pieces, self._download, byte_checks.agreeing(), tries + 1)
+            return byte_checks.fetch_verified(self.name, pieces, self._download, byte_checks.accept_all, 1)
+        return byte_checks.fetch_verified(self.name, pieces, self._download, byte_checks.arrived_twice(), tries + 1)
 
     def _download(self, first: int, count: int) -> memoryview:
         stat = self._stat()

@@ -68,7 +68,7 @@ class LocalShard:
     def view(self, offset: int, size: int) -> memoryview:
         """Exactly `size` bytes of the mapped file, which a held view keeps mapped (with a descriptor of its own).
 
-        Blocks not known to be good are read, never touched here, so what is wrong with them is a DataError. Whoever
+        ShuffleBlocks not known to be good are read, never touched here, so what is wrong with them is a DataError. Whoever
         touches a page that the file no longer has, or that the disk cannot read again, is killed by SIGBUS.
         """
         file = self._file or self._open()

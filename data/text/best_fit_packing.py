@@ -16,10 +16,10 @@ SEGMENT_ROWS = 512
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Rows of a shard, in order of the first document in each: row r has pieces starts[r] … starts[r+1]-1.
+class PackedRows:
+    """Rows of a shard, in order of the first document in each: row r has spans starts[r] … starts[r+1]-1.
 
-    Piece p is made of inputs first[p] … first[p] + row_tokens - 1 of document documents[p], or up to its last input.
+    Span p is made of inputs first[p] … first[p] + row_tokens - 1 of document documents[p], or up to its last input.
     Segment s is rows segments[s] … segments[s+1]-1, with segment_inputs[s] inputs: all those of neighbouring documents.
     """
 
@@ -30,7 +30,7 @@ class Packed:
     segment_inputs: Array
 
 
-def pack(lengths: Ints, row_tokens: int) -> Packed:
+def pack(lengths: Ints, row_tokens: int) -> PackedRows:
     """Fit documents of `lengths` tokens into rows of `row_tokens` inputs, none cut unless it is longer than a row.
 
     A document has one input, and one target, fewer than tokens. Longer ones are cut into full rows and a remainder;
@@ -40,7 +40,7 @@ def pack(lengths: Ints, row_tokens: int) -> Packed:
     ranges = list(_segments(inputs, row_tokens))
     found = [_pack_segment(a, inputs[a:b], row_tokens) for a, b in ranges]
     counts, documents, first = (_joined([part[i] for part in found]) for i in range(3))
-    return Packed(
+    return PackedRows(
         starts=_narrow(np.concatenate(([0], np.cumsum(counts)))),
         documents=_narrow(documents),
         first=_narrow(first),

@@ -11,19 +11,21 @@ from data.arrays import Array, Ints, Say
 from data.index import sidecar
 from data.index.catalog import Catalog
 from data.index.column import Column
-from data.index.shuffle_blocks import Blocks
+from data.index.shuffle_blocks import ShuffleBlocks
 
 
-class Lengths(Protocol):
+class DocumentLengths(Protocol):
     """Tokens of each sample, end of document included."""
 
     def __getitem__(self, sample: int) -> int: ...
     def take(self, samples: Ints) -> Ints: ...
-    def block_totals(self, blocks: Blocks) -> Ints: ...
+    def block_totals(self, blocks: ShuffleBlocks) -> Ints: ...
 
 
-Note = Callable[[int, DamagedDataError], None]  # of a sample that cannot be read; raises when that is not to be borne
-Measure = Callable[[range, Note], dict[str, Array]]  # numbers about each of these samples, "lengths" among them
+# Called for a sample that cannot be read; raises where the run is to stop at it.
+OnUnreadable = Callable[[int, DamagedDataError], None]
+# Numbers about each of these samples, "lengths" among them.
+MeasureDocuments = Callable[[range, OnUnreadable], dict[str, Array]]
 
 
 class MeasuredLengths:
@@ -34,7 +36,7 @@ class MeasuredLengths:
     can be read; with `stops` in any case, and what cannot be read is raised.
     """
 
-    def __init__(self, catalog: Catalog, name: str, measure: Measure, stops: bool, say: Say) -> None:
+    def __init__(self, catalog: Catalog, name: str, measure: MeasureDocuments, stops: bool, say: Say) -> None:
         self._catalog = catalog
         self._name = name
         self._measure = measure
@@ -68,7 +70,7 @@ class MeasuredLengths:
         shard, stamp = self._catalog.shards[number], self._catalog.indexes[number].digest
         kept = self._usable(number, sidecar.load(shard, self._name, stamp))
         if kept is None:
-            with sidecar.building(shard, self._name):
+            with sidecar.build_lock(shard, self._name):
                 kept = self._usable(number, sidecar.load(shard, self._name, stamp))
                 if kept is None:
                     count = len(self._catalog.shards)

@@ -13,11 +13,11 @@ from configs.sections.data_section import TextData, TokensData
 from data.arrays import Array, Ints, Say
 from data.index.catalog import Catalog
 from data.index.column import Column
-from data.index.shuffle_blocks import Blocks
+from data.index.shuffle_blocks import ShuffleBlocks
 from data.order.row_order import ROW_WINDOW_TOKENS
 from data.text import npy
 from data.text.document_cache import DocumentCache
-from data.text.document_lengths import Lengths, MeasuredLengths, Note
+from data.text.document_lengths import DocumentLengths, MeasuredLengths, OnUnreadable
 from data.text.tokenizer import ByteTokenizer, HuggingFaceTokenizer, open_tokenizer
 
 __all__ = ["open_documents"]
@@ -27,7 +27,7 @@ BATCH_DOCUMENTS = 256
 
 
 @dataclass(frozen=True)
-class Reuse:
+class ReadWindow:
     """The rows of a long document are read within about `window_tokens` of each other, over all lanes."""
 
     window_tokens: int = ROW_WINDOW_TOKENS
@@ -42,7 +42,7 @@ class Documents(Protocol):
     @property
     def name(self) -> str: ...  # of files kept beside shards
     @property
-    def lengths(self) -> Lengths: ...
+    def lengths(self) -> DocumentLengths: ...
     @property
     def blank(self) -> int: ...  # fills what is not trained on
     @property
@@ -74,7 +74,7 @@ class _TextLengths:
     def take(self, samples: Ints) -> Ints:
         return self._sizes.take(samples) + 1
 
-    def block_totals(self, blocks: Blocks) -> Ints:
+    def block_totals(self, blocks: ShuffleBlocks) -> Ints:
         return self._sizes.block_totals(blocks) + blocks.samples
 
 
@@ -90,7 +90,7 @@ class ByteDocuments:
         self.blank = ByteTokenizer.end_of_document
         self._catalog = catalog
         self._part = catalog.required_part(part)
-        self.lengths: Lengths = _TextLengths(self._part.sizes)
+        self.lengths: DocumentLengths = _TextLengths(self._part.sizes)
 
     def shard_lengths(self, shard: int) -> Ints:
         return self._part.sizes.tables[shard] + 1
@@ -113,7 +113,7 @@ class EncodedDocuments:
     """Text through a Hugging Face tokenizer, which must be run to know a document's length."""
 
     def __init__(
-        self, catalog: Catalog, part: str, tokenizer: HuggingFaceTokenizer, reuse: Reuse, stops: bool, say: Say
+        self, catalog: Catalog, part: str, tokenizer: HuggingFaceTokenizer, reuse: ReadWindow, stops: bool, say: Say
     ) -> None:
         self.name = f"len-{tokenizer.identity[:16]}-{part}"
         self.blank = tokenizer.end_of_document
@@ -159,7 +159,7 @@ class EncodedDocuments:
             )
         return np.append(ids, self.blank)
 
-    def _measure(self, samples: range, note: Note) -> dict[str, Array]:
+    def _measure(self, samples: range, note: OnUnreadable) -> dict[str, Array]:
         lengths = np.ones(len(samples), np.int64)
         for first in range(0, len(samples), BATCH_DOCUMENTS):
             texts: dict[int, str] = {}
@@ -221,7 +221,7 @@ class ArrayDocuments:
             )
         return ids
 
-    def _measure(self, samples: range, note: Note) -> dict[str, Array]:
+    def _measure(self, samples: range, note: OnUnreadable) -> dict[str, Array]:
         lengths, dtypes = np.ones(len(samples), np.int64), np.zeros(len(samples), np.uint8)
         for number, sample in enumerate(samples):
             try:
@@ -244,7 +244,9 @@ class ArrayDocuments:
             ) from error
 
 
-def open_documents(catalog: Catalog, data: TextData | TokensData, say: Say, reuse: Reuse = Reuse()) -> Documents:
+def open_documents(
+    catalog: Catalog, data: TextData | TokensData, say: Say, reuse: ReadWindow = ReadWindow()
+) -> Documents:
     """Documents as the recipe reads them. DataError: a sample lacks the part, or it is not what the recipe says."""
     stops = data.on_error == "stop"
     if data.kind == "tokens":

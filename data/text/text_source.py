@@ -18,9 +18,9 @@ from data.order.row_order import ROW_WINDOW_TOKENS
 from data.source import Skipped
 from data.text import best_fit_packing
 from data.text.best_fit_rows import FittedRows, load_packs, row_blocks
-from data.text.concat_packing import ConcatenatedRows, Piece, TokenStream
+from data.text.concat_packing import ConcatenatedRows, TokenSpan, TokenStream
 from data.text.document_lengths import cause_of
-from data.text.documents import Documents, Reuse, open_documents
+from data.text.documents import Documents, ReadWindow, open_documents
 
 __all__ = ["open_text_source"]
 
@@ -31,13 +31,13 @@ _TokenData = TextData | TokensData
 _VERSIONS = {"concat": row_order.VERSION, "best_fit": best_fit_packing.VERSION}
 
 
-class Layout(Protocol):
+class RowPacking(Protocol):
     """What each row is made of; `count` rows make a pass."""
 
     @property
     def count(self) -> int: ...
 
-    def pieces(self, items: Ints) -> Iterator[list[Piece]]: ...
+    def pieces(self, items: Ints) -> Iterator[list[TokenSpan]]: ...
 
 
 class TextSource:
@@ -47,7 +47,7 @@ class TextSource:
     """
 
     def __init__(
-        self, name: str, catalog: Catalog, documents: Documents, layout: Layout, data: _TokenData, context: int
+        self, name: str, catalog: Catalog, documents: Documents, layout: RowPacking, data: _TokenData, context: int
     ) -> None:
         self.name = name
         self.catalog = catalog
@@ -107,7 +107,7 @@ class TextSource:
         where = [(self.catalog.shards[self.catalog.place(s)[0]].name, s) for s in sorted(self._documents.unreadable)]
         return [Skipped(shard, self.catalog.key(s), self._documents.unreadable[s]) for shard, s in where]
 
-    def _fill_row(self, pieces: list[Piece], tokens_T: Ints, targets_T: Ints, skipped: list[Skipped]) -> None:
+    def _fill_row(self, pieces: list[TokenSpan], tokens_T: Ints, targets_T: Ints, skipped: list[Skipped]) -> None:
         follows = False
         for sample, first, last, at, has_next in pieces:
             count = last - first
@@ -141,13 +141,13 @@ def open_text_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | No
     data, model = recipe.data, recipe.model
     assert data.kind != "image" and isinstance(model, GptModel), "the schema refuses other pairs"
     lanes = 1 if seed is None else data.lanes
-    layout: Layout
+    layout: RowPacking
     if data.packing == "best_fit":
         window_tokens = max(ROW_WINDOW_TOKENS, lanes * best_fit_packing.segment_tokens(model.context))
-        documents = open_documents(catalog, data, say, Reuse(window_tokens, lanes))
+        documents = open_documents(catalog, data, say, ReadWindow(window_tokens, lanes))
         layout = _fitted(catalog, documents, data, model.context, seed, lanes, say)
     else:
-        documents = open_documents(catalog, data, say, Reuse(ROW_WINDOW_TOKENS, lanes))
+        documents = open_documents(catalog, data, say, ReadWindow(ROW_WINDOW_TOKENS, lanes))
         layout = _concatenated(catalog, documents, data, model.context, seed, lanes)
     return TextSource(name, catalog, documents, layout, data, model.context)
 

@@ -20,7 +20,7 @@ from data.index.shard_patterns import globs_match
 from data.shards.shard import Shard
 from data.text import npy
 from data.text.documents import open_documents
-from data.verify.verify_checksums import Manifests, Records
+from data.verify.verify_checksums import ExpectedContents, Manifests
 
 __all__ = ["verify"]
 
@@ -63,7 +63,7 @@ class _Progress:
         self._shards = shards
         self._number = 0
         self._name = ""
-        self._said = time.monotonic()
+        self._said_at = time.monotonic()
 
     def start(self, shard: Shard) -> None:
         self._number += 1
@@ -71,15 +71,15 @@ class _Progress:
         self.at("")
 
     def at(self, place: str) -> None:
-        if time.monotonic() - self._said > PROGRESS_S:
+        if time.monotonic() - self._said_at > PROGRESS_S:
             self.say(f"verifying shard {self._number} of {self._shards}: {self._name}{place}")
-            self._said = time.monotonic()
+            self._said_at = time.monotonic()
 
 
 def _verify_shard(shard: Shard, recipe: Recipe | None, manifests: Manifests, progress: _Progress) -> Iterator[str]:
     index: ShardIndex | None = None
     try:
-        records = Records(shard, manifests)
+        records = ExpectedContents(shard, manifests)
         progress.incomparable += not records.comparable
         try:
             index = build_index(shard, progress.say)

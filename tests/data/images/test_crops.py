@@ -14,7 +14,7 @@ from data.arrays import Bytes
 from data.draws import raw
 from data.images import resize
 from data.images.codecs import EIGHTHS, PixelBuffer, open_picture
-from data.images.crops import DRAWS, View, centre, drawn
+from data.images.crops import DRAWS, Crop, centre, drawn
 from data.images.rand_augment import DRAWS_PER_OPERATION, OPERATIONS, drawn_operations, rand_augment
 from data.images.sample_draws import uniforms
 
@@ -60,7 +60,7 @@ def test_a_part_is_copied_as_numpy_would_cut_and_mirror_it(seed: int, channels: 
     left, top = (int(random.integers(0, side - size + 1)) for side in (width, height))
     right, down = random.integers(-size, size + 1, 2).tolist()
     row = np.zeros((3, size, size, channels), np.uint8)
-    view = View(size, (left, top, left + size, top + size), right, down, mirrored)
+    view = Crop(size, (left, top, left + size, top + size), right, down, mirrored)
     assert not view.resizes
     resize.write(np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels, EIGHTHS, view, row[1])
     padded = np.pad(pixels[top : top + size, left : left + size], ((size, size), (size, size), (0, 0)))
@@ -74,7 +74,7 @@ def test_a_view_is_resized_as_pillow_resizes_a_box_of_the_whole_picture(channels
     pixels = _natural(150, 200)[:, :, :channels].copy()
     whole = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     for box in ((0.0, 0.0, 200.0, 150.0), (31.4, 7.9, 121.5, 149.7), (180.0, 130.0, 200.0, 150.0)):
-        found = resize.resize(pixels, EIGHTHS, View(48, box))
+        found = resize.resize(pixels, EIGHTHS, Crop(48, box))
         pillow = np.asarray(whole.resize((48, 48), Image.Resampling.BILINEAR, box=box)).reshape(found.shape)
         assert np.abs(found.astype(int) - pillow).max() <= 1
 

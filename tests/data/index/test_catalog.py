@@ -13,7 +13,7 @@ from data.arrays import Ints
 from data.index.catalog import Catalog, Part
 from data.index.column import Column
 from data.index.open_catalog import open_catalog
-from data.index.shuffle_blocks import GROUP_SAMPLES, cut_blocks
+from data.index.shuffle_blocks import GROUP_SAMPLES, split_into_blocks
 from tests.support.data.memory_source import equal_blocks
 
 MakeShard = Callable[..., Path]
@@ -113,7 +113,7 @@ def test_a_column_is_like_the_array_of_all_its_tables(monkeypatch: pytest.Monkey
     assert column.block_totals(blocks).tolist() == np.add.reduceat(whole, blocks.first).tolist()
     monkeypatch.setattr("data.index.shuffle_blocks.MAX_BLOCKS", 6)
     groups = [np.ones(-(-count // GROUP_SAMPLES), np.int64) for count in counts]
-    larger = cut_blocks(np.array(counts), groups)
+    larger = split_into_blocks(np.array(counts), groups)
     assert len(larger.first) < len(blocks.first)
     assert column.block_totals(larger).tolist() == np.add.reduceat(whole, larger.first).tolist()
 

@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 
 from data.arrays import Ints
 from data.index.column import Column
-from data.index.shuffle_blocks import GROUP_SAMPLES, cut_blocks
+from data.index.shuffle_blocks import GROUP_SAMPLES, split_into_blocks
 from data.order.epochs import SampleStream
 from data.order.lanes import lane_starts
 from data.order.row_order import RowGroup, RowOrder
 from data.text import best_fit_packing
-from data.text.best_fit_packing import Packed, best_fit_decreasing, pack
+from data.text.best_fit_packing import PackedRows, best_fit_decreasing, pack
 from data.text.best_fit_rows import FittedRows, row_blocks
-from data.text.concat_packing import ConcatenatedRows, Piece, TokenStream
+from data.text.concat_packing import ConcatenatedRows, TokenSpan, TokenStream
 
 shard_lengths = st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=90), min_size=1, max_size=4)
 row_tokens = st.integers(1, 24)
 
 
-def _rows_of(packed: Packed, lengths: list[int], context: int) -> list[list[tuple[int, int, int]]]:
+def _rows_of(packed: PackedRows, lengths: list[int], context: int) -> list[list[tuple[int, int, int]]]:
     """(document, first, last) input ranges of each row."""
     pieces = [
         (document, first, min(first + context, lengths[document] - 1))
@@ -102,7 +102,7 @@ def _stream(
 ) -> tuple[SampleStream, TokenStream]:
     lengths = Column([np.array(shard) for shard in shards])
     groups = [np.add.reduceat(shard, np.arange(0, len(shard), GROUP_SAMPLES)) for shard in lengths.tables]
-    blocks = cut_blocks(np.array([len(shard) for shard in shards]), groups)
+    blocks = split_into_blocks(np.array([len(shard) for shard in shards]), groups)
     tokens = lengths.block_totals(blocks)
     stream = SampleStream(blocks, window_bytes, "f", seed, lanes, tokens)
     return stream, TokenStream(stream, lengths, tokens)
@@ -114,7 +114,7 @@ def _written_out(stream: SampleStream, lengths: list[int], passes: int) -> list[
     return [(sample, number) for sample in ids for number in range(lengths[sample])]
 
 
-def _expanded(pieces: list[Piece]) -> tuple[list[Token], list[Token]]:
+def _expanded(pieces: list[TokenSpan]) -> tuple[list[Token], list[Token]]:
     """The inputs and the targets of a row."""
     inputs: list[Token] = []
     targets: list[Token] = []
