@@ -20,7 +20,7 @@ _USED = struct.Struct("<Q")
 
 
 class CacheLimit:
-    """Makes room for new files in `folder` by removing those used least recently (by modification time).
+    """Keeps `folder` below `limit_bytes` by removing those used least recently (by modification time).
 
     `used` counts the bytes of all files, those being written included: it may be too high after a crash, never too
     low, and each process counts anew before its first file and whenever the limit is reached.
@@ -59,6 +59,7 @@ class CacheLimit:
 
     @property
     def lock_file(self) -> Path:
+        """Lock number 0 of it guards the size; other numbers are pieces' (`PieceKey.lock_number`)."""
         return self._folder / "locks"
 
     def _create(self, size: int) -> tuple[Path, BinaryIO]:

@@ -40,7 +40,7 @@ class DiskCache:
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
-        self._room = CacheLimit(folder, limit_bytes)
+        self._limit = CacheLimit(folder, limit_bytes)
         self._writable = True
 
     def read(self, piece: PieceKey, payload_bytes: int, start: int, stop: int) -> bytes | None:
@@ -51,7 +51,7 @@ class DiskCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._give_up(error)
+            self._stop_writing(error)
             return None
         try:
             found = piece_file.read(descriptor, piece.seed, payload_bytes, start, stop)
@@ -61,7 +61,7 @@ class DiskCache:
                 os.utime(descriptor)
             return found
         except OSError as error:
-            self._give_up(error)
+            self._stop_writing(error)
             return None
         finally:
             os.close(descriptor)
@@ -75,7 +75,7 @@ class DiskCache:
         try:
             (self._folder / piece.file_name).unlink(missing_ok=True)
         except OSError as error:
-            self._give_up(error)
+            self._stop_writing(error)
 
     @contextmanager
     def claimed(self, first: PieceKey, count: int, at_most_s: float) -> Iterator[None]:
@@ -83,9 +83,9 @@ class DiskCache:
         with ExitStack() as stack:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(file_locks.held(self._room.lock_file, first.lock_number, count, at_most_s))
+                stack.enter_context(file_locks.held(self._limit.lock_file, first.lock_number, count, at_most_s))
             except OSError as error:
-                self._give_up(error)
+                self._stop_writing(error)
             yield
 
     def write(self, piece: PieceKey, payload: memoryview) -> None:
@@ -94,13 +94,13 @@ class DiskCache:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            reserved = self._room.reserve(piece_file.file_bytes(len(payload)))
+            reserved = self._limit.reserve(piece_file.file_bytes(len(payload)))
             if reserved is not None:
                 self._fill(piece, payload, *reserved)
         except FileNotFoundError:  # somebody empties the folder: the next piece makes it anew
             return
         except OSError as error:
-            self._give_up(error)
+            self._stop_writing(error)
 
     def _fill(self, piece: PieceKey, payload: memoryview, partial: Path, file: BinaryIO) -> None:
         try:
@@ -108,11 +108,11 @@ class DiskCache:
                 file.write(piece_file.header(piece.seed, payload))
                 file.write(payload)
                 file.flush()
-                self._room.publish(partial, self._folder / piece.file_name)
+                self._limit.publish(partial, self._folder / piece.file_name)
         finally:
             partial.unlink(missing_ok=True)
 
-    def _give_up(self, error: OSError) -> None:
+    def _stop_writing(self, error: OSError) -> None:
         if self._writable:
             self._writable = False
             _log.warning(

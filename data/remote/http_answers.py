@@ -70,6 +70,7 @@ def only_if_unchanged(asked: Range) -> dict[str, str]:
 
 
 def changed(name: str) -> DataError:
+    """The error for an object whose version or size is no longer the one that was indexed."""
     return DataError(
         f"{name}: the shard changed after it was indexed: leave shards alone while they are read; "
         "start again to index it anew"

@@ -76,24 +76,24 @@ class ResponseBody:
     def __init__(self, response: urllib3.BaseHTTPResponse, stat: Stat, asked: Range, timeout_s: float) -> None:
         self.stat = stat
         self._response = response
-        self._left = min(asked.stop, stat.size) - asked.start
+        self._bytes_left = min(asked.stop, stat.size) - asked.start
         self._timeout_s = timeout_s
 
     def read_into(self, into: memoryview) -> int:
         """As many bytes as have come; 0 at the end."""
-        if not self._left:
+        if not self._bytes_left:
             return 0
         try:
-            chunk = self._response.read1(min(_READ_BYTES, self._left))
+            chunk = self._response.read1(min(_READ_BYTES, self._bytes_left))
         except (HTTPError, OSError, ValueError) as error:
             raise _failed(error, self._timeout_s) from None
         if not chunk:
             raise RequestFailedError("the body ended early")
         into[: len(chunk)] = chunk
-        self._left -= len(chunk)
+        self._bytes_left -= len(chunk)
         return len(chunk)
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         """Give the rest up, from any thread: a read that waits for it ends."""
         # It may have ended, or be closed, at this very moment.
         with suppress(ValueError, RuntimeError, OSError):
@@ -101,7 +101,7 @@ class ResponseBody:
 
     def close(self) -> None:
         """Keep the connection for the next request if every byte was read."""
-        if self._left == 0 and self._response.length_remaining == 0:
+        if self._bytes_left == 0 and self._response.length_remaining == 0:
             self._response.release_conn()
         else:
             self._response.close()

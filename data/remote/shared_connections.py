@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from configs.sections.data_section import RemoteReads
-from data.remote.byte_checks import runs
+from data.remote.byte_checks import neighbours
 from data.remote.disk_cache import DiskCache, PieceKey
 from data.remote.download import DownloadResources, DownloadSpeed
 from data.remote.download_threads import DownloadThreads
@@ -20,11 +20,11 @@ MEMORY_BYTES = 128 << 20
 SPAN_PIECES = 8
 _MOST_WAITING = 256
 
-Contents = dict[int, bytes]
+Pieces = dict[int, bytes]
 
 
 class MemoryCache:
-    """The pieces used last, up to so many bytes."""
+    """The pieces used last, up to so many bytes. Threads may share it."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -33,6 +33,7 @@ class MemoryCache:
         self._lock = threading.Lock()
 
     def get(self, piece: PieceKey) -> bytes | None:
+        """The piece, which is then the one used last; None: not in memory."""
         with self._lock:
             found = self._pieces.get(piece)
             if found is not None:
@@ -40,6 +41,7 @@ class MemoryCache:
             return found
 
     def put(self, piece: PieceKey, contents: bytes) -> None:
+        """Keep a piece; those unused for longest are dropped while there are more than `limit_bytes`."""
         with self._lock:
             self._bytes += len(contents) - len(self._pieces.pop(piece, b""))
             self._pieces[piece] = contents
@@ -48,44 +50,47 @@ class MemoryCache:
 
 
 class SharedConnections:
-    """One per process and settings."""
+    """Connections, download threads, memory and disk cache: one per process and settings."""
 
     def __init__(self, settings: RemoteReads) -> None:
         self.process = os.getpid()
+        # Ranges that are asked for twice hold a second connection each.
         hedges = max(1, settings.connections // 2)
         connections = ConnectionPool(settings.connections + hedges)
-        self.link = DownloadResources(connections, DownloadSpeed(hedges), settings.timeout_s, settings.tries)
+        self.resources = DownloadResources(connections, DownloadSpeed(hedges), settings.timeout_s, settings.tries)
         self.cache = DiskCache(cache_folder(settings, os.environ), settings.cache_bytes)
         self.memory = MemoryCache(MEMORY_BYTES)
-        self._pool: DownloadThreads[Contents] = DownloadThreads(settings.connections)
+        self._threads: DownloadThreads[Pieces] = DownloadThreads(settings.connections)
         self._lock = threading.Lock()
-        self._coming: dict[PieceKey, Future[Contents]] = {}
+        self._pending: dict[PieceKey, Future[Pieces]] = {}
 
     def obtain(
-        self, shard: int, pieces: Sequence[int], load: Callable[[int, int], Contents], urgent: bool, span: int
-    ) -> dict[int, Future[Contents]]:
+        self, shard: int, pieces: Sequence[int], load: Callable[[int, int], Pieces], urgent: bool, span: int
+    ) -> dict[int, Future[Pieces]]:
         """For each of ascending pieces, what will hold it: under way already, or a new `load(first, count)`."""
         with self._lock:
-            coming = {index: future for index in pieces if (future := self._coming.get(PieceKey(shard, index)))}
-            for first, count in runs([index for index in pieces if index not in coming], span):
-                if not urgent and self._pool.waiting >= _MOST_WAITING:
+            pending = {index: future for index in pieces if (future := self._pending.get(PieceKey(shard, index)))}
+            for first, count in neighbours([index for index in pieces if index not in pending], span):
+                if not urgent and self._threads.waiting >= _MOST_WAITING:
                     break
-                future = self._pool.submit(partial(load, first, count), urgent)
-                coming |= dict.fromkeys(range(first, first + count), future)
-                self._coming |= {PieceKey(shard, index): future for index in range(first, first + count)}
-        for future in set(coming.values()):
+                future = self._threads.submit(partial(load, first, count), urgent)
+                pending |= dict.fromkeys(range(first, first + count), future)
+                self._pending |= {PieceKey(shard, index): future for index in range(first, first + count)}
+        # Outside the lock, which load's own end takes.
+        for future in set(pending.values()):
             if urgent:
-                self._pool.hurry(future)
-        return coming
+                self._threads.make_urgent(future)
+        return pending
 
     def arrived(self, shard: int, first: int, count: int) -> None:
         """A load ended, well or not."""
         with self._lock:
             for index in range(first, first + count):
-                self._coming.pop(PieceKey(shard, index), None)
+                self._pending.pop(PieceKey(shard, index), None)
 
 
 def cache_folder(settings: RemoteReads, environment: Mapping[str, str]) -> Path:
+    """data.remote.cache_dir, or stoker/shards in XDG_CACHE_HOME (~/.cache)."""
     if settings.cache_dir is not None:
         return Path(settings.cache_dir)
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stoker" / "shards"
@@ -96,7 +101,7 @@ _lock = threading.Lock()
 
 
 def shared_connections_for(settings: RemoteReads) -> SharedConnections:
-    """This process's engine; made anew in a forked one, where neither threads nor connections can be used."""
+    """Those of this process; made anew in a forked one, where neither threads nor connections can be used."""
     with _lock:
         if settings not in _shared_connections:
             _shared_connections[settings] = SharedConnections(settings)
@@ -104,6 +109,7 @@ def shared_connections_for(settings: RemoteReads) -> SharedConnections:
 
 
 def _forget_parent() -> None:
+    # The parent's lock may be held by a thread that the fork did not copy.
     global _lock
     _lock = threading.Lock()
     _shared_connections.clear()

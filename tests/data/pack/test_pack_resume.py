@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.pack.packing_run import PackOptions, Progress
+from data.pack.packing_run import PackOptions, PackProgress
 from data.pack.partial_folder import partial_folder, work_folder
 from data.pack.shard_writer import ShardLimits
 from data.pack_inputs.pack_kinds import pack_table, pack_text
@@ -54,7 +54,7 @@ def _command(texts: Path, out: Path, workers: int) -> list[str]:
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
     tmp_path: Path, texts: Path, expected: dict[str, str], workers: int
 ) -> None:
-    seen: list[Progress] = []
+    seen: list[PackProgress] = []
     options = PackOptions(workers=workers, report_progress=seen.append)
     pack_text(texts, "*.txt", tmp_path / "out", 0.1, LIMITS, options, tokenizer="bytes")
     assert len(expected) > 20
@@ -122,7 +122,7 @@ def _session(pid: str) -> int:
 def test_finished_shards_are_not_made_again(tmp_path: Path, texts: Path, expected: dict[str, str]) -> None:
     out = tmp_path / "out"
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: PackProgress) -> None:
         if progress.shards >= 5:
             raise KeyboardInterrupt
 
@@ -144,7 +144,7 @@ def test_finished_shards_are_not_made_again(tmp_path: Path, texts: Path, expecte
 def test_another_plan_in_the_same_folder_is_refused_with_the_difference(tmp_path: Path, texts: Path) -> None:
     out = tmp_path / "out"
 
-    def stop(_progress: Progress) -> None:
+    def stop(_progress: PackProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -176,7 +176,7 @@ def test_a_table_whose_files_were_replaced_or_lie_elsewhere_is_another_plan(tmp_
         columns = Columns(files=["bin=file"], root=tmp_path / root)
         pack_table(tmp_path / "t.csv", columns, tmp_path / "out", 0.0, ShardLimits(samples=1), options)
 
-    def stop(_progress: Progress) -> None:
+    def stop(_progress: PackProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
