@@ -170,11 +170,11 @@ def _mix(recipe: Recipe, sources: Sequence[Source]) -> Mixture:
     return mixture
 
 
-def read_micro_batch(dataset: Dataset, step: int, piece: Slice, micro: int) -> MicroBatch:
+def read_micro_batch(dataset: Dataset, step: int, positions: Slice, micro: int) -> MicroBatch:
     """One micro-batch of `micro` rows, blanks included."""
-    rows = dataset.read(piece.start, piece.stop, micro)
-    keys = dataset.keys(piece.start, piece.stop)
-    return MicroBatch(step, piece.micro, rows.arrays, rows.samples, rows.targets, keys, rows.skipped)
+    rows = dataset.read(positions.start, positions.stop, micro)
+    keys = dataset.keys(positions.start, positions.stop)
+    return MicroBatch(step, positions.micro, rows.arrays, rows.samples, rows.targets, keys, rows.skipped)
 
 
 def unigram_entropy(dataset: Dataset, max_rows: int | None = None, max_tokens: int = 4_000_000) -> float:

@@ -58,11 +58,11 @@ def main() -> None:
 
 
 def _row(
-    folder: Path, what: str, height: int, width: int, quality: int, size: int, how: dict[str, object] | None,
+    folder: Path, what: str, height: int, width: int, quality: int, size: int, augment: dict[str, object] | None,
     threads: int, rounds: int,
 ) -> str:  # fmt: skip
     jpegs = [simplejpeg.encode_jpeg(picture(height, width, n), quality, "RGB", "420") for n in range(PICTURES)]
-    source = _source(folder, jpegs, size, how, threads)
+    source = _source(folder, jpegs, size, augment, threads)
     with ThreadPoolExecutor(threads) as pool:
         ours = _filler(source)
         pairs = [(_cpu_us(lambda: _decode_all(pool, threads, jpegs)), _cpu_us(ours)) for _ in range(rounds + 1)][1:]
@@ -89,7 +89,7 @@ def picture(height: int, width: int, seed: int) -> Bytes:
 
 
 def _source(
-    folder: Path, jpegs: Sequence[bytes], size: int, how: dict[str, object] | None, threads: int
+    folder: Path, jpegs: Sequence[bytes], size: int, augment: dict[str, object] | None, threads: int
 ) -> ImageSource:
     shard = folder / "pictures.tar"
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -101,12 +101,12 @@ def _source(
     fields = {
         "run": {"name": "decode", "steps": 1},
         "model": {"kind": "resnet", "classes": 10},
-        "data": {"kind": "image", "size": size, "train": {"shards": str(shard)}, "augment": how or {}},
+        "data": {"kind": "image", "size": size, "train": {"shards": str(shard)}, "augment": augment or {}},
         "batch": {"global": BATCH, "micro": BATCH},
         "optimizer": {"kind": "sgd"},
         "workers": {"cpus": threads},
     }
-    return open_image_source("train", open_catalog(str(shard)), Recipe.model_validate(fields), 1 if how else None)
+    return open_image_source("train", open_catalog(str(shard)), Recipe.model_validate(fields), 1 if augment else None)
 
 
 def _filler(source: ImageSource) -> Callable[[], None]:

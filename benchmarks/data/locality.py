@@ -80,8 +80,8 @@ def node_of_position(case: ClusterCase) -> Ints:
     batch = Batch.model_validate({"global": case.batch, "micro": case.micro})
     found = np.empty(case.batch, np.int64)
     for rank in range(case.nodes * GPUS):
-        for piece in step_slices(1, batch, rank, case.nodes * GPUS):
-            found[piece.start : piece.stop] = rank // GPUS
+        for positions in step_slices(1, batch, rank, case.nodes * GPUS):
+            found[positions.start : positions.stop] = rank // GPUS
     return found
 
 

@@ -50,7 +50,7 @@ class Crop(NamedTuple):
         return EIGHTHS
 
 
-def centre(height: int, width: int, size: int) -> Crop:
+def centre_crop(height: int, width: int, size: int) -> Crop:
     """As it is when already size×size; otherwise the shorter side to size·256/224, then the centre size×size."""
     if (height, width) == (size, size):
         return Crop(size, (0, 0, size, size))
@@ -61,17 +61,17 @@ def centre(height: int, width: int, size: int) -> Crop:
     return Crop(size, (left * x, top * y, (left + size) * x, (top + size) * y))
 
 
-def drawn(height: int, width: int, size: int, how: Augment, uniforms: Sequence[float]) -> Crop:
-    """What the first DRAWS of `uniforms` (in [0, 1)) make of `how`."""
-    mirrored = how.flip and uniforms[_FLIP] < 0.5
-    if how.resized_crop:
+def random_crop(height: int, width: int, size: int, augment: Augment, uniforms: Sequence[float]) -> Crop:
+    """What the first DRAWS of `uniforms` (in [0, 1)) make of `augment`."""
+    mirrored = augment.flip and uniforms[_FLIP] < 0.5
+    if augment.resized_crop:
         return _resized_crop(height, width, size, mirrored, uniforms[_CROP_DRAWS])
-    view = centre(height, width, size)
-    if not how.crop_padding:
-        return Crop(size, view.box, mirrored=mirrored)
+    crop = centre_crop(height, width, size)
+    if not augment.crop_padding:
+        return Crop(size, crop.box, mirrored=mirrored)
     # Black borders, then a crop of the original size anywhere (He et al. 2016, CIFAR).
-    top, left = (int(u * (2 * how.crop_padding + 1)) for u in uniforms[_CROP_DRAWS][:2])
-    return Crop(size, view.box, how.crop_padding - left, how.crop_padding - top, mirrored)
+    top, left = (int(u * (2 * augment.crop_padding + 1)) for u in uniforms[_CROP_DRAWS][:2])
+    return Crop(size, crop.box, augment.crop_padding - left, augment.crop_padding - top, mirrored)
 
 
 def _resized_crop(height: int, width: int, size: int, mirrored: bool, uniforms: Sequence[float]) -> Crop:
@@ -84,4 +84,4 @@ def _resized_crop(height: int, width: int, size: int, mirrored: bool, uniforms: 
             top = int(uniforms[i + 2] * (height - crop_height + 1))
             left = int(uniforms[i + 3] * (width - crop_width + 1))
             return Crop(size, (left, top, left + crop_width, top + crop_height), mirrored=mirrored)
-    return Crop(size, centre(height, width, size).box, mirrored=mirrored)
+    return Crop(size, centre_crop(height, width, size).box, mirrored=mirrored)

@@ -12,7 +12,7 @@ from configs.sections.data_section import ImageData
 from configs.sections.model_section import ResnetModel
 from data.arrays import Array, Bytes, Ints
 from data.images.codecs import PixelBuffer, UnreadableImageError, open_picture
-from data.images.crops import DRAWS, Crop, centre, drawn
+from data.images.crops import DRAWS, Crop, centre_crop, random_crop
 from data.images.image_samples import ImageSamples
 from data.images.rand_augment import DRAWS_PER_OPERATION, rand_augment
 from data.images.resize import write
@@ -57,7 +57,7 @@ class ImageSource:
         self.fingerprint = catalog.fingerprint
         self.count = catalog.count
         self._data = data
-        self._how = data.augment if seed is not None else None
+        self._augment = data.augment if seed is not None else None
         self._key = ("augment", name, catalog.fingerprint, str(seed))
         self._samples = ImageSamples(catalog, data.channels, classes)
         lanes = data.lanes if seed is not None else 1
@@ -82,9 +82,9 @@ class ImageSource:
         jobs = self._jobs(located, rows)
         failures: dict[int, DamagedDataError] = {}
         if self._threads is None:
-            self._work(jobs, arrays, failures)
+            self._fill_rows(jobs, arrays, failures)
         else:
-            tasks = [self._threads.submit(self._work, jobs, arrays, failures) for _ in range(self._thread_count)]
+            tasks = [self._threads.submit(self._fill_rows, jobs, arrays, failures) for _ in range(self._thread_count)]
             for task in tasks:
                 task.result()
         if failures and self._data.on_error == "stop":
@@ -114,14 +114,14 @@ class ImageSource:
 
     def _draws(self, located: LocatedSamples) -> Sequence[Sequence[float]]:
         """In [0, 1), for each item all that its augmentation may need."""
-        if self._how is None:
+        if self._augment is None:
             return [()] * len(located.sample_ids)
-        operations = self._how.rand_augment.operations if self._how.rand_augment else 0
+        operations = self._augment.rand_augment.operations if self._augment.rand_augment else 0
         count = DRAWS + DRAWS_PER_OPERATION * operations
         draws: Sequence[Sequence[float]] = uniforms(count, self._key, located.epochs, located.sample_ids).tolist()
         return draws
 
-    def _work(self, jobs: Iterator[_Job], arrays: dict[str, Array], failures: dict[int, DamagedDataError]) -> None:
+    def _fill_rows(self, jobs: Iterator[_Job], arrays: dict[str, Array], failures: dict[int, DamagedDataError]) -> None:
         """Do jobs until there are no more; the row of a bad sample stays as it is."""
         images_BHWC, labels_B = arrays["images_BHWC"], arrays["labels_B"]
         for job in jobs:
@@ -138,19 +138,19 @@ class ImageSource:
         contents = self.catalog.view(job.part, job.sample)
         try:
             picture = open_picture(contents, job.part.name)
-            view = self._view(picture.height, picture.width, job.draws)
-            eighths = view.eighths(picture.height, picture.width)
-            pixels_HWC, eighths = picture.pixels(self._data.channels, eighths, view.mirrored, self._buffer)
+            crop = self._crop(picture.height, picture.width, job.draws)
+            eighths = crop.eighths(picture.height, picture.width)
+            pixels_HWC, eighths = picture.pixels(self._data.channels, eighths, crop.mirrored, self._buffer)
         except UnreadableImageError as error:
             raise self._samples.unreadable(job.sample, job.part, error) from error
-        write(pixels_HWC, eighths, view, row_HWC)
-        if self._how is not None and self._how.rand_augment is not None:
-            row_HWC[:] = rand_augment(row_HWC, self._how.rand_augment, job.draws[DRAWS:])
+        write(pixels_HWC, eighths, crop, row_HWC)
+        if self._augment is not None and self._augment.rand_augment is not None:
+            row_HWC[:] = rand_augment(row_HWC, self._augment.rand_augment, job.draws[DRAWS:])
 
-    def _view(self, height: int, width: int, draws: Sequence[float]) -> Crop:
-        if self._how is None:
-            return centre(height, width, self._data.size)
-        return drawn(height, width, self._data.size, self._how, draws)
+    def _crop(self, height: int, width: int, draws: Sequence[float]) -> Crop:
+        if self._augment is None:
+            return centre_crop(height, width, self._data.size)
+        return random_crop(height, width, self._data.size, self._augment, draws)
 
     def _skipped(self, sample: int, error: DamagedDataError) -> Skipped:
         shard = self.catalog.shards[self.catalog.place(sample)[0]].name

@@ -115,12 +115,12 @@ def build_index(shard: Shard, say: Say = silent, stat: Stat | None = None) -> Sh
     )
 
 
-def with_checksums(pieces: Iterator[bytes], sums: list[int]) -> Iterator[bytes]:
-    """The same pieces of a shard; the checksum of each block is appended to `sums`."""
-    for piece in pieces:
-        view = memoryview(piece)
-        sums += [checksum(view[at : at + CHECKED_BYTES]) for at in range(0, len(piece), CHECKED_BYTES)]
-        yield piece
+def with_checksums(chunks: Iterator[bytes], sums: list[int]) -> Iterator[bytes]:
+    """The same chunks of a shard; the checksum of each block is appended to `sums`."""
+    for chunk in chunks:
+        view = memoryview(chunk)
+        sums += [checksum(view[at : at + CHECKED_BYTES]) for at in range(0, len(chunk), CHECKED_BYTES)]
+        yield chunk
 
 
 def _kept_of(shard: Shard, stat: Stat) -> ShardIndex | None:

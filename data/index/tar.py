@@ -46,7 +46,7 @@ class Members:
 
 
 class TarParser:
-    """Reads one tar from its pieces, which may be of any size; `end` is where its end mark starts, once reached."""
+    """Reads one tar from its chunks, which may be of any size; `end` is where its end mark starts, once reached."""
 
     def __init__(self, name: str, shard_bytes: int) -> None:
         self.end: int | None = None
@@ -54,25 +54,25 @@ class TarParser:
         self._shard_bytes = shard_bytes
         self._seen = 0
         self._next = 0  # where the next header starts
-        self._carried = b""  # of a header, or of its extension, that goes on in the next piece
+        self._carried = b""  # of a header, or of its extension, that goes on in the next chunk
         self._intact = 0  # headers found intact so far
         self._problem: str | None = None
         self._named: dict[str, bytes] = {}  # of the next member
         self._defaults: dict[str, bytes] = {}
-        self._rows: list[int] = []  # headers within the piece
+        self._rows: list[int] = []  # headers within the chunk
         self._headers: list[Bytes] = []
         self._places: list[Ints] = []
         self._sizes: list[int] = []  # of each header's contents
         self._paths: dict[int, bytes] = {}  # names that extensions give, by header
 
-    def members(self, pieces: Iterable[bytes]) -> Iterator[Members]:
+    def members(self, chunks: Iterable[bytes]) -> Iterator[Members]:
         """The regular files of the whole archive, thousands at a time.
 
         DataError: not a tar, damaged, truncated, or holding links or sparse files.
         """
-        for piece in pieces:
-            self._take(self._carried + piece if self._carried else piece, self._seen - len(self._carried))
-            self._seen += len(piece)
+        for chunk in chunks:
+            self._take(self._carried + chunk if self._carried else chunk, self._seen - len(self._carried))
+            self._seen += len(chunk)
             enough = len(self._sizes) >= HEADERS_AT_ONCE and self._sizes[-1] != _EXTENDS
             if enough or self._problem is not None:
                 yield self._checked()
@@ -80,44 +80,44 @@ class TarParser:
             self._problem = self._truncated()
         yield self._checked()
 
-    def _take(self, piece: bytes, start: int) -> None:
-        """Note the headers in a piece that starts at byte `start` of the tar."""
+    def _take(self, chunk: bytes, start: int) -> None:
+        """Note the headers in a chunk that starts at byte `start` of the tar."""
         at = self._next - start
         self._carried = b""
         if self.end is None:
-            at = self._hop(piece, start, at)
+            at = self._hop(chunk, start, at)
         if self.end is not None:
-            self._check_end(piece[max(at, 0) :], start + max(at, 0))
-        elif at < len(piece):
-            self._carried = piece[at:]
-        self._gather(piece, start)
+            self._check_end(chunk[max(at, 0) :], start + max(at, 0))
+        elif at < len(chunk):
+            self._carried = chunk[at:]
+        self._gather(chunk, start)
         self._next = start + at
 
-    def _hop(self, piece: bytes, start: int, at: int) -> int:
-        """From header to header, as far as they are whole; gives where the next one starts within the piece."""
+    def _hop(self, chunk: bytes, start: int, at: int) -> int:
+        """From header to header, as far as they are whole; gives where the next one starts within the chunk."""
         rows, sizes, named, defaults = self._rows, self._sizes, self._named, self._defaults
-        last = len(piece) - HEADER_BYTES
+        last = len(chunk) - HEADER_BYTES
         while at <= last:
-            digits, closing, kind = _SIZE_AND_KIND(piece, at + 124)
+            digits, closing, kind = _SIZE_AND_KIND(chunk, at + 124)
             if kind == _PLAIN and not (closing or named or defaults or digits.translate(None, OCTAL_DIGITS)):
                 size = int(digits, 8)
                 sizes.append(size)
                 rows.append(at)
-            elif (found := self._unusual(piece, start, at)) is None:
+            elif (found := self._unusual(chunk, start, at)) is None:
                 break
             else:
                 size = found
             at += HEADER_BYTES + (size + 511 & ~511)
         return at
 
-    def _unusual(self, piece: bytes, start: int, at: int) -> int | None:
+    def _unusual(self, chunk: bytes, start: int, at: int) -> int | None:
         """The size of what follows a header of any other form; None at the end, at a problem, or when cut off."""
-        header, kind = piece[at : at + HEADER_BYTES], piece[at + 156 : at + 157]
+        header, kind = chunk[at : at + HEADER_BYTES], chunk[at + 156 : at + 157]
         if header == _ZERO_BLOCK:
             self.end = start + at
             return None
         if kind in _EXTENSIONS:
-            return self._extension(kind, header, piece, start, at)
+            return self._extension(kind, header, chunk, start, at)
         attributes = {**self._defaults, **self._named}
         if kind in _REGULAR:
             return self._regular(header, attributes, start, at)
@@ -138,16 +138,16 @@ class TarParser:
         self._named.clear()
         return self._sound(size, start + at)
 
-    def _extension(self, kind: bytes, header: bytes, piece: bytes, start: int, at: int) -> int | None:
+    def _extension(self, kind: bytes, header: bytes, chunk: bytes, start: int, at: int) -> int | None:
         size, contents = tar_headers.size(header), at + HEADER_BYTES
         if size > _MAX_EXTENSION_BYTES:
             self._problem = f"a {size}-byte extended header at byte {start + contents}: make the shard again"
-        elif contents + size > len(piece):
+        elif contents + size > len(chunk):
             return None
         self._note(at, _NO_MEMBER if kind == _PAX_GLOBAL else _EXTENDS)
         if self._problem or self._sound(size, start + at) is None:
             return None
-        found = self._attributes(kind, piece[contents : contents + size], start + contents)
+        found = self._attributes(kind, chunk[contents : contents + size], start + contents)
         (self._defaults if kind == _PAX_GLOBAL else self._named).update(found)
         return size if self._problem is None else None
 
@@ -176,11 +176,11 @@ class TarParser:
         self._rows.append(at)
         self._sizes.append(size)
 
-    def _gather(self, piece: bytes, start: int) -> None:
-        """Keep the headers of this piece until there are enough to check at once."""
+    def _gather(self, chunk: bytes, start: int) -> None:
+        """Keep the headers of this chunk until there are enough to check at once."""
         if self._rows:
             rows = np.array(self._rows, np.int64)
-            blocks = np.ndarray(len(piece) - HEADER_BYTES + 1, f"V{HEADER_BYTES}", piece, strides=1)
+            blocks = np.ndarray(len(chunk) - HEADER_BYTES + 1, f"V{HEADER_BYTES}", chunk, strides=1)
             self._headers.append(blocks[rows].view(np.uint8).reshape(-1, HEADER_BYTES))
             self._places.append(rows + start)
             self._rows.clear()

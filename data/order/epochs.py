@@ -61,11 +61,11 @@ class SampleStream:
 
 
 def split_epochs(start: int, stop: int, epoch_length: int) -> list[tuple[int, int, int]]:
-    """(epoch, a, b) pieces of start … stop-1, with a and b counted within the epoch."""
-    pieces = []
+    """(epoch, a, b) ranges of start … stop-1, with a and b counted within the epoch."""
+    ranges = []
     while start < stop:
         epoch, a = divmod(start, epoch_length)
         b = min(a + stop - start, epoch_length)
-        pieces.append((epoch, a, b))
+        ranges.append((epoch, a, b))
         start += b - a
-    return pieces
+    return ranges

@@ -37,17 +37,17 @@ class Arrangement:
 
     def at(self, start: int, stop: int) -> PlacedItems:
         """What lies at positions start … stop-1."""
-        size, pieces = self._batch_size, list[PlacedItems]()
+        size, batches = self._batch_size, list[PlacedItems]()
         for number in range(start // size, -(-stop // size)):
             batch, first = self._batch(number), number * size
             a, b = max(start - first, 0), stop - first
-            pieces.append(PlacedItems(batch.sources[a:b], batch.items[a:b]))
-        if len(pieces) == 1:
-            return pieces[0]
+            batches.append(PlacedItems(batch.sources[a:b], batch.items[a:b]))
+        if len(batches) == 1:
+            return batches[0]
         none = np.empty(0, np.int64)
         return PlacedItems(
-            np.concatenate([none, *(piece.sources for piece in pieces)]),
-            np.concatenate([none, *(piece.items for piece in pieces)]),
+            np.concatenate([none, *(found.sources for found in batches)]),
+            np.concatenate([none, *(found.items for found in batches)]),
         )
 
     def _arranged(self, number: int) -> PlacedItems:

@@ -18,9 +18,9 @@ VERSION = 2
 
 
 class RowGroup(NamedTuple):
-    """Rows first … stop-1 of pass `turn`."""
+    """Rows first … stop-1 of pass `pass_number`."""
 
-    turn: int
+    pass_number: int
     number: int  # within the pass
     first: int
     stop: int
@@ -45,26 +45,26 @@ class RowOrder:
 
     def rows(self, items: Ints) -> Iterator[tuple[RowGroup, int]]:
         """The group of each item, and its row within the pass."""
-        turns, positions = np.divmod(items, self._pass_rows)
+        passes, positions = np.divmod(items, self._pass_rows)
         indexes, lanes = np.divmod(positions, self._lanes)
         sizes = self._lane_starts[lanes + 1] - self._lane_starts[lanes]
         # The last group that starts at or before the row, where number i starts at row i·size // groups.
         numbers = ((indexes + 1) * self._lane_groups - 1) // sizes
         offsets = indexes - numbers * sizes // self._lane_groups
         numbers += lanes * self._lane_groups
-        for turn, number, offset in zip(turns.tolist(), numbers.tolist(), offsets.tolist(), strict=True):
-            group = self._group(turn, number)
+        for pass_number, number, offset in zip(passes.tolist(), numbers.tolist(), offsets.tolist(), strict=True):
+            group = self._group(pass_number, number)
             yield group, self._rows(group)[offset]
 
-    def _group_of(self, turn: int, number: int) -> RowGroup:
+    def _group_of(self, pass_number: int, number: int) -> RowGroup:
         lane, within = divmod(number, self._lane_groups)
         start, stop = self._lane_starts[lane : lane + 2].tolist()
         first, last = (start + i * (stop - start) // self._lane_groups for i in (within, within + 1))
-        return RowGroup(turn, number, first, last)
+        return RowGroup(pass_number, number, first, last)
 
     def _permuted(self, group: RowGroup) -> "memoryview[int]":
         rows = np.arange(group.first, group.stop)
         if self._key is not None:
-            rows = rows[draws.permutation(len(rows), ("rows", *self._key, group.turn, group.number))]
+            rows = rows[draws.permutation(len(rows), ("rows", *self._key, group.pass_number, group.number))]
         # One number is looked up several times as fast in a memoryview as in an array.
         return rows.data

@@ -76,9 +76,9 @@ class TarStream:
         self._flush()
         return WrittenShard(self._written, self._content_bytes, self._samples, self._digest.hexdigest())
 
-    def _append(self, piece: bytes) -> None:
-        self._pending.append(piece)
-        self._pending_bytes += len(piece)
+    def _append(self, chunk: bytes) -> None:
+        self._pending.append(chunk)
+        self._pending_bytes += len(chunk)
         if self._pending_bytes >= _WRITE_BYTES:
             self._flush()
 

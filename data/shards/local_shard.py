@@ -19,7 +19,7 @@ __all__ = ["LocalShard"]
 
 
 MAX_OPEN = 256
-_STREAMED_BYTES = 2 * CHECKED_BYTES  # larger pieces leave the processor's cache before they are parsed
+_STREAMED_BYTES = 2 * CHECKED_BYTES  # larger chunks leave the processor's cache before they are parsed
 
 
 class LocalShard:
@@ -100,9 +100,9 @@ class LocalShard:
             file = _OpenFile(self._path)
             os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             offset = 0
-            while piece := os.pread(file.descriptor, _STREAMED_BYTES, offset):
-                yield piece
-                offset += len(piece)
+            while chunk := os.pread(file.descriptor, _STREAMED_BYTES, offset):
+                yield chunk
+                offset += len(chunk)
         except OSError as error:
             raise self._unreadable(error) from error
 

@@ -77,7 +77,7 @@ class Shard(Protocol):
         """A hint that these (offset, size) are read soon; returns at once."""
 
     def stream(self) -> Iterator[bytes]:
-        """The whole shard in order, in pieces of a multiple of CHECKED_BYTES (the last may be shorter)."""
+        """The whole shard in order, in chunks of a multiple of CHECKED_BYTES (the last may be shorter)."""
 
     def beside(self, suffix: str) -> bytes | None:
         """The file named like the shard plus `suffix`; None when there is none."""

@@ -65,8 +65,8 @@ def _segments(inputs: Ints, row_tokens: int) -> Iterator[tuple[int, int]]:
 
 
 def _pack_segment(origin: int, inputs: Ints, row_tokens: int) -> tuple[Ints, Ints, Ints]:
-    """Pieces of each row; then the document and the first input of each piece, row after row."""
-    documents, first = _pieces(inputs, row_tokens)
+    """Spans of each row; then the document and the first input of each span, row after row."""
+    documents, first = _spans(inputs, row_tokens)
     sizes = np.minimum(inputs[documents] - first, row_tokens)
     largest_first = np.argsort(-sizes, kind="stable")
     fitted = np.empty(len(sizes), np.int64)
@@ -77,15 +77,15 @@ def _pack_segment(origin: int, inputs: Ints, row_tokens: int) -> tuple[Ints, Int
     return np.bincount(rows), origin + documents[row_after_row], first[row_after_row]
 
 
-def _pieces(inputs: Ints, row_tokens: int) -> tuple[Ints, Ints]:
-    """The document and the first input of each piece, document after document."""
+def _spans(inputs: Ints, row_tokens: int) -> tuple[Ints, Ints]:
+    """The document and the first input of each span, document after document."""
     counts = -(-inputs // row_tokens)
     documents = np.repeat(np.arange(len(inputs)), counts)
     return documents, (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * row_tokens
 
 
 def best_fit_decreasing(sizes: Sequence[int], row_tokens: int) -> list[int]:
-    """The row of each piece; sizes fall from at most `row_tokens`. Each goes where it leaves the least space."""
+    """The row of each span; sizes fall from at most `row_tokens`. Each goes where it leaves the least space."""
     chosen = []
     rows = 0
     rows_with: dict[int, list[int]] = {}  # by the space left in them

@@ -19,7 +19,7 @@ from data.text.documents import Documents
 
 
 class FittedRows:
-    """`pieces` of the rows that a stream over `row_blocks` of the packs locates."""
+    """`spans` of the rows that a stream over `row_blocks` of the packs locates."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class FittedRows:
         self._row_tokens = row_tokens
         self._stream = stream
 
-    def pieces(self, items: Ints) -> Iterator[list[TokenSpan]]:
+    def spans(self, items: Ints) -> Iterator[list[TokenSpan]]:
         """What the row of each item is made of, in order of place."""
         for row in self._stream.locate(items).sample_ids.tolist():
             yield self._row(row)
@@ -46,12 +46,12 @@ class FittedRows:
         shard = bisect_right(self._row_starts, row) - 1
         pack, number, origin = self._packs[shard], row - self._row_starts[shard], self._sample_starts[shard]
         a, b = pack.starts.item(number), pack.starts.item(number + 1)
-        pieces, at = [], 0
+        spans, at = [], 0
         for document, first in zip(pack.documents[a:b].tolist(), pack.first[a:b].tolist(), strict=True):
             last = min(first + self._row_tokens, self._lengths[origin + document] - 1)
-            pieces.append(TokenSpan(origin + document, first, last, at, has_next=True))
+            spans.append(TokenSpan(origin + document, first, last, at, has_next=True))
             at += last - first
-        return pieces
+        return spans
 
 
 def row_starts(packs: Sequence[PackedRows]) -> Ints:

@@ -33,14 +33,14 @@ class MeasuredLengths:
 
     A document that cannot be read counts as one token, from which nothing is learnt. It is kept with its cause, so
     that every process, now and after a restart, sees the same lengths. The shard is measured again once one of them
-    can be read; with `stops` in any case, and what cannot be read is raised.
+    can be read; with `raises` in any case, and what cannot be read is raised.
     """
 
-    def __init__(self, catalog: Catalog, name: str, measure: MeasureDocuments, stops: bool, say: Say) -> None:
+    def __init__(self, catalog: Catalog, name: str, measure: MeasureDocuments, raises: bool, say: Say) -> None:
         self._catalog = catalog
         self._name = name
         self._measure = measure
-        self._stops = stops
+        self._raises = raises
         self._say = say
         self.unreadable: dict[int, str] = {}
         tables = [self._shard(shard) for shard in range(len(catalog.shards))]
@@ -86,7 +86,7 @@ class MeasuredLengths:
         if kept is None or not len(kept["unreadable"]):
             return kept
         unreadable = (self._catalog.starts[number] + kept["unreadable"]).tolist()
-        return None if self._stops or any(map(self._is_readable, unreadable)) else kept
+        return None if self._raises or any(map(self._is_readable, unreadable)) else kept
 
     def _is_readable(self, sample: int) -> bool:
         found: list[DamagedDataError] = []
@@ -97,12 +97,12 @@ class MeasuredLengths:
         start, stop = self._catalog.starts[number : number + 2].tolist()
         unreadable: dict[int, str] = {}
 
-        def note(sample: int, error: DamagedDataError) -> None:
-            if self._stops:
+        def on_unreadable(sample: int, error: DamagedDataError) -> None:
+            if self._raises:
                 raise error
             unreadable[sample - start] = cause_of(self._catalog, sample, error)
 
-        numbers = self._measure(range(start, stop), note)
+        numbers = self._measure(range(start, stop), on_unreadable)
         causes = [cause.encode() for cause in unreadable.values()]
         samples = np.fromiter(unreadable, np.int64)
         return {**numbers, "unreadable": samples, "causes": np.array(causes, np.bytes_)}

@@ -113,17 +113,23 @@ class EncodedDocuments:
     """Text through a Hugging Face tokenizer, which must be run to know a document's length."""
 
     def __init__(
-        self, catalog: Catalog, part: str, tokenizer: HuggingFaceTokenizer, reuse: ReadWindow, stops: bool, say: Say
+        self,
+        catalog: Catalog,
+        part: str,
+        tokenizer: HuggingFaceTokenizer,
+        read_window: ReadWindow,
+        raises: bool,
+        say: Say,
     ) -> None:
         self.name = f"len-{tokenizer.identity[:16]}-{part}"
         self.blank = tokenizer.end_of_document
-        self.window_tokens = reuse.window_tokens
+        self.window_tokens = read_window.window_tokens
         self._catalog = catalog
         self._part = catalog.required_part(part)
         self._tokenizer = tokenizer
         # Two windows: one may share long documents with the next.
-        self._encoded = DocumentCache(self._encode, 2 * reuse.window_tokens, reuse.lanes)
-        self._measured = MeasuredLengths(catalog, self.name, self._measure, stops, say)
+        self._encoded = DocumentCache(self._encode, 2 * read_window.window_tokens, read_window.lanes)
+        self._measured = MeasuredLengths(catalog, self.name, self._measure, raises, say)
         self.identity = f"{tokenizer.identity} {part}{self._measured.identity}"
         self.lengths = self._measured.columns["lengths"]
         self.stamp = self._measured.stamp
@@ -159,7 +165,7 @@ class EncodedDocuments:
             )
         return np.append(ids, self.blank)
 
-    def _measure(self, samples: range, note: OnUnreadable) -> dict[str, Array]:
+    def _measure(self, samples: range, on_unreadable: OnUnreadable) -> dict[str, Array]:
         lengths = np.ones(len(samples), np.int64)
         for first in range(0, len(samples), BATCH_DOCUMENTS):
             texts: dict[int, str] = {}
@@ -167,7 +173,7 @@ class EncodedDocuments:
                 try:
                     texts[sample] = self._text(sample)
                 except DamagedDataError as error:
-                    note(sample, error)
+                    on_unreadable(sample, error)
             for sample, ids in zip(texts, self._tokenizer.encode_many(list(texts.values())), strict=True):
                 lengths[sample - samples.start] += len(ids)
         return {"lengths": lengths}
@@ -188,13 +194,13 @@ class ArrayDocuments:
 
     window_tokens = None
 
-    def __init__(self, catalog: Catalog, part: str, vocab: int, stops: bool, say: Say) -> None:
+    def __init__(self, catalog: Catalog, part: str, vocab: int, raises: bool, say: Say) -> None:
         self.name = f"npy-{part}"
         self.blank = 0
         self._catalog = catalog
         self._part = catalog.required_part(part)
         self._vocab = vocab
-        self._measured = MeasuredLengths(catalog, self.name, self._measure, stops, say)
+        self._measured = MeasuredLengths(catalog, self.name, self._measure, raises, say)
         self.identity = f"tokens {part}{self._measured.identity}"
         self.lengths = self._measured.columns["lengths"]
         self._dtypes = self._measured.columns["dtypes"]
@@ -221,13 +227,13 @@ class ArrayDocuments:
             )
         return ids
 
-    def _measure(self, samples: range, note: OnUnreadable) -> dict[str, Array]:
+    def _measure(self, samples: range, on_unreadable: OnUnreadable) -> dict[str, Array]:
         lengths, dtypes = np.ones(len(samples), np.int64), np.zeros(len(samples), np.uint8)
         for number, sample in enumerate(samples):
             try:
                 lengths[number], dtype = self._header(sample)
             except DamagedDataError as error:
-                note(sample, error)
+                on_unreadable(sample, error)
             else:
                 dtypes[number] = npy.DTYPES.index(dtype)
         return {"lengths": lengths, "dtypes": dtypes}
@@ -245,13 +251,13 @@ class ArrayDocuments:
 
 
 def open_documents(
-    catalog: Catalog, data: TextData | TokensData, say: Say, reuse: ReadWindow = ReadWindow()
+    catalog: Catalog, data: TextData | TokensData, say: Say, read_window: ReadWindow = ReadWindow()
 ) -> Documents:
     """Documents as the recipe reads them. DataError: a sample lacks the part, or it is not what the recipe says."""
-    stops = data.on_error == "stop"
+    raises = data.on_error == "stop"
     if data.kind == "tokens":
-        return ArrayDocuments(catalog, data.part, data.vocab, stops, say)
+        return ArrayDocuments(catalog, data.part, data.vocab, raises, say)
     tokenizer = open_tokenizer(data.tokenizer)
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        return EncodedDocuments(catalog, data.part, tokenizer, reuse, stops, say)
+        return EncodedDocuments(catalog, data.part, tokenizer, read_window, raises, say)
     return ByteDocuments(catalog, data.part)

@@ -37,7 +37,7 @@ class RowPacking(Protocol):
     @property
     def count(self) -> int: ...
 
-    def pieces(self, items: Ints) -> Iterator[list[TokenSpan]]: ...
+    def spans(self, items: Ints) -> Iterator[list[TokenSpan]]: ...
 
 
 class TextSource:
@@ -47,20 +47,20 @@ class TextSource:
     """
 
     def __init__(
-        self, name: str, catalog: Catalog, documents: Documents, layout: RowPacking, data: _TokenData, context: int
+        self, name: str, catalog: Catalog, documents: Documents, packing: RowPacking, data: _TokenData, context: int
     ) -> None:
         self.name = name
         self.catalog = catalog
-        self.count = layout.count
+        self.count = packing.count
         self.fingerprint = f"{catalog.fingerprint} {documents.identity} {data.packing}-{_VERSIONS[data.packing]}"
         self._documents = documents
         # A micro-batch is filled, then its keys are asked for.
-        self._pieces = lru_cache(maxsize=16)(lambda items: list(layout.pieces(np.frombuffer(items, np.int64))))
+        self._spans = lru_cache(maxsize=16)(lambda items: list(packing.spans(np.frombuffer(items, np.int64))))
         self._context = context
         self._data_packing = data.packing
         self._stops = data.on_error == "stop"
         self._marks_documents = data.document_mask
-        self._runs_on = data.packing == "concat" and not data.document_mask
+        self._crosses_documents = data.packing == "concat" and not data.document_mask
 
     def blank(self, rows: int) -> dict[str, Array]:
         """End of document, or token 0 where the tokens were made elsewhere; targets -100, documents -1."""
@@ -71,19 +71,19 @@ class TextSource:
 
     def prefetch(self, items: Ints) -> None:
         """See data.source.Source. Whole documents: rows from all over them are near in the stream."""
-        samples = {piece.sample for pieces in self._pieces(items.tobytes()) for piece in pieces}
+        samples = {span.sample for spans in self._spans(items.tobytes()) for span in spans}
         self.catalog.prefetch(np.array(sorted(samples), np.int64))
 
     def fill(self, items: Ints, rows: Ints, arrays: dict[str, Array]) -> list[Skipped]:
-        """Write item items[i] into row rows[i] of blank arrays; a piece that cannot be read stays blank, or raises."""
+        """Write item items[i] into row rows[i] of blank arrays; a span that cannot be read stays blank, or raises."""
         skipped: list[Skipped] = []
-        layout = self._pieces(items.tobytes())
-        self._documents.prepare(piece.sample for pieces in layout for piece in pieces)
-        for row, pieces in zip(rows.tolist(), layout, strict=True):
-            self._fill_row(pieces, arrays["tokens_BT"][row], arrays["targets_BT"][row], skipped)
+        packing = self._spans(items.tobytes())
+        self._documents.prepare(span.sample for spans in packing for span in spans)
+        for row, spans in zip(rows.tolist(), packing, strict=True):
+            self._fill_row(spans, arrays["tokens_BT"][row], arrays["targets_BT"][row], skipped)
             if self._marks_documents:
-                for number, piece in enumerate(pieces):
-                    arrays["documents_BT"][row, piece.at : piece.at + piece.last - piece.first] = number
+                for number, span in enumerate(spans):
+                    arrays["documents_BT"][row, span.at : span.at + span.last - span.first] = number
         return skipped
 
     def keys(self, items: Ints) -> list[str]:
@@ -92,8 +92,8 @@ class TextSource:
         The rows of a pass cover each input once, without gaps or overlaps.
         """
         return [
-            "|".join(f"{self.catalog.key(p.sample)}[{p.first}:{p.last}]" for p in pieces if p.last > p.first)
-            for pieces in self._pieces(items.tobytes())
+            "|".join(f"{self.catalog.key(p.sample)}[{p.first}:{p.last}]" for p in spans if p.last > p.first)
+            for spans in self._spans(items.tobytes())
         ]
 
     def close(self) -> None:
@@ -107,11 +107,11 @@ class TextSource:
         where = [(self.catalog.shards[self.catalog.place(s)[0]].name, s) for s in sorted(self._documents.unreadable)]
         return [Skipped(shard, self.catalog.key(s), self._documents.unreadable[s]) for shard, s in where]
 
-    def _fill_row(self, pieces: list[TokenSpan], tokens_T: Ints, targets_T: Ints, skipped: list[Skipped]) -> None:
-        follows = False
-        for sample, first, last, at, has_next in pieces:
+    def _fill_row(self, spans: list[TokenSpan], tokens_T: Ints, targets_T: Ints, skipped: list[Skipped]) -> None:
+        continues = False
+        for sample, first, last, at, has_next in spans:
             count = last - first
-            if not (count or self._runs_on):
+            if not (count or self._crosses_documents):
                 continue
             try:
                 ids = self._documents.read(sample, first, last + has_next)
@@ -120,13 +120,13 @@ class TextSource:
                     raise
                 if count:  # else the row that has its inputs tells
                     skipped.append(self._skipped(sample, error))
-                follows = False
+                continues = False
                 continue
             tokens_T[at : at + count] = ids[:count]
             targets_T[at : at + len(ids) - 1] = ids[1:]
-            if follows:
+            if continues:
                 targets_T[at - 1] = ids[0]
-            follows = self._runs_on
+            continues = self._crosses_documents
 
     def _skipped(self, sample: int, error: DamagedDataError) -> Skipped:
         shard = self.catalog.shards[self.catalog.place(sample)[0]].name
@@ -141,18 +141,18 @@ def open_text_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | No
     data, model = recipe.data, recipe.model
     assert data.kind != "image" and isinstance(model, GptModel), "the schema refuses other pairs"
     lanes = 1 if seed is None else data.lanes
-    layout: RowPacking
+    packing: RowPacking
     if data.packing == "best_fit":
         window_tokens = max(ROW_WINDOW_TOKENS, lanes * best_fit_packing.segment_tokens(model.context))
         documents = open_documents(catalog, data, say, ReadWindow(window_tokens, lanes))
-        layout = _fitted(catalog, documents, data, model.context, seed, lanes, say)
+        packing = _best_fit_rows(catalog, documents, data, model.context, seed, lanes, say)
     else:
         documents = open_documents(catalog, data, say, ReadWindow(ROW_WINDOW_TOKENS, lanes))
-        layout = _concatenated(catalog, documents, data, model.context, seed, lanes)
-    return TextSource(name, catalog, documents, layout, data, model.context)
+        packing = _concatenated_rows(catalog, documents, data, model.context, seed, lanes)
+    return TextSource(name, catalog, documents, packing, data, model.context)
 
 
-def _concatenated(
+def _concatenated_rows(
     catalog: Catalog, documents: Documents, data: _TokenData, context: int, seed: int | None, lanes: int
 ) -> ConcatenatedRows:
     blocks = catalog.blocks()
@@ -164,7 +164,7 @@ def _concatenated(
     return ConcatenatedRows(TokenStream(stream, documents.lengths, tokens), context, key, lanes)
 
 
-def _fitted(
+def _best_fit_rows(
     catalog: Catalog, documents: Documents, data: _TokenData, context: int, seed: int | None, lanes: int, say: Say
 ) -> FittedRows:
     packs = load_packs(catalog, documents, context, say)

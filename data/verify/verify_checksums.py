@@ -110,8 +110,8 @@ class ExpectedContents:
         if found is not None and found.count != written.samples:
             yield f"{where} {written.samples} samples, the shard has {found.count}: copy it again"
         sha256 = hashlib.sha256()
-        for piece in self._shard.stream():
-            sha256.update(piece)
+        for chunk in self._shard.stream():
+            sha256.update(chunk)
         if sha256.hexdigest() != written.sha256:
             yield (
                 f"{where} sha256 {written.sha256}, the shard has {sha256.hexdigest()}: bytes between 0 and "
