@@ -19,6 +19,8 @@ class SourceSettings(Section):
 
 
 class TrainShards(Section):
+    """Shards to train on: of one source, or of several by weight."""
+
     shards: str | list[str | SourceSettings] = Field(
         description="tar shards: a path, URL, brace range a-{000..009}.tar, glob, a list of these, or weighted sources"
     )
@@ -45,6 +47,8 @@ class TrainShards(Section):
 
 
 class Shards(Section):
+    """Shards to validate on, read once in their order."""
+
     shards: str | list[str] = Field(
         description="tar shards: a path, URL, brace range a-{000..009}.tar, glob, or a list of these"
     )
@@ -88,12 +92,16 @@ class _Documents(_Data):
 
 
 class TextData(_Documents):
+    """Text (a sample is a document), tokenized as it is read."""
+
     kind: Literal["text"]
     tokenizer: str = Field("bytes", description="`bytes`, or the path of a Hugging Face tokenizer.json")
     part: str = Field("txt", description="extension of the text part of a sample")
 
 
 class TokensData(_Documents):
+    """Documents as token ids made before, used as they are."""
+
     kind: Literal["tokens"]
     vocab: Dimension = Field(description="token ids are 0 … vocab-1")
     part: str = Field("npy", description="extension of the one-dimensional integer array")
@@ -122,6 +130,8 @@ class Augment(Section):
 
 
 class ImageData(_Data):
+    """Images with class labels (part cls)."""
+
     kind: Literal["image"]
     size: Dimension = Field(224, description="pixels, square")
     channels: Literal[1, 3] = 3

@@ -25,6 +25,7 @@ class LaneBlocks:
 
     @property
     def lanes(self) -> int:
+        """How many lanes there are."""
         return len(self.starts) - 1
 
 

@@ -30,10 +30,12 @@ class ShardRecord:
     left_out: LeftOuts
 
     def to_json(self) -> Json:
+        """Plain data for the record's file in OUT.partial."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: Json) -> "ShardRecord":
+        """The record that `to_json` gave `fields` for."""
         left_out = fields["left_out"]
         first = [LeftOut(*entry) for entry in left_out["first"]]
         return cls(**{**fields, "left_out": LeftOuts(left_out["count"], first)})

@@ -68,11 +68,13 @@ class LeftOuts:
     first: list[LeftOut] = field(default_factory=list)
 
     def add(self, left_out: LeftOut) -> None:
+        """Count one more; the first FIRST_LEFT_OUT are named too."""
         self.count += 1
         if len(self.first) < FIRST_LEFT_OUT:
             self.first.append(left_out)
 
     def merge(self, other: "LeftOuts") -> None:
+        """Count those of `other`, which come after these."""
         self.count += other.count
         self.first += other.first[: FIRST_LEFT_OUT - len(self.first)]
 
@@ -94,6 +96,7 @@ class Inputs:
 
     @property
     def count(self) -> int:
+        """How many inputs there are."""
         return len(self.sizes)
 
 
@@ -107,10 +110,12 @@ class PlannedShard:
 
     @property
     def name(self) -> str:
+        """The file name in OUT.partial."""
         return shard_name(self.split, self.number)
 
 
 def shard_name(split: str, number: int) -> str:
+    """`train-000000.tar` and so on; sorted names are in order of number."""
     return f"{split}-{number:06d}.tar"
 
 

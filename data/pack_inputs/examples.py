@@ -38,6 +38,7 @@ class DigitJob:
     labels: Ints
 
     def samples(self) -> Iterator[Sample]:
+        """A sample per digit: parts png and cls."""
         for key, image_HW, label in zip(self.keys, self.images, self.labels.tolist(), strict=True):
             pixels_HW = np.rint(image_HW * (255 / _MAX_GREY)).astype(np.uint8)
             file = io.BytesIO()

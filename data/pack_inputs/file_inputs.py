@@ -26,6 +26,7 @@ class TextJob:
     encoding: Encoding | None
 
     def samples(self) -> Iterator[Sample | LeftOut]:
+        """A sample per file. DataError: a file is not as long as when it was listed."""
         for key, name, size in self.files:
             text = read_listed(self.folder, name, size)
             if refused := refuse_text(name, text):
@@ -58,6 +59,7 @@ class ImageJob:
     check: bool
 
     def samples(self) -> Iterator[Sample | LeftOut]:
+        """A sample per image, bytes unchanged. DataError: a file is not as long as when it was listed."""
         for key, name, size, label in self.files:
             contents, part = read_listed(self.folder, name, size), image_part(name)
             assert part is not None

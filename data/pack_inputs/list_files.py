@@ -33,12 +33,15 @@ class Listing:
     left_out: list[LeftOut]
 
     def digest(self) -> str:
+        """sha256 over names and sizes, so that a packing goes on only with the same files."""
         return digest_of(part for pair in zip(self.names, self.sizes.tolist(), strict=True) for part in pair)
 
     def modified(self) -> str:
+        """sha256 over the times of modification."""
         return digest_of(self.modified_ns.tolist())
 
     def only(self, wanted: Sequence[bool]) -> "Listing":
+        """The files for which `wanted` is true; `left_out` stays."""
         chosen = np.array(wanted, np.bool_)
         names = [name for name, is_wanted in zip(self.names, wanted, strict=True) if is_wanted]
         return Listing(self.folder, names, self.sizes[chosen], self.modified_ns[chosen], self.left_out)

@@ -54,6 +54,7 @@ class ParquetRows:
     groups: list[tuple[int, int, Ints]]
 
     def rows(self) -> Iterator[Row]:
+        """In ascending order. DataError: a row group cannot be read."""
         with _opened(self.path) as file:
             for group, first, numbers in self.groups:
                 yield from self._group(file, group, first, numbers)

@@ -54,6 +54,7 @@ class TableJob:
     conversion: Conversion
 
     def samples(self) -> Iterator[Sample | LeftOut]:
+        """A sample per row. DataError names the row and the column that cannot be used."""
         for key, row in self.rows.rows():
             yield self._sample(key, row)
 

@@ -25,6 +25,7 @@ class RowsOfFiles:
     parts_of_files: list[tuple[str, Ints, RowReader]]  # the start of the keys, numbers within the file, and the rows
 
     def rows(self) -> Iterator[tuple[str, Row]]:
+        """(key of the sample, row), in the order chosen."""
         for name, numbers, reader in self.parts_of_files:
             for number, row in zip(numbers.tolist(), reader.rows(), strict=True):
                 yield f"{name}-{number:08d}", row

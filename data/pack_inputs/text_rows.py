@@ -32,6 +32,7 @@ class RowReader(Protocol):
     """Chosen rows: plain data, for another process."""
 
     def rows(self) -> Iterator[Row]:
+        """In the order chosen. DataError: bytes at these bounds are no row of this kind."""
         """In the order chosen. DataError: a row is not what its file promises."""
 
 
@@ -87,6 +88,7 @@ class TextRows:
     bounds: Ints
 
     def rows(self) -> Iterator[Row]:
+        """In the order chosen. DataError: bytes at these bounds are no row of this kind."""
         parse: Callable[[bytes], Values] = _parse_json
         if self.path.suffix in DELIMITERS:
             parse = self._parse_csv

@@ -40,6 +40,7 @@ class ArrayJob:
     vocab: int
 
     def samples(self) -> Iterator[Sample | LeftOut]:
+        """A sample per span, ids as uint16 or uint32. DataError: an id is not below `vocab`."""
         name, tokens = "", np.empty(0, np.int64)
         for key, wanted, first, end in self.spans:
             if wanted != name:

@@ -93,9 +93,11 @@ class ByteDocuments:
         self.lengths: DocumentLengths = _TextLengths(self._part.sizes)
 
     def shard_lengths(self, shard: int) -> Ints:
+        """A token per byte, and end of document."""
         return self._part.sizes.tables[shard] + 1
 
     def stamp(self, shard: int) -> str:
+        """The digest of the shard's index: lengths follow from its contents alone."""
         return self._catalog.indexes[shard].digest
 
     def prepare(self, samples: Iterable[int]) -> None:
@@ -136,6 +138,7 @@ class EncodedDocuments:
         self.unreadable: Mapping[int, str] = self._measured.unreadable
 
     def shard_lengths(self, shard: int) -> Ints:
+        """Tokens of each sample of the shard; 1 where it cannot be read."""
         return self.lengths.tables[shard]
 
     def prepare(self, samples: Iterable[int]) -> None:
@@ -150,6 +153,7 @@ class EncodedDocuments:
                     self._encoded.keep(sample, self._ended(sample, ids))
 
     def read(self, sample: int, first: int, last: int) -> Array:
+        """Tokens first … last-1, int32. DataError: unreadable, or not of the length that it had."""
         return self._encoded.read(sample)[first:last]
 
     def _encode(self, sample: int) -> Array:
@@ -208,6 +212,7 @@ class ArrayDocuments:
         self.unreadable: Mapping[int, str] = self._measured.unreadable
 
     def shard_lengths(self, shard: int) -> Ints:
+        """Tokens of each sample of the shard; 1 where it cannot be read."""
         return self.lengths.tables[shard]
 
     def prepare(self, samples: Iterable[int]) -> None:

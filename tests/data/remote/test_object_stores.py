@@ -55,7 +55,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     client = boto3.client("s3")
     client.create_bucket(Bucket="shards")
     for key in KEYS:
-        client.put_object(Bucket="shards", Key=key, ResponseBody=b"index" if key.endswith(".idx") else CONTENTS)
+        client.put_object(Bucket="shards", Key=key, Body=b"index" if key.endswith(".idx") else CONTENTS)
     return client
 
 
@@ -97,7 +97,7 @@ def test_neighbours_are_found(bucket: Any, reads: Reads) -> None:
 def test_an_object_that_was_overwritten_is_refused(bucket: Any, reads: Reads) -> None:
     shard = open_remote("s3://shards/set/train-000.tar", reads())
     assert shard.read(0, 10) == CONTENTS[:10]
-    bucket.put_object(Bucket="shards", Key="set/train-000.tar", ResponseBody=contents_of(len(CONTENTS), seed=1))
+    bucket.put_object(Bucket="shards", Key="set/train-000.tar", Body=contents_of(len(CONTENTS), seed=1))
     with pytest.raises(DataError, match="changed after it was indexed"):
         shard.read(2 * PIECE_BYTES, 10)
 
