@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Bytes", "Ints", "Say", "equal_runs", "ranges_of", "silent"]
+__all__ = ["PROGRESS_S", "Array", "Bytes", "Ints", "Say", "equal_runs", "ranges_of", "silent"]
 
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
 Say = Callable[[str], None]
+PROGRESS_S = 2.0  # between two lines that say how far a long task is
 
 
 def silent(_line: str) -> None:

@@ -18,13 +18,12 @@ from data.images.image_source import open_image_source, with_images
 from data.index.open_catalog import open_catalog
 from data.order.global_batch import Arrangement
 from data.order.mixture import Mixture, Portion
-from data.source import Skipped, Source
+from data.source import IGNORED, Skipped, Source
 from data.text.text_source import open_text_source
 
 __all__ = ["Dataset", "open_dataset", "read_micro_batch", "unigram_entropy"]
 
 
-IGNORED = -100
 ENTROPY_ROWS = 64
 _TARGETS = ("targets_BT", "labels_B")
 

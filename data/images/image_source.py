@@ -19,12 +19,9 @@ from data.images.resize import write
 from data.images.sample_draws import uniforms
 from data.index.catalog import Catalog, Part
 from data.order.epochs import LocatedSamples, SampleStream
-from data.source import Skipped
+from data.source import IGNORED, Skipped, skipped_sample
 
 __all__ = ["open_image_source", "with_images"]
-
-
-IGNORED = -100
 
 
 def with_images(arrays: dict[str, Array]) -> dict[str, Array]:
@@ -89,7 +86,8 @@ class ImageSource:
                 task.result()
         if failures and self._data.on_error == "stop":
             raise failures[min(failures)]
-        return [self._skipped(int(located.sample_ids[at]), failures[at]) for at in sorted(failures)]
+        bad = [(int(located.sample_ids[at]), failures[at]) for at in sorted(failures)]
+        return [skipped_sample(self.catalog, sample, self.catalog.cause(sample, error)) for sample, error in bad]
 
     def keys(self, items: Ints) -> list[str]:
         """The key of each item's sample."""
@@ -151,10 +149,6 @@ class ImageSource:
         if self._augment is None:
             return centre_crop(height, width, self._data.size)
         return random_crop(height, width, self._data.size, self._augment, draws)
-
-    def _skipped(self, sample: int, error: DamagedDataError) -> Skipped:
-        shard = self.catalog.shards[self.catalog.place(sample)[0]].name
-        return Skipped(shard, self.catalog.key(sample), str(error).removeprefix(f"{self.catalog.where(sample)}: "))
 
 
 def open_image_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | None) -> ImageSource:

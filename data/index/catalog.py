@@ -3,7 +3,6 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -26,17 +25,6 @@ class Part:
         self.name = name
         self.offsets = offsets
         self.sizes = sizes
-
-
-@dataclass(frozen=True)
-class Places:
-    """Part parts[p] of samples[i] is bytes starts[p][i] … stops[p][i]-1 of shard shards[i]."""
-
-    parts: list[Part]
-    samples: list[int]
-    shards: list[int]
-    starts: list[list[int]]
-    stops: list[list[int]]
 
 
 class Catalog:
@@ -109,6 +97,10 @@ class Catalog:
         """`shard: sample key`, the start of every message about a sample."""
         return f"{self.shards[self.place(sample)[0]].name}: sample {self.key(sample)}"
 
+    def cause(self, sample: int, error: DataError) -> str:
+        """The message of an error about the sample, without shard and key."""
+        return str(error).removeprefix(f"{self.where(sample)}: ")
+
     def read(self, part: Part, sample: int, first: int = 0, last: int | None = None) -> bytes:
         """Bytes first … last-1 of a part (all of it by default). DataError names shard and sample."""
         shard = bisect_right(self._starts, sample) - 1
@@ -127,36 +119,6 @@ class Catalog:
             return self.shards[shard].view(part.offsets.tables[shard].item(row), part.sizes.tables[shard].item(row))
         except DataError as error:
             raise self._about(sample, error) from error
-
-    def places(self, parts: Sequence[Part], samples: Ints) -> Places:
-        """Where these parts of these samples lie, worked out for all at once; no shard is touched."""
-        order = np.argsort(samples)
-        ascending = samples[order]
-        columns = [column.tables for part in parts for column in (part.offsets, part.sizes)]
-        found = np.empty((1 + len(columns), len(samples)), np.int64)
-        for shard, a, b in shard_runs(self.starts, ascending):
-            rows = ascending[a:b] - self._starts[shard]
-            found[0, a:b] = shard
-            for column, tables in enumerate(columns, 1):
-                found[column, a:b] = tables[shard][rows]
-        found[2::2] += found[1::2]
-        found[:, order] = found.copy()
-        shards, *bounds = found.tolist()
-        return Places(list(parts), samples.tolist(), shards, bounds[::2], bounds[1::2])
-
-    def views(self, places: Places, first: int, stop: int) -> list[list[memoryview]]:
-        """As `view`, of samples first … stop-1 of those placed: for each part a list."""
-        chosen = slice(first, stop)
-        shards = places.shards[chosen]
-        used = set(shards)
-        wholes = {number: whole for number in used if (whole := self.shards[number].whole()) is not None}
-        if len(wholes) < len(used):
-            return [[self.view(part, sample) for sample in places.samples[chosen]] for part in places.parts]
-        mapped = [wholes[number] for number in shards]
-        bounds = zip(places.starts, places.stops, strict=True)
-        return [
-            [m[a:b] for m, a, b in zip(mapped, starts[chosen], stops[chosen], strict=True)] for starts, stops in bounds
-        ]
 
     def prefetch(self, samples: Ints) -> None:
         """A hint that these samples are read soon, to shards that are not local files; returns at once."""

@@ -8,17 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from configs.sections.data_section import RemoteReads
-from data.arrays import Say, silent
+from data.arrays import PROGRESS_S, Say, silent
 from data.index.catalog import Catalog
 from data.index.shard_index import ShardIndex, load_index
 from data.index.shard_patterns import expand, is_url
 from data.shards.local_shard import LocalShard
 from data.shards.shard import Shard
 
-__all__ = ["PROGRESS_S", "open_catalog", "open_shards"]
+__all__ = ["open_catalog", "open_shards"]
 
 
-PROGRESS_S = 2.0
 # Reading and checksums leave Python to other threads; more of them than this only queue for the disk.
 _MAX_THREADS = 8
 # Shards that are far away are waited for: at each there are answers of a few bytes to come.

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from data.index.npz_map import map_npz, write_npz
 from data.index.shard_patterns import SIDECAR_MARK
 from data.shards.shard import Shard
 
-__all__ = ["build_lock", "load", "publish", "save", "share_in", "suffix"]
+__all__ = ["load_or_build", "publish", "share_in", "suffix"]
 
 
 # A builder that takes longer, or was stopped, is not waited for: the others then build too.
@@ -82,6 +82,25 @@ def save(shard: Shard, name: str, stamp: str, arrays: dict[str, Array], say: Say
                 return
     if failure is not None:
         say(f"cannot keep the {name} of {shard.name} ({failure}): it will be built again by each process")
+
+
+def load_or_build(
+    shard: Shard,
+    name: str,
+    stamp: str,
+    build: Callable[[], dict[str, Array]],
+    say: Say,
+    is_usable: Callable[[dict[str, Array]], bool] = lambda _: True,
+) -> dict[str, Array]:
+    """The arrays kept under `name`, if they are usable, or those that `build` gives, which are then kept."""
+    kept = load(shard, name, stamp)
+    if kept is None or not is_usable(kept):
+        with build_lock(shard, name):
+            kept = load(shard, name, stamp)  # another process may have built them meanwhile
+            if kept is None or not is_usable(kept):
+                kept = build()
+                save(shard, name, stamp, kept, say)
+    return kept
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from PIL import Image
 
 from configs.errors import ResourceError
 from data.arrays import Array, Ints, Say, silent
+from data.images.image_samples import LABEL_PART
 from data.pack.pack_plan import Draws, Inputs, PackJob, Sample, digest_of, hash_fraction, hash_order
 from data.pack.packing_run import PackOptions, PackSummary, pack
 from data.pack.shard_writer import ShardLimits, tar_bytes
-from data.pack_inputs.file_inputs import LABEL_PART, text_inputs
+from data.pack_inputs.file_inputs import text_inputs
 from data.pack_inputs.list_files import list_files
 
 __all__ = ["pack_digits", "pack_stdlib"]

@@ -9,12 +9,11 @@ import numpy as np
 from configs.errors import DataError
 from data.arrays import Ints
 from data.images.codecs import IMAGE_PARTS, decode_image
+from data.images.image_samples import LABEL_PART
 from data.pack.pack_plan import Inputs, Json, LeftOut, LeftOuts, PackJob, Sample, hash_order, unique_keys, val_draws
 from data.pack.shard_writer import tar_bytes
 from data.pack_inputs.list_files import Listing, read_listed
 from data.pack_inputs.text_part import Encoding, refuse_text, text_part
-
-LABEL_PART = "cls"
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,8 @@ from typing import TypeVar
 import numpy as np
 
 from configs.errors import DataError
-from data.arrays import Ints, Say
+from data.arrays import PROGRESS_S, Ints, Say
 from data.pack.pack_plan import LeftOut, digest_of
-
-__all__ = ["PROGRESS_S"]
-
-
-PROGRESS_S = 2.0
 
 Item = TypeVar("Item")
 

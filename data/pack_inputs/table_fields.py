@@ -11,8 +11,9 @@ import numpy as np
 
 from configs.errors import DataError
 from data.arrays import Array
+from data.images.image_samples import LABEL_PART
 from data.pack.pack_plan import LeftOut
-from data.pack_inputs.file_inputs import LABEL_PART, image_part
+from data.pack_inputs.file_inputs import image_part
 from data.pack_inputs.text_part import TOKENS_PART, Encoding, npy_bytes, refuse_text, text_part, token_dtype
 from data.pack_inputs.text_rows import Row
 

@@ -10,7 +10,7 @@ import numpy as np
 from configs.errors import DataError
 from data.arrays import Ints, Say
 from data.pack.pack_plan import Inputs, Json, LeftOut, PackJob, Sample, digest_of
-from data.pack.shard_writer import BLOCK_BYTES, tar_bytes
+from data.pack.shard_writer import TAR_BLOCK_BYTES, tar_bytes
 from data.pack_inputs.file_inputs import number_classes
 from data.pack_inputs.list_files import report_count
 from data.pack_inputs.table_fields import IMAGE, Conversion, Field, column_value, is_number, label_name, part_fields
@@ -196,7 +196,7 @@ def _archived_bytes(table: Table, fields: Sequence[Field], encoding: Encoding | 
     """What each row takes in an archive: its files, and headers and contents of the other parts, roughly."""
     values = sum(not field.is_path for field in fields)
     sizes = table.sizes * (1 if encoding is None else encoding.bytes_per_byte)
-    archived = 2 * values * BLOCK_BYTES + (sizes if values > _labels(fields) else 0)
+    archived = 2 * values * TAR_BLOCK_BYTES + (sizes if values > _labels(fields) else 0)
     return np.asarray(archived + (0 if file_bytes is None else file_bytes) + np.zeros_like(table.sizes))
 
 

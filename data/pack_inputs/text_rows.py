@@ -32,7 +32,6 @@ class RowReader(Protocol):
     """Chosen rows: plain data, for another process."""
 
     def rows(self) -> Iterator[Row]:
-        """In the order chosen. DataError: bytes at these bounds are no row of this kind."""
         """In the order chosen. DataError: a row is not what its file promises."""
 
 

@@ -118,10 +118,6 @@ class RemoteShard:
             into[at : at + stop - start] = memoryview(self._wait_for_piece(piece, pending[piece]))[start:stop]
         return into.toreadonly()
 
-    def whole(self) -> memoryview | None:
-        """None: there is no mapping of a remote shard."""
-        return None
-
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """A hint: these (offset, size) are read soon. Neighbours come in one request; returns at once."""
         wanted = sorted({wanted.piece for offset, size in ranges for wanted in piece_ranges(offset, size)})

@@ -23,7 +23,7 @@ _STREAMED_BYTES = 2 * CHECKED_BYTES  # larger chunks leave the processor's cache
 
 
 class LocalShard:
-    """A storage.Shard. Contents that are expected are checked in whole blocks, when first read; a bad one each time."""
+    """A data.shards.shard.Shard. Contents that are expected are checked in whole blocks, when first read; a bad one each time."""
 
     def __init__(self, path: str | Path) -> None:
         self.name = str(path)
@@ -45,7 +45,7 @@ class LocalShard:
             raise self._unreadable(error) from error
 
     def expect(self, checksums: Checksums) -> None:
-        """See storage.Shard. Without blocks only size and time are compared, at each opening."""
+        """See data.shards.shard.Shard. Without blocks only size and time are compared, at each opening."""
         self.close()
         self._expected, self._shard_bytes, self._blocks = checksums.stat, checksums.stat.size, checksums.blocks
         self._good = bytearray(len(checksums.blocks))
@@ -82,14 +82,6 @@ class LocalShard:
         except OSError as error:
             raise self._unreadable(error) from error
         return found
-
-    def whole(self) -> memoryview | None:
-        """See storage.Shard: while the file is open and each of its blocks is known to be good, or none is compared."""
-        file = self._file
-        if file is None or self._expected is None or not self._all_good:
-            return None
-        file.used = True
-        return file.mapped if len(file.mapped) == self._shard_bytes else None
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Nothing: the system reads ahead by itself."""

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from data.arrays import Ints, Say
+from data.arrays import Array, Ints, Say
 from data.index import sidecar
 from data.index.catalog import Catalog
 from data.index.shuffle_blocks import ShuffleBlocks
@@ -80,11 +80,8 @@ def load_packs(catalog: Catalog, documents: Documents, row_tokens: int, say: Say
 def _load_pack(catalog: Catalog, documents: Documents, number: int, row_tokens: int, say: Say) -> PackedRows:
     shard, name = catalog.shards[number], f"pack-{row_tokens}-{documents.name}"
     stamp = f"{documents.stamp(number)} {best_fit_packing.VERSION}"
-    kept = sidecar.load(shard, name, stamp)
-    if kept is None:
-        with sidecar.build_lock(shard, name):
-            kept = sidecar.load(shard, name, stamp)
-            if kept is None:
-                kept = asdict(best_fit_packing.pack(documents.shard_lengths(number), row_tokens))
-                sidecar.save(shard, name, stamp, kept, say)
-    return PackedRows(**kept)
+
+    def build() -> dict[str, Array]:
+        return asdict(best_fit_packing.pack(documents.shard_lengths(number), row_tokens))
+
+    return PackedRows(**sidecar.load_or_build(shard, name, stamp, build, say))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -68,25 +69,18 @@ class MeasuredLengths:
 
     def _shard(self, number: int) -> dict[str, Array]:
         shard, stamp = self._catalog.shards[number], self._catalog.indexes[number].digest
-        kept = self._usable(number, sidecar.load(shard, self._name, stamp))
-        if kept is None:
-            with sidecar.build_lock(shard, self._name):
-                kept = self._usable(number, sidecar.load(shard, self._name, stamp))
-                if kept is None:
-                    count = len(self._catalog.shards)
-                    self._say(f"working out the lengths of shard {number + 1} of {count} (once): {shard.name}")
-                    kept = self._build(number)
-                    sidecar.save(shard, self._name, stamp, kept, self._say)
+        kept = sidecar.load_or_build(
+            shard, self._name, stamp, partial(self._build, number), self._say, partial(self._is_usable, number)
+        )
         samples, causes = kept.pop("unreadable").tolist(), kept.pop("causes").tolist()
         start = int(self._catalog.starts[number])
         self.unreadable |= {start + i: cause.decode() for i, cause in zip(samples, causes, strict=True)}
         return kept
 
-    def _usable(self, number: int, kept: dict[str, Array] | None) -> dict[str, Array] | None:
-        if kept is None or not len(kept["unreadable"]):
-            return kept
+    def _is_usable(self, number: int, kept: dict[str, Array]) -> bool:
+        """Not so once a document is readable again, perhaps after the shard's host was put right."""
         unreadable = (self._catalog.starts[number] + kept["unreadable"]).tolist()
-        return None if self._raises or any(map(self._is_readable, unreadable)) else kept
+        return not unreadable or not (self._raises or any(map(self._is_readable, unreadable)))
 
     def _is_readable(self, sample: int) -> bool:
         found: list[DamagedDataError] = []
@@ -94,23 +88,20 @@ class MeasuredLengths:
         return not found
 
     def _build(self, number: int) -> dict[str, Array]:
+        shard, count = self._catalog.shards[number], len(self._catalog.shards)
+        self._say(f"working out the lengths of shard {number + 1} of {count} (once): {shard.name}")
         start, stop = self._catalog.starts[number : number + 2].tolist()
         unreadable: dict[int, str] = {}
 
         def on_unreadable(sample: int, error: DamagedDataError) -> None:
             if self._raises:
                 raise error
-            unreadable[sample - start] = cause_of(self._catalog, sample, error)
+            unreadable[sample - start] = self._catalog.cause(sample, error)
 
         numbers = self._measure(range(start, stop), on_unreadable)
         causes = [cause.encode() for cause in unreadable.values()]
         samples = np.fromiter(unreadable, np.int64)
         return {**numbers, "unreadable": samples, "causes": np.array(causes, np.bytes_)}
-
-
-def cause_of(catalog: Catalog, sample: int, error: DamagedDataError) -> str:
-    """The message without shard and key."""
-    return str(error).removeprefix(f"{catalog.where(sample)}: ")
 
 
 def _named(samples: Iterable[int]) -> str:

@@ -15,17 +15,15 @@ from data.index.catalog import Catalog
 from data.order import row_order
 from data.order.epochs import SampleStream
 from data.order.row_order import ROW_WINDOW_TOKENS
-from data.source import Skipped
+from data.source import IGNORED, Skipped, skipped_sample
 from data.text import best_fit_packing
 from data.text.best_fit_rows import FittedRows, load_packs, row_blocks
 from data.text.concat_packing import ConcatenatedRows, TokenSpan, TokenStream
-from data.text.document_lengths import cause_of
 from data.text.documents import Documents, ReadWindow, open_documents
 
 __all__ = ["open_text_source"]
 
 
-IGNORED = -100
 NO_DOCUMENT = -1
 _TokenData = TextData | TokensData
 _VERSIONS = {"concat": row_order.VERSION, "best_fit": best_fit_packing.VERSION}
@@ -104,8 +102,7 @@ class TextSource:
         """See data.source.Source. A document of unknown length has one token: end to end, its row tells of it."""
         if self._data_packing == "concat":
             return []
-        where = [(self.catalog.shards[self.catalog.place(s)[0]].name, s) for s in sorted(self._documents.unreadable)]
-        return [Skipped(shard, self.catalog.key(s), self._documents.unreadable[s]) for shard, s in where]
+        return [skipped_sample(self.catalog, *found) for found in sorted(self._documents.unreadable.items())]
 
     def _fill_row(self, spans: list[TokenSpan], tokens_T: Ints, targets_T: Ints, skipped: list[Skipped]) -> None:
         continues = False
@@ -119,7 +116,7 @@ class TextSource:
                 if self._stops:
                     raise
                 if count:  # else the row that has its inputs tells
-                    skipped.append(self._skipped(sample, error))
+                    skipped.append(skipped_sample(self.catalog, sample, self.catalog.cause(sample, error)))
                 continues = False
                 continue
             tokens_T[at : at + count] = ids[:count]
@@ -127,10 +124,6 @@ class TextSource:
             if continues:
                 targets_T[at - 1] = ids[0]
             continues = self._crosses_documents
-
-    def _skipped(self, sample: int, error: DamagedDataError) -> Skipped:
-        shard = self.catalog.shards[self.catalog.place(sample)[0]].name
-        return Skipped(shard, self.catalog.key(sample), cause_of(self.catalog, sample, error))
 
 
 def open_text_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | None, say: Say) -> TextSource:

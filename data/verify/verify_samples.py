@@ -10,11 +10,11 @@ from configs.errors import DataError, RecipeError
 from configs.recipe import Recipe
 from configs.sections.data_section import RemoteReads
 from configs.sections.model_section import ResnetModel
-from data.arrays import Say, silent
+from data.arrays import PROGRESS_S, Say, silent
 from data.images.codecs import IMAGE_PARTS, decode_image
 from data.images.image_samples import LABEL_PART, ImageSamples
 from data.index.catalog import Catalog, Part
-from data.index.open_catalog import PROGRESS_S, open_shards
+from data.index.open_catalog import open_shards
 from data.index.shard_index import ShardIndex, build_index
 from data.index.shard_patterns import globs_match
 from data.shards.shard import Shard

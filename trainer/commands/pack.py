@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from configs.errors import EXIT_REQUEUE
+from data.arrays import PROGRESS_S
 from data.pack.packing_run import PackOptions, PackProgress, ReportProgress
 from data.pack.partial_folder import partial_folder
 from data.pack.shard_writer import DEFAULT_LIMITS, ShardLimits
 from data.pack_inputs.examples import pack_digits, pack_stdlib
-from data.pack_inputs.list_files import PROGRESS_S
 from data.pack_inputs.pack_kinds import pack_arrays, pack_images, pack_table, pack_text, read_classes
 from data.pack_inputs.recipe_lines import recipe_lines
 from data.pack_inputs.table_inputs import Columns
