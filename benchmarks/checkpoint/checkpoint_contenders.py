@@ -46,6 +46,7 @@ class CheckpointFigures:
     memory_bytes: float = 0.0
 
     def encode(self) -> list[float]:
+        """In the order of the constructor, to be gathered over ranks."""
         return list(vars(self).values())
 
 
@@ -67,6 +68,7 @@ class CheckpointBench:
     seconds: list[float] = field(default_factory=list)
 
     def barrier(self) -> None:
+        """Wait for every rank (collective)."""
         self.ranks.sum([0.0])
 
 
@@ -130,7 +132,7 @@ def _native(bench: CheckpointBench, place: Path) -> CheckpointFigures:
         stall = _timed(lambda: engine.save_checkpoint(str(place), tag="tag"))
     written = _bytes_under(place) if bench.ranks.leads else 0
     bench.barrier()
-    _forget(place)
+    _drop_from_page_cache(place)
     bench.barrier()
     load = _timed(lambda: engine.load_checkpoint(str(place), tag="tag"))
     return CheckpointFigures(stall, stall, load, written, bench.own_bytes, peak.bytes)
@@ -192,7 +194,7 @@ def _stoker(bench: CheckpointBench, place: Path) -> CheckpointFigures:
     bench.barrier()
     written = _bytes_under(place) if bench.ranks.leads else 0
     total = stall + (bench.seconds[0] if bench.seconds else 0.0)
-    _forget(place)
+    _drop_from_page_cache(place)
     bench.barrier()
 
     def load() -> None:
@@ -219,7 +221,7 @@ def _raw(bench: CheckpointBench, place: Path) -> CheckpointFigures:
 
     total = _timed(write)
     bench.barrier()
-    _forget(place)
+    _drop_from_page_cache(place)
     bench.barrier()
 
     def read() -> None:
@@ -272,7 +274,7 @@ def _bytes_under(place: Path) -> int:
     return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
 
 
-def _forget(place: Path) -> None:
+def _drop_from_page_cache(place: Path) -> None:
     """Drop the files from the page cache, so that a load reads the medium."""
     for path in place.rglob("*"):
         if path.is_file():

@@ -4,9 +4,7 @@
 resized.
 """
 
-import argparse
 import io
-import sys
 import tarfile
 import tempfile
 import time
@@ -20,13 +18,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-# A script's own folder comes first, and there data.py would be taken for the package `data`.
-sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-from configs.recipe import Recipe  # noqa: E402
-from data.arrays import Bytes, Ints  # noqa: E402
-from data.images.image_source import ImageSource, open_image_source  # noqa: E402
-from data.index.open_catalog import open_catalog  # noqa: E402
+from benchmarks.common.command import parser_of
+from configs.recipe import Recipe
+from data.arrays import Bytes, Ints
+from data.images.image_source import ImageSource, open_image_source
+from data.index.open_catalog import open_catalog
 
 PICTURES = 128
 BATCH = 64
@@ -44,7 +40,8 @@ CASES: list[tuple[str, int, int, int, int, dict[str, object] | None]] = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    """Parse the command line, print a line per case."""
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=1, help="decode threads, of both")
     parser.add_argument("--rounds", type=int, default=15, help="pairs; a ratio compares the two of one pair")
     arguments = parser.parse_args()

@@ -3,15 +3,14 @@
 `python -m benchmarks.data.locality [--shards N] [--write]` prints the tables, or writes docs/benchmarks/locality.md.
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from benchmarks.common.command import parser_of, run_benchmark
 from benchmarks.common.markdown import table
-from configs.checkout import CHECKOUT
 from configs.recipe import Batch
 from data.arrays import Ints
 from data.batch import step_slices
@@ -27,11 +26,12 @@ PIECE_BYTES = 1 << 20  # what is fetched, checked and kept at once of a remote s
 GPUS = 8  # workers per node
 WINDOW_BYTES = 256 << 20
 SAMPLES_AT_ONCE = 1 << 18
-REPORT = CHECKOUT / "docs" / "benchmarks" / "locality.md"
 
 
 @dataclass(frozen=True)
 class ClusterCase:
+    """A global batch, dealt to `nodes` of GPUS workers each, with data.lanes `lanes`."""
+
     batch: int
     nodes: int
     lanes: int
@@ -51,15 +51,18 @@ class EpochReads:
 
     @property
     def node_bytes(self) -> Ints:
+        """Of the pieces that each node reads."""
         return np.array(PIECE_BYTES * np.count_nonzero(self.pieces, axis=1))
 
     @property
     def node_shards(self) -> Ints:
+        """How many shards each node reads something of."""
         per_shard = self.pieces.reshape(len(self.pieces), self.shards, -1)
         return np.array(np.count_nonzero(per_shard.any(axis=2), axis=1))
 
 
 def stream_of(shards: int, lanes: int, window_bytes: int) -> SampleStream:
+    """The order of a data set of equal shards; nothing is read."""
     groups = np.full(-(-SHARD_SAMPLES // GROUP_SAMPLES), GROUP_SAMPLES * SAMPLE_BYTES)
     groups[-1] = SHARD_SAMPLES % GROUP_SAMPLES * SAMPLE_BYTES
     blocks = split_into_blocks(np.full(shards, SHARD_SAMPLES), (groups for _ in range(shards)))
@@ -101,6 +104,7 @@ def epoch_reads(shards: int, case: ClusterCase, epoch: int) -> EpochReads:
 
 
 def locality_row(shards: int, case: ClusterCase) -> list[str]:
+    """The figures of one case, as cells."""
     first, second = (epoch_reads(shards, case, epoch) for epoch in range(2))
     whole_bytes = shards * SHARD_SAMPLES * RECORD_BYTES
     again = (first.pieces & second.pieces).sum() / second.pieces.sum()
@@ -136,6 +140,7 @@ def mixing_row(shards: int, lanes: int, window_bytes: int, batch: int = 256, bat
 
 
 def report(shards: int) -> str:
+    """The report in Markdown, without a line end."""
     shapes = [(64, 4096, 1), (64, 4096, 64), (64, 1024, 1), (64, 1024, 64)]
     shapes += [(60, 4096, 1), (60, 4096, 64), (60, 4096, 512), (8, 1024, 1), (8, 1024, 64)]
     cases = [ClusterCase(batch, nodes, lanes) for nodes, batch, lanes in shapes]
@@ -167,14 +172,10 @@ def report(shards: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    """Parse the command line, simulate, report."""
+    parser = parser_of(__doc__)
     parser.add_argument("--shards", type=int, default=20_000)
-    parser.add_argument("--write", action="store_true", help=f"to {REPORT}")
-    arguments = parser.parse_args()
-    found = report(arguments.shards)
-    print(found)
-    if arguments.write:
-        REPORT.write_text(found + "\n")
+    run_benchmark(parser, "locality.md", lambda arguments, _folder, _load: report(arguments.shards) + "\n")
 
 
 if __name__ == "__main__":

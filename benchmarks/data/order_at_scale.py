@@ -40,6 +40,7 @@ def measure(shards: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measure each number of shards in ROUNDS processes, print the best."""
     print(f"{SAMPLES:,} samples, {LANES} lanes: best of {ROUNDS} processes; the limits are 1 s and 200 MB")
     for shards in (1_000, 100_000, 1_000_000):
         command = [sys.executable, "-m", "benchmarks.data.order_at_scale", str(shards)]

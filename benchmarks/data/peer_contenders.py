@@ -67,13 +67,13 @@ class WebDataset(Peer):
         return measured(epoch, seconds)
 
     def remote(self, urls: list[str], workers: int) -> dict[str, Any]:
-        """Every sample of these URLs once, each read by `curl`; the count is of bytes."""
+        """Every text at these URLs once, each shard read by `curl`; the count is of bytes."""
         import torch
 
         samples = self._samples(urls)
         if workers:
             samples = torch.utils.data.DataLoader(samples, batch_size=None, num_workers=workers)
-        return once(lambda: sum(len(sample["jpg"]) + len(sample["cls"]) for sample in samples))
+        return once(lambda: sum(len(sample["txt"]) for sample in samples))
 
     def _samples(self, urls: list[str]) -> Any:
         import webdataset

@@ -72,11 +72,14 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
 
 
 class RangeServer(http.server.ThreadingHTTPServer):
+    """A thread per connection, which does not outlive the process; many may connect at once."""
+
     daemon_threads = True
     request_queue_size = 128
 
 
 def main() -> None:
+    """Parse the command line, print the port, serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mb-per-s", type=float, default=60.0)

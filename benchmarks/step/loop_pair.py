@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.common.setting import WORKERS
 from benchmarks.step.step_contenders import LOOPS, MeasuredSteps, worker_process
 
-SILENCE_LIMIT_S = 180.0  # no block of steps takes that long
+SILENCE_LIMIT_S = 180.0  # no measured of steps takes that long
 
 Round = dict[str, MeasuredSteps]
 
@@ -48,8 +48,8 @@ def _gather(receivers: list[Connection], rounds: int, say: Callable[[str], None]
             if message is None:
                 running.remove(receiver)
                 continue
-            index, block = message
-            found[index][block.loop] = block
+            index, measured = message
+            found[index][measured.loop] = measured
             if len(found[index]) == len(LOOPS):
                 speeds = ", ".join(f"{loop} {found[index][loop].tokens_per_s:,.0f}" for loop in LOOPS)
                 say(f"round {index + 1} of {rounds}: tokens/s {speeds}")

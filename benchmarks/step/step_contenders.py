@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from benchmarks.common.setting import (
     CONTEXT_TOKENS,
+    DEEPSPEED_CONFIG,
     MICRO_BATCHES,
     MICRO_ROWS,
     STEP_TOKENS,
@@ -53,6 +54,7 @@ class MeasuredSteps:
 
     @property
     def tokens_per_s(self) -> float:
+        """Of all workers together."""
         return STEP_TOKENS * self.steps / self.wall_s
 
 
@@ -65,15 +67,18 @@ class StepClock:
         self.spans_s: dict[str, float] = {}
 
     def start(self) -> None:
+        """The first measured step begins."""
         self.profile.reset()
         self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
+        """The last measured step has ended; the time outside of all spans is `rest`."""
         self._wall_s, self._cpu_s = time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s
         spans_s = dict(self.profile.seconds)
         self.spans_s = {**spans_s, "rest": self._wall_s - sum(spans_s.values())}
 
-    def block(self, loop: str, steps: int, wall_s: float | None = None) -> MeasuredSteps:
+    def measured(self, loop: str, steps: int, wall_s: float | None = None) -> MeasuredSteps:
+        """What was timed between `start` and `stop`; `wall_s` where the loop's own clock is better."""
         return MeasuredSteps(loop, steps, wall_s or self._wall_s, self._cpu_s, self.spans_s)
 
 
@@ -83,9 +88,9 @@ def worker_process(rank: int, folder: Path, rounds: int, steps: int, out: Connec
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=WORKERS)
     try:
-        for index, block in _blocks(folder, rounds, steps):
+        for index, found in _measured_steps(folder, rounds, steps):
             if rank == 0:
-                out.send((index, block))
+                out.send((index, found))
         out.send(None)
     except Exception:
         out.send(f"rank {rank}:\n{traceback.format_exc()}")
@@ -93,10 +98,10 @@ def worker_process(rank: int, folder: Path, rounds: int, steps: int, out: Connec
         dist.destroy_process_group()
 
 
-def _blocks(folder: Path, rounds: int, steps: int) -> Iterator[tuple[int, MeasuredSteps]]:
+def _measured_steps(folder: Path, rounds: int, steps: int) -> Iterator[tuple[int, MeasuredSteps]]:
     """The loops in turn, in another order each round, so that a drift of the machine favours none."""
     clock = StepClock()
-    _watch(clock)
+    _time_calls(clock)
     run: dict[str, Callable[[Recipe, StepClock, int], MeasuredSteps]]
     run = {STOKER: _stoker, DEEPSPEED: _deepspeed, DDP: _ddp}
     for index in range(rounds):
@@ -108,7 +113,7 @@ def _blocks(folder: Path, rounds: int, steps: int) -> Iterator[tuple[int, Measur
             gc.collect()
 
 
-def _watch(clock: StepClock) -> None:
+def _time_calls(clock: StepClock) -> None:
     import deepspeed
     from deepspeed.runtime.engine import DeepSpeedEngine
 
@@ -118,11 +123,11 @@ def _watch(clock: StepClock) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     profile = clock.profile
     for method in ("forward", "backward", "step"):
-        profile.watch(DeepSpeedEngine, method, method)
-    profile.watch(StokerEngine, "train_step", "around the engine")
-    profile.watch(Ranks, "sum", "agreement")
+        profile.time_calls(DeepSpeedEngine, method, method)
+    profile.time_calls(StokerEngine, "train_step", "around the engine")
+    profile.time_calls(Ranks, "sum", "agreement")
     for method in ("stepped", "phase"):
-        profile.watch(Reporter, method, "reporting")
+        profile.time_calls(Reporter, method, "reporting")
     log_if_due = Reporter.log_if_due
 
     def log_and_mark(reporter: Reporter, step: int) -> None:
@@ -151,7 +156,7 @@ def _stoker(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
     times = {line["step"]: line["time"] for line in lines}
     wait_s = sum(line["data_wait_s"] for line in lines if line["step"] > WARM_UP_STEPS)
     clock.spans_s |= {"data wait": wait_s, "rest": clock.spans_s["rest"] - wait_s}
-    return clock.block(STOKER, steps, times[recipe.run.steps] - times[WARM_UP_STEPS])
+    return clock.measured(STOKER, steps, times[recipe.run.steps] - times[WARM_UP_STEPS])
 
 
 class MeanLoss(nn.Module):
@@ -198,13 +203,7 @@ def _deepspeed(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
     import deepspeed
 
     module, optimizer, batches = _bare(recipe)
-    config = {
-        "train_micro_batch_size_per_gpu": MICRO_ROWS,
-        "gradient_accumulation_steps": MICRO_BATCHES,
-        "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": 1},
-        "steps_per_print": 10**9,
-    }
+    config = {**DEEPSPEED_CONFIG, "steps_per_print": 10**9}
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
 
     def step() -> Tensor:
@@ -216,7 +215,7 @@ def _deepspeed(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
 
     _measure(step, clock, steps)
     engine.destroy()
-    return clock.block(DEEPSPEED, steps)
+    return clock.measured(DEEPSPEED, steps)
 
 
 def _ddp(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
@@ -238,4 +237,4 @@ def _ddp(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
         return loss.detach()
 
     _measure(step, clock, steps)
-    return clock.block(DDP, steps)
+    return clock.measured(DDP, steps)
