@@ -130,14 +130,14 @@ def open_dataset(recipe: Recipe, split: Literal["train", "val"], say: Say = sile
     with ExitStack() as undo:
         sources = []
         for entry in recipe.data.train.sources:
-            sources.append(_open_source(entry, recipe, _seed(recipe, entry), say))
+            sources.append(_open_source(entry, recipe, _source_seed(recipe, entry), say))
             undo.callback(sources[-1].close)
-        mixture = _mix(recipe, sources)
+        mixture = _mixture_of(recipe, sources)
         undo.pop_all()
     return Dataset(sources, mixture, recipe.data.lanes, batch)
 
 
-def _seed(recipe: Recipe, entry: SourceSettings) -> int:
+def _source_seed(recipe: Recipe, entry: SourceSettings) -> int:
     """Sources of a mixture go by orders of their own, even where they name the same shards."""
     if len(recipe.data.train.sources) == 1:
         return recipe.run.seed
@@ -151,7 +151,7 @@ def _open_source(entry: SourceSettings, recipe: Recipe, seed: int | None, say: S
     return open_text_source(entry.name, catalog, recipe, seed, say)
 
 
-def _mix(recipe: Recipe, sources: Sequence[Source]) -> Mixture:
+def _mixture_of(recipe: Recipe, sources: Sequence[Source]) -> Mixture:
     """RecipeError: every source stops, and the run needs more than there is."""
     entries = recipe.data.train.sources
     limits = [

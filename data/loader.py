@@ -104,14 +104,14 @@ class Loader:
 
     def _read_step(self, step: int) -> list[MicroBatch]:
         found = []
-        self._hint(min(step + HINTED_STEPS, self._steps.stop - 1))
+        self._prefetch_until(min(step + HINTED_STEPS, self._steps.stop - 1))
         for positions in step_slices(step, self._batch, self._rank, self._ranks):
             if self._closed:
                 break
             found.append(read_micro_batch(self._dataset, step, positions, self._batch.micro))
         return found
 
-    def _hint(self, step: int) -> None:
+    def _prefetch_until(self, step: int) -> None:
         """Tell what is read up to `step`, so that remote shards are asked for many ranges at once."""
         for each in range(self._hinted + 1, step + 1):
             for positions in step_slices(each, self._batch, self._rank, self._ranks):

@@ -83,7 +83,7 @@ def measure(recipe: Recipe, folder: Path, rounds: int) -> Rounds:
             bench.barrier()
             found = _WAYS[way](bench, place)
             bench.barrier()
-            figures[way] = _agreed(bench, found)
+            figures[way] = _over_ranks(bench, found)
             if bench.ranks.leads:
                 shutil.rmtree(place, ignore_errors=True)
                 os.sync()  # the next way starts with a disk at rest
@@ -94,7 +94,7 @@ def measure(recipe: Recipe, folder: Path, rounds: int) -> Rounds:
     return result
 
 
-def _agreed(bench: CheckpointBench, figures: CheckpointFigures) -> CheckpointFigures:
+def _over_ranks(bench: CheckpointBench, figures: CheckpointFigures) -> CheckpointFigures:
     everyone = bench.ranks.gather(figures.encode())
     slowest = CheckpointFigures(*(max(values) for values in zip(*everyone, strict=True)))
     slowest.written_bytes = sum(values[3] for values in everyone)

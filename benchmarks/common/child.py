@@ -85,7 +85,7 @@ def measured(epoch: Callable[[], Iterator[int]], seconds: float) -> dict[str, An
     return asdict(Measured(count, cpu_s() - cpu, now - start))
 
 
-def once(work: Callable[[], int]) -> dict[str, Any]:
+def measured_once(work: Callable[[], int]) -> dict[str, Any]:
     """One piece of work, which returns a count."""
     cpu, start = cpu_s(), time.perf_counter()
     return asdict(Measured(work(), cpu_s() - cpu, time.perf_counter() - start))

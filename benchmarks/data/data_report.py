@@ -132,7 +132,7 @@ def _resuming(results: Results) -> list[str]:
         all_ms = [figures["all"] for figures in of]
         cells = [f"{median(figures[name] for figures in of):.1f}" for name in ("open", "keys", "batch")]
         verdict = "met" if median(all_ms) <= RESUME_GOAL_MS else "short"
-        rows.append([f"{fraction:.0%}", *cells, f"{_of(all_ms)} (≤ {RESUME_GOAL_MS:.0f}: {verdict})"])
+        rows.append([f"{fraction:.0%}", *cells, f"{_median_and_range(all_ms)} (≤ {RESUME_GOAL_MS:.0f}: {verdict})"])
     samples = int(results.resume[0][0.0]["samples"])
     return [
         "## Resuming",
@@ -165,20 +165,20 @@ def _indexing(by_kind: Mapping[str, Rounds]) -> list[str]:
 
 
 def _spread(rounds: Rounds, name: str, figure: Figure) -> str:
-    return _of([figure(r[name]) for r in rounds])
+    return _median_and_range([figure(r[name]) for r in rounds])
 
 
-def _of(values: Sequence[float]) -> str:
+def _median_and_range(values: Sequence[float]) -> str:
     middle = median(values)
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
     return f"{middle:,.{digits}f} ({min(values):,.{digits}f} – {max(values):,.{digits}f})"
 
 
 def _ratio(rounds: Rounds, above: str, below: str, figure: Figure, goal: float | None = None) -> str:
-    return _judged([figure(r[above]) / figure(r[below]) for r in rounds], goal)
+    return _with_goal([figure(r[above]) / figure(r[below]) for r in rounds], goal)
 
 
-def _judged(ratios: Sequence[float], goal: float | None) -> str:
+def _with_goal(ratios: Sequence[float], goal: float | None) -> str:
     middle = median(ratios)
     shown = f"{middle:.{2 if middle < 10 else 1}f}"
     return shown if goal is None else f"**{shown}** ({goal:g}: {'met' if middle >= goal else 'short'})"

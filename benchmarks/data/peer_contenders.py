@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.child import Handler, digest, measured, once, serve
+from benchmarks.common.child import Handler, digest, measured, measured_once, serve
 
 BATCH = 64
 PARTS = {"jpeg": ("jpg", "cls"), "text": ("txt",)}
@@ -73,7 +73,7 @@ class WebDataset(Peer):
         samples = self._samples(urls)
         if workers:
             samples = torch.utils.data.DataLoader(samples, batch_size=None, num_workers=workers)
-        return once(lambda: sum(len(sample["txt"]) for sample in samples))
+        return measured_once(lambda: sum(len(sample["txt"]) for sample in samples))
 
     def _samples(self, urls: list[str]) -> Any:
         import webdataset

@@ -59,13 +59,13 @@ def _write(path: Path, samples: Iterable[tuple[int, Sample]]) -> None:
 
 def _images(total: int) -> Iterator[Sample]:
     random = np.random.default_rng(1)
-    field_HWC = _natural(random)
+    field_HWC = _natural_image(random)
     distinct = [_jpeg(field_HWC, random) for _ in range(_DISTINCT_IMAGES)]
     for number in range(total):
         yield {"jpg": distinct[number % _DISTINCT_IMAGES], "cls": str(number % CLASSES).encode()}
 
 
-def _natural(random: np.random.Generator) -> npt.NDArray[np.float64]:
+def _natural_image(random: np.random.Generator) -> npt.NDArray[np.float64]:
     """Colours with an amplitude spectrum like that of photographs, about 1/f (Field 1987), of unit variance."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(_FIELD), np.fft.fftfreq(_FIELD)))
     frequency[0, 0] = np.inf

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.child import digest, measured, once, serve
+from benchmarks.common.child import digest, measured, measured_once, serve
 from benchmarks.data.sample_shards import CLASSES, CROP_PADDING, PARTS, PIXELS, TEXT_BYTES, shards
 from configs.recipe import Recipe
 from configs.sections.data_section import RemoteReads
@@ -101,7 +101,7 @@ class Stoker:
         """One epoch after opening, in which every block is compared; the count is of rows."""
         rows = TrainingRows(text_recipe(shards(self._folder, "text"), verify=True))
         try:
-            return once(lambda: sum(rows.epoch()))
+            return measured_once(lambda: sum(rows.epoch()))
         finally:
             rows.close()
 
@@ -121,8 +121,8 @@ class Stoker:
         """Every header of all shards; the count is of members (parse) or of bytes (build)."""
         opened = [LocalShard(path) for path in shards(self._folder, kind)]
         if how == "build":
-            return once(lambda: sum(build_index(shard).checksums.stat.size for shard in opened))
-        return once(lambda: sum(map(_parsed, opened)))
+            return measured_once(lambda: sum(build_index(shard).checksums.stat.size for shard in opened))
+        return measured_once(lambda: sum(map(_parsed, opened)))
 
     def remote(self, urls: list[str], how: str) -> dict[str, Any]:
         """Text at these URLs once; the count is of bytes (a token is one). Cached before are only indexes.
@@ -134,10 +134,10 @@ class Stoker:
         with tempfile.TemporaryDirectory() as cache:
             if how == "stream":
                 opened = open_catalog(urls, RemoteReads(cache_dir=cache))
-                return once(lambda: sum(len(chunk) for shard in opened.shards for chunk in shard.stream()))
+                return measured_once(lambda: sum(len(chunk) for shard in opened.shards for chunk in shard.stream()))
             rows = TrainingRows(text_recipe(urls, verify=True, cache_dir=cache))
             try:
-                return once(lambda: ROW_TOKENS * sum(rows.epoch()))
+                return measured_once(lambda: ROW_TOKENS * sum(rows.epoch()))
             finally:
                 rows.close()
 

@@ -171,7 +171,7 @@ class MeanLoss(nn.Module):
         return F.cross_entropy(self.model(tokens_BT).flatten(0, 1), targets_BT.flatten())
 
 
-def _bare(recipe: Recipe) -> tuple[MeanLoss, torch.optim.Optimizer, list[tuple[Tensor, Tensor]]]:
+def _model_and_batch(recipe: Recipe) -> tuple[MeanLoss, torch.optim.Optimizer, list[tuple[Tensor, Tensor]]]:
     """The same model and optimizer, and one step's batch held in memory."""
     task: Any = build_task(recipe)
     module = MeanLoss(task.module.model)
@@ -202,7 +202,7 @@ def _measure(step: Callable[[], Tensor], clock: StepClock, steps: int) -> None:
 def _deepspeed(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
     import deepspeed
 
-    module, optimizer, batches = _bare(recipe)
+    module, optimizer, batches = _model_and_batch(recipe)
     config = {**DEEPSPEED_CONFIG, "steps_per_print": 10**9}
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
 
@@ -219,7 +219,7 @@ def _deepspeed(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
 
 
 def _ddp(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
-    module, optimizer, batches = _bare(recipe)
+    module, optimizer, batches = _model_and_batch(recipe)
     model = nn.parallel.DistributedDataParallel(module)
     span = clock.profile.span
 

@@ -15,7 +15,7 @@ from data.images.codecs import PixelBuffer, UnreadableImageError, open_picture
 from data.images.crops import DRAWS, Crop, centre_crop, random_crop
 from data.images.image_samples import ImageSamples
 from data.images.rand_augment import DRAWS_PER_OPERATION, rand_augment
-from data.images.resize import write
+from data.images.resize import write_crop
 from data.images.sample_draws import uniforms
 from data.index.catalog import Catalog, Part
 from data.order.epochs import LocatedSamples, SampleStream
@@ -30,7 +30,7 @@ def with_images(arrays: dict[str, Array]) -> dict[str, Array]:
     return {name: array[has_image_B] for name, array in arrays.items()} if has_image_B.any() else arrays
 
 
-class _Job(NamedTuple):
+class _DecodeJob(NamedTuple):
     """Item number `at` of those asked for."""
 
     at: int
@@ -103,11 +103,11 @@ class ImageSource:
             self._threads.shutdown(cancel_futures=True)
         self.catalog.close()
 
-    def _jobs(self, located: LocatedSamples, rows: Ints) -> Iterator[_Job]:
+    def _jobs(self, located: LocatedSamples, rows: Ints) -> Iterator[_DecodeJob]:
         """In the order in which the samples lie. Threads may share it: it is the iterator of a list."""
         samples = located.sample_ids
         columns = samples.tolist(), self._samples.image_parts(samples), rows.tolist(), self._draws(located)
-        jobs = [_Job(*fields) for fields in zip(range(len(samples)), *columns, strict=True)]
+        jobs = [_DecodeJob(*fields) for fields in zip(range(len(samples)), *columns, strict=True)]
         return iter([jobs[at] for at in np.argsort(samples, kind="stable").tolist()])
 
     def _draws(self, located: LocatedSamples) -> Sequence[Sequence[float]]:
@@ -119,19 +119,21 @@ class ImageSource:
         draws: Sequence[Sequence[float]] = uniforms(count, self._key, located.epochs, located.sample_ids).tolist()
         return draws
 
-    def _fill_rows(self, jobs: Iterator[_Job], arrays: dict[str, Array], failures: dict[int, DamagedDataError]) -> None:
+    def _fill_rows(
+        self, jobs: Iterator[_DecodeJob], arrays: dict[str, Array], failures: dict[int, DamagedDataError]
+    ) -> None:
         """Do jobs until there are no more; the row of a bad sample stays as it is."""
         images_BHWC, labels_B = arrays["images_BHWC"], arrays["labels_B"]
         for job in jobs:
             try:
                 label = self._samples.label(job.sample)
-                self._write(job, images_BHWC[job.row])
+                self._decode_into(job, images_BHWC[job.row])
             except DamagedDataError as error:
                 failures[job.at] = error
             else:
                 labels_B[job.row] = label
 
-    def _write(self, job: _Job, row_HWC: Bytes) -> None:
+    def _decode_into(self, job: _DecodeJob, row_HWC: Bytes) -> None:
         """Read, decode, crop, mirror and augment. DamagedDataError before the row is touched."""
         contents = self.catalog.view(job.part, job.sample)
         try:
@@ -141,7 +143,7 @@ class ImageSource:
             pixels_HWC, eighths = picture.pixels(self._data.channels, eighths, crop.mirrored, self._buffer)
         except UnreadableImageError as error:
             raise self._samples.unreadable(job.sample, job.part, error) from error
-        write(pixels_HWC, eighths, crop, row_HWC)
+        write_crop(pixels_HWC, eighths, crop, row_HWC)
         if self._augment is not None and self._augment.rand_augment is not None:
             row_HWC[:] = rand_augment(row_HWC, self._augment.rand_augment, job.draws[DRAWS:])
 

@@ -12,7 +12,7 @@ from data.images.crops import Crop
 _WORD = 8
 
 
-def write(pixels_HWC: Bytes, eighths: int, crop: Crop, row_HWC: Bytes) -> None:
+def write_crop(pixels_HWC: Bytes, eighths: int, crop: Crop, row_HWC: Bytes) -> None:
     """Fill size×size `row_HWC`, which is black. The pixels are contiguous, their channels reversed for a mirrored crop.
 
     `eighths`: how much of the full size, in which `crop.box` is, the pixels have.

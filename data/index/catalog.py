@@ -109,7 +109,7 @@ class Catalog:
         try:
             return self.shards[shard].read(part.offsets.tables[shard].item(row) + first, size - first)
         except DataError as error:
-            raise self._about(sample, error) from error
+            raise self._naming(sample, error) from error
 
     def view(self, part: Part, sample: int) -> memoryview:
         """The whole of a part where it lies; see Shard.view. DataError names shard and sample."""
@@ -118,7 +118,7 @@ class Catalog:
         try:
             return self.shards[shard].view(part.offsets.tables[shard].item(row), part.sizes.tables[shard].item(row))
         except DataError as error:
-            raise self._about(sample, error) from error
+            raise self._naming(sample, error) from error
 
     def prefetch(self, samples: Ints) -> None:
         """A hint that these samples are read soon, to shards that are not local files; returns at once."""
@@ -141,7 +141,7 @@ class Catalog:
         for shard in self.shards:
             shard.close()
 
-    def _about(self, sample: int, error: DataError) -> DataError:
+    def _naming(self, sample: int, error: DataError) -> DataError:
         name = self.shards[self.place(sample)[0]].name
         kind = DamagedDataError if isinstance(error, DamagedDataError) else DataError
         return kind(f"{self.where(sample)}: {str(error).removeprefix(f'{name}: ')}")

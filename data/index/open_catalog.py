@@ -11,7 +11,7 @@ from configs.sections.data_section import RemoteReads
 from data.arrays import PROGRESS_S, Say, silent
 from data.index.catalog import Catalog
 from data.index.shard_index import ShardIndex, load_index
-from data.index.shard_patterns import expand, is_url
+from data.index.shard_patterns import expand_patterns, is_url
 from data.shards.local_shard import LocalShard
 from data.shards.shard import Shard
 
@@ -27,8 +27,8 @@ _DEFAULT_REMOTE = RemoteReads()
 
 
 def open_shards(patterns: str | Sequence[str], remote: RemoteReads = _DEFAULT_REMOTE) -> list[Shard]:
-    """Shards by name; none is opened yet. DataError: see shard_patterns.expand."""
-    return [_open_shard(name, remote) for name in expand(patterns)]
+    """Shards by name; none is opened yet. DataError: see shard_patterns.expand_patterns."""
+    return [_open_shard(name, remote) for name in expand_patterns(patterns)]
 
 
 def open_catalog(
@@ -41,7 +41,7 @@ def open_catalog(
 
     Without `verify_reads` only a local file's size and time are compared.
 
-    DataError: see shard_patterns.expand and shard_index.build_index; of several, the first shard's.
+    DataError: see shard_patterns.expand_patterns and shard_index.build_index; of several, the first shard's.
     """
     shards = open_shards(patterns, remote)
     indexes = load_indexes(shards, say, remote.connections)

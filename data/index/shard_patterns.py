@@ -17,7 +17,7 @@ _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def expand(patterns: str | Sequence[str]) -> list[str]:
+def expand_patterns(patterns: str | Sequence[str]) -> list[str]:
     """Paths and URLs in the given order, sorted within a glob. DataError: nothing matches, or a shard comes twice.
 
     `*` and `?` stay within a folder, `**` does not; `~/` is the home folder. URLs are looked up only where they are

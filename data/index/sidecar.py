@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.arrays import Array, Say
-from data.atomic import published
+from data.atomic import atomic_file
 from data.index.npz_map import map_npz, write_npz
 from data.index.shard_patterns import SIDECAR_MARK
 from data.shards.shard import Shard
@@ -44,7 +44,7 @@ def publish() -> None:
             target = folder / path.name
             if not target.exists() or target.stat().st_mtime < path.stat().st_mtime:
                 folder.mkdir(parents=True, exist_ok=True)
-                with published(target) as file:
+                with atomic_file(target) as file:
                     file.write(path.read_bytes())
 
 
@@ -73,7 +73,7 @@ def save(shard: Shard, name: str, stamp: str, arrays: dict[str, Array], say: Say
     for path in _places(shard, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with published(path) as file:
+            with atomic_file(path) as file:
                 write_npz(file, {"stamp": np.array(stamp), **arrays})
         except OSError as error:
             failure = error
@@ -110,7 +110,7 @@ def build_lock(shard: Shard, name: str) -> Iterator[None]:
     A builder that is killed frees the others at once; one that is stopped, after BUILDER_WAIT_S.
     """
     path = _cache_folder() / f"{_digest(shard)}{SIDECAR_MARK}{name}.lock"
-    lock = _locked(path)
+    lock = _wait_for_lock(path)
     try:
         yield
     finally:
@@ -140,7 +140,7 @@ def _digest(shard: Shard) -> str:
     return hashlib.sha256(shard.identity.encode()).hexdigest()
 
 
-def _locked(path: Path) -> int | None:
+def _wait_for_lock(path: Path) -> int | None:
     """An open, locked file; None when it cannot be had, be it for lack of a writable folder or of patience."""
     deadline = time.monotonic() + BUILDER_WAIT_S
     try:

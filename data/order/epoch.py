@@ -62,7 +62,7 @@ class EpochOrder:
     def __init__(self, lanes: LaneBlocks, window_bytes: int, key: draws.Key | None, epoch: int) -> None:
         self.blocks = lanes.blocks
         self._key = None if key is None else (*key, epoch)
-        self.block_order = lanes.order if self._key is None else _permuted(lanes, self._key)
+        self.block_order = lanes.order if self._key is None else _permuted_blocks(lanes, self._key)
         self.window_blocks = _window_starts(self.blocks.bytes[self.block_order], lanes.starts, window_bytes)
         self.window_samples = self.cumulative(self.blocks.samples)
         # A batch meets one window of each lane, and the next one where a window ends.
@@ -99,7 +99,7 @@ class EpochOrder:
         return ids if self._key is None else ids[draws.permutation(len(ids), ("window", *self._key, window))]
 
 
-def _permuted(lanes: LaneBlocks, key: draws.Key) -> Int32s:
+def _permuted_blocks(lanes: LaneBlocks, key: draws.Key) -> Int32s:
     """The blocks of each lane in an order of their own."""
     order = lanes.order.copy()
     for lane in range(lanes.lanes):

@@ -33,7 +33,7 @@ class Arrangement:
         self._lanes = lanes
         self._batch_size = batch
         # A step may meet the end of one batch and the start of the next.
-        self._batch = lru_cache(maxsize=2)(self._arranged)
+        self._batch = lru_cache(maxsize=2)(self._arrange_batch)
 
     def at(self, start: int, stop: int) -> PlacedItems:
         """What lies at positions start … stop-1."""
@@ -50,7 +50,7 @@ class Arrangement:
             np.concatenate([none, *(found.items for found in batches)]),
         )
 
-    def _arranged(self, number: int) -> PlacedItems:
+    def _arrange_batch(self, number: int) -> PlacedItems:
         first = number * self._batch_size
         stop = (
             first + self._batch_size if self._mixture.end is None else min(first + self._batch_size, self._mixture.end)

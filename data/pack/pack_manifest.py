@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.atomic import published
+from data.atomic import atomic_file
 from data.pack.pack_plan import Json, LeftOut, LeftOuts
 
 __all__ = ["MANIFEST", "read_json"]
@@ -76,7 +76,7 @@ def _entry(name: str, record: ShardRecord) -> Json:
 
 def write_json(path: Path, value: Any) -> None:
     """Atomic; the same value gives the same bytes."""
-    with published(path) as file:
+    with atomic_file(path) as file:
         file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 

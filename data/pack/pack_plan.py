@@ -128,7 +128,7 @@ def plan_shards(inputs: Inputs, val_fraction: float, limits: ShardLimits) -> lis
     shards = []
     for split, chosen in (("train", ~is_val), ("val", is_val)):
         numbers = inputs.order[chosen[inputs.order]]
-        ends = _cut(inputs.sizes[numbers], limits)
+        ends = _shard_ends(inputs.sizes[numbers], limits)
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             shards.append(PlannedShard(split, number, numbers[start:end]))
     if not shards or shards[0].split == "val":
@@ -143,7 +143,7 @@ def _is_val(draws: Draws, val_fraction: float) -> npt.NDArray[np.bool_]:
     return draws < val_fraction
 
 
-def _cut(sizes: Ints, limits: ShardLimits) -> list[int]:
+def _shard_ends(sizes: Ints, limits: ShardLimits) -> list[int]:
     """Where each shard ends, for inputs of these sizes in order."""
     totals = np.concatenate(([0], np.cumsum(sizes)))
     ends: list[int] = []

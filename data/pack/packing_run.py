@@ -12,10 +12,10 @@ from data.arrays import Say, silent
 from data.pack.pack_manifest import VERSION, ShardRecord
 from data.pack.pack_plan import Inputs, Json, PlannedShard, plan_shards
 from data.pack.partial_folder import WorkFolder, partial_folder, work_folder
-from data.pack.shard_tasks import PackTask, run_here, run_in_processes
+from data.pack.shard_tasks import PackTask, run_in_processes, run_in_this_process
 from data.pack.shard_writer import ShardLimits
 
-__all__ = ["PackOptions", "PackProgress", "PackSummary", "ReportProgress", "pack"]
+__all__ = ["PackOptions", "PackProgress", "PackSummary", "ReportProgress", "pack_shards"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class PackOptions:
     report_progress: ReportProgress | None = None
 
 
-def pack(inputs: Inputs, out: Path, val_fraction: float, limits: ShardLimits, options: PackOptions) -> PackSummary:
+def pack_shards(
+    inputs: Inputs, out: Path, val_fraction: float, limits: ShardLimits, options: PackOptions
+) -> PackSummary:
     """Make the shards of `inputs` and their manifest in `out`, or go on where an interrupted call stopped.
 
     DataError: an input cannot be used; `out` or `out`.partial is of other inputs or options; the disk is full (what is
@@ -60,11 +62,11 @@ def pack(inputs: Inputs, out: Path, val_fraction: float, limits: ShardLimits, op
     """
     _refuse_occupied(out)
     planned = plan_shards(inputs, val_fraction, limits)
-    manifest = _make(inputs, planned, _plan_json(inputs, val_fraction, limits), out, options)
-    options.say(_summary(out, manifest))
+    manifest = _make_shards(inputs, planned, _plan_json(inputs, val_fraction, limits), out, options)
+    options.say(_summary_line(out, manifest))
     if val_fraction and not manifest["val"]["samples"]:
         options.say(f"{out}: no sample is left for val, though val_fraction is {val_fraction:g}: pack more inputs")
-    return _packed(manifest)
+    return _summary_of(manifest)
 
 
 def _plan_json(inputs: Inputs, val_fraction: float, limits: ShardLimits) -> Json:
@@ -83,25 +85,25 @@ def _refuse_occupied(out: Path) -> None:
         raise DataError(f"{out}: already exists: name another output folder, or remove it first")
 
 
-def _make(inputs: Inputs, planned: Sequence[PlannedShard], plan: Json, out: Path, options: PackOptions) -> Json:
+def _make_shards(inputs: Inputs, planned: Sequence[PlannedShard], plan: Json, out: Path, options: PackOptions) -> Json:
     try:
         with work_folder(out, plan, inputs.modified) as work:
             finished = work.finished(planned)
             if finished:
                 options.say(f"{work.folder}: going on, {len(finished)} of {len(planned)} shards are finished")
             _warn_of_space(work, inputs, planned, finished, options.say)
-            _finish(inputs, planned, finished, work, options)
+            _make_missing(inputs, planned, finished, work, options)
             return work.publish(plan, inputs.left_out, [finished[shard.name] for shard in planned])
     except OSError as error:
-        raise DataError(_stopped(out, error, planned)) from error
+        raise DataError(_stop_message(out, error, planned)) from error
     except BrokenProcessPool as error:
         raise ResourceError(
             f"packing {out} stopped: one of its processes was killed, perhaps for want of memory; "
-            f"{_kept(out, planned)}: the same command goes on, with a smaller --workers if need be"
+            f"{_kept_message(out, planned)}: the same command goes on, with a smaller --workers if need be"
         ) from error
 
 
-def _finish(
+def _make_missing(
     inputs: Inputs,
     planned: Sequence[PlannedShard],
     finished: dict[str, ShardRecord],
@@ -118,7 +120,7 @@ def _finish(
             options.report_progress(PackProgress(before + read, inputs.count, len(finished), len(planned)))
 
     workers = min(options.workers, len(todo))
-    for record in run_in_processes(tasks, workers, report) if workers > 1 else run_here(tasks, report):
+    for record in run_in_processes(tasks, workers, report) if workers > 1 else run_in_this_process(tasks, report):
         finished[record.name] = record
     report(inputs.count - before)
 
@@ -133,21 +135,21 @@ def _warn_of_space(
         say(f"{work.folder}: about {wanted / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free")
 
 
-def _stopped(out: Path, error: OSError, planned: Sequence[PlannedShard]) -> str:
+def _stop_message(out: Path, error: OSError, planned: Sequence[PlannedShard]) -> str:
     where = f" ({error.filename})" if error.filename else ""
     remedy = "make space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
     return (
-        f"packing {out} stopped: {error.strerror or error}{where}; {_kept(out, planned)}: {remedy}, and the same "
-        "command goes on"
+        f"packing {out} stopped: {error.strerror or error}{where}; {_kept_message(out, planned)}: {remedy}, and the "
+        "same command goes on"
     )
 
 
-def _kept(out: Path, planned: Sequence[PlannedShard]) -> str:
+def _kept_message(out: Path, planned: Sequence[PlannedShard]) -> str:
     finished = len(WorkFolder(out).finished(planned))
     return f"{finished} of {len(planned)} shards are kept in {partial_folder(out)}"
 
 
-def _packed(manifest: Json) -> PackSummary:
+def _summary_of(manifest: Json) -> PackSummary:
     train, val = manifest["train"], manifest["val"]
     return PackSummary(
         train["samples"],
@@ -159,8 +161,8 @@ def _packed(manifest: Json) -> PackSummary:
     )
 
 
-def _summary(out: Path, manifest: Json) -> str:
-    packed, skipped = _packed(manifest), manifest["skipped"]
+def _summary_line(out: Path, manifest: Json) -> str:
+    packed, skipped = _summary_of(manifest), manifest["skipped"]
     tokens = f" ({packed.tokens} tokens)" if packed.tokens else ""
     line = (
         f"packed {out}: {packed.train_samples} train and {packed.val_samples} val samples{tokens}, "

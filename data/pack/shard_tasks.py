@@ -38,7 +38,7 @@ class PackTask:
 
     def run(self, advance: Advance) -> ShardRecord:
         """Write the shard, then its record."""
-        reading = _Reading(self.job, advance)
+        reading = _CountedSamples(self.job, advance)
         path = self.work.shards / self.name
         shard = write_shard(path, reading.samples())
         if shard.samples:
@@ -53,11 +53,11 @@ class PackTask:
             parts=sorted(reading.parts),
             left_out=reading.left_out,
         )
-        self.work.keep(record)
+        self.work.save_record(record)
         return record
 
 
-class _Reading:
+class _CountedSamples:
     """Counts what a job gives."""
 
     def __init__(self, job: PackJob, advance: Advance) -> None:
@@ -81,7 +81,7 @@ class _Reading:
         self.parts.update(sample.parts)
 
 
-def run_here(tasks: Iterator[PackTask], report: Callable[[int], None]) -> Iterator[ShardRecord]:
+def run_in_this_process(tasks: Iterator[PackTask], report: Callable[[int], None]) -> Iterator[ShardRecord]:
     """One shard after the other in this process."""
     read, seen = 0, time.monotonic()
 
@@ -106,7 +106,9 @@ def run_in_processes(tasks: Iterator[PackTask], workers: int, report: Callable[[
         try:
             while True:
                 with _ctrl_c_blocked():
-                    waiting.update(pool.submit(_run, task) for task in islice(tasks, workers * _QUEUED - len(waiting)))
+                    waiting.update(
+                        pool.submit(_run_task, task) for task in islice(tasks, workers * _QUEUED - len(waiting))
+                    )
                 if not waiting:
                     return
                 done, waiting = wait(waiting, REPORT_S, FIRST_COMPLETED)
@@ -151,6 +153,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _run(task: PackTask) -> ShardRecord:
+def _run_task(task: PackTask) -> ShardRecord:
     assert _advance is not None
     return task.run(_advance)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from configs.errors import DataError
-from data.atomic import published
+from data.atomic import atomic_file
 
 __all__ = ["DEFAULT_LIMITS", "TAR_BLOCK_BYTES", "ShardLimits", "tar_bytes"]
 
@@ -92,7 +92,7 @@ class TarStream:
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Parts]]) -> WrittenShard:
     """Write keys and parts to `path`, which appears when it is whole. Memory: one sample and 1 MiB."""
-    with published(path) as file:
+    with atomic_file(path) as file:
         tar = TarStream(file)
         for key, parts in samples:
             tar.add(key, parts)

@@ -1,7 +1,7 @@
 """Files, tables and arrays -> train and val shards with a manifest: what `stoker data pack` calls.
 
-Every function makes OUT/train-*.tar, OUT/val-*.tar and OUT/manifest.json as `packing_run.pack` says, in the same bytes
-whatever `options` is, and raises its DataErrors.
+Every function makes OUT/train-*.tar, OUT/val-*.tar and OUT/manifest.json as `packing_run.pack_shards` says, in the same
+bytes whatever `options` is, and raises its DataErrors.
 """
 
 import json
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import DataError
-from data.pack.packing_run import PackOptions, PackSummary, pack
+from data.pack.packing_run import PackOptions, PackSummary, pack_shards
 from data.pack.partial_folder import partial_folder
 from data.pack.shard_writer import DEFAULT_LIMITS, ShardLimits
 from data.pack_inputs.file_inputs import image_inputs, text_inputs
@@ -43,7 +43,7 @@ def pack_text(
     with _planning(folder, out):
         listing = list_files(folder, pattern, _outputs(out), options.say)
         inputs = text_inputs(listing, {"glob": pattern}, _encoding(tokenizer))
-    return pack(inputs, out, val_fraction, limits, options)
+    return pack_shards(inputs, out, val_fraction, limits, options)
 
 
 def pack_images(
@@ -62,7 +62,7 @@ def pack_images(
     """
     with _planning(folder, out):
         inputs = image_inputs(list_files(folder, "**/*", _outputs(out), options.say), classes, check)
-    return pack(inputs, out, val_fraction, limits, options)
+    return pack_shards(inputs, out, val_fraction, limits, options)
 
 
 def pack_table(
@@ -77,7 +77,7 @@ def pack_table(
     """Rows of a CSV, TSV, JSONL or Parquet file, or of all in a folder. DataError: see table_inputs.py."""
     with _planning(path, out):
         inputs = table_inputs(path, columns, _encoding(tokenizer), _outputs(out), options.say)
-    return pack(inputs, out, val_fraction, limits, options)
+    return pack_shards(inputs, out, val_fraction, limits, options)
 
 
 def pack_arrays(
@@ -92,7 +92,7 @@ def pack_arrays(
     """Token ids of .npy files as part npy. DataError: see token_arrays.py."""
     with _planning(path, out):
         inputs = array_inputs(path, split, vocab, _outputs(out), options.say)
-    return pack(inputs, out, val_fraction, limits, options)
+    return pack_shards(inputs, out, val_fraction, limits, options)
 
 
 def read_classes(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from data.pack.pack_plan import Inputs, LeftOut, PackJob, Sample, digest_of, uni
 from data.pack.shard_writer import tar_bytes
 from data.pack_inputs.file_inputs import file_inputs
 from data.pack_inputs.list_files import Listing, list_files, report_count
-from data.pack_inputs.table_fields import narrow
+from data.pack_inputs.table_fields import narrow_ids
 from data.pack_inputs.text_part import TOKENS_PART, npy_bytes, token_dtype
 
 __all__ = ["ArraySplit"]
@@ -48,7 +48,7 @@ class ArrayJob:
             if first == end:
                 yield LeftOut(wanted, "empty")
                 continue
-            ids = narrow(f"{self.folder / name}: tokens {first} … {end - 1}", tokens[first:end], self.vocab)
+            ids = narrow_ids(f"{self.folder / name}: tokens {first} … {end - 1}", tokens[first:end], self.vocab)
             yield Sample(key, {TOKENS_PART: npy_bytes(ids)}, end - first)
 
 

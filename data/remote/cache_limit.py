@@ -40,7 +40,7 @@ class CacheLimit:
         folder cannot be written.
         """
         # Threads wait for the first lock, which wakes them; processes look at the second now and then.
-        with self._threads, file_locks.held(self.lock_file, _LOCK_NUMBER, 1, _LOCK_WAIT_S) as alone:
+        with self._threads, file_locks.locked_range(self.lock_file, _LOCK_NUMBER, 1, _LOCK_WAIT_S) as alone:
             if not alone:
                 return None
             used = self._last_used() if self._counted else None
@@ -54,7 +54,7 @@ class CacheLimit:
 
     def publish(self, partial: Path, path: Path) -> None:
         """Rename a filled file; not while another process counts, which could see it under neither name."""
-        with self._threads, file_locks.held(self.lock_file, _LOCK_NUMBER, 1, _LOCK_WAIT_S):
+        with self._threads, file_locks.locked_range(self.lock_file, _LOCK_NUMBER, 1, _LOCK_WAIT_S):
             partial.replace(path)
 
     @property

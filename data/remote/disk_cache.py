@@ -78,12 +78,12 @@ class DiskCache:
             self._stop_writing(error)
 
     @contextmanager
-    def claimed(self, first: PieceKey, count: int, at_most_s: float) -> Iterator[None]:
+    def claim(self, first: PieceKey, count: int, at_most_s: float) -> Iterator[None]:
         """Alone with `count` pieces of a shard, unless another keeps them longer: it may be stopped."""
         with ExitStack() as stack:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(file_locks.held(self._limit.lock_file, first.lock_number, count, at_most_s))
+                stack.enter_context(file_locks.locked_range(self._limit.lock_file, first.lock_number, count, at_most_s))
             except OSError as error:
                 self._stop_writing(error)
             yield
@@ -96,13 +96,13 @@ class DiskCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             reserved = self._limit.reserve(piece_file.file_bytes(len(payload)))
             if reserved is not None:
-                self._fill(piece, payload, *reserved)
+                self._write_file(piece, payload, *reserved)
         except FileNotFoundError:  # somebody empties the folder: the next piece makes it anew
             return
         except OSError as error:
             self._stop_writing(error)
 
-    def _fill(self, piece: PieceKey, payload: memoryview, partial: Path, file: BinaryIO) -> None:
+    def _write_file(self, piece: PieceKey, payload: memoryview, partial: Path, file: BinaryIO) -> None:
         try:
             with file:
                 file.write(piece_file.header(piece.seed, payload))

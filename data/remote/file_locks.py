@@ -18,7 +18,7 @@ def _never() -> bool:
 
 
 @contextmanager
-def held(
+def locked_range(
     path: Path, first: int, count: int, at_most_s: float, is_needless: Callable[[], bool] = _never
 ) -> Iterator[bool]:
     """Hold the numbers first … first+count-1 (below 2**63) of the lock file `path`; it need not be written to.

@@ -39,7 +39,7 @@ class Range:
     stat: Stat | None = None
 
 
-def checked(name: str, status: int, headers: Mapping[str, str], body: bytes, asked: Range) -> Stat:
+def check_answer(name: str, status: int, headers: Mapping[str, str], body: bytes, asked: Range) -> Stat:
     """The object as the answer has it, if the answer is to what was asked.
 
     `body` is the beginning of the answer to a refused request. RequestFailedError: worth another try. DataError: final.
@@ -69,7 +69,7 @@ def only_if_unchanged(asked: Range) -> dict[str, str]:
     return {"If-Match": known} if known.startswith('"') else {}
 
 
-def changed(name: str) -> DataError:
+def changed_error(name: str) -> DataError:
     """The error for an object whose version or size is no longer the one that was indexed."""
     return DataError(
         f"{name}: the shard changed after it was indexed: leave shards alone while they are read; "
@@ -86,7 +86,7 @@ def _stat(name: str, headers: Mapping[str, str], asked: Range) -> Stat:
     first, last, size = map(int, span.groups())
     stat = Stat(size, version(headers))
     if asked.stat is not None and stat.version != asked.stat.version:
-        raise changed(name)
+        raise changed_error(name)
     stop = min(asked.stop, asked.stat.size if asked.stat else size)
     if (first, last + 1) != (asked.start, stop) or (asked.stat and size != asked.stat.size):
         wanted = f"{asked.start}-{stop - 1}" + (f"/{asked.stat.size}" if asked.stat else "")
@@ -102,7 +102,7 @@ def _refusal(name: str, status: int, headers: Mapping[str, str], body: bytes) ->
     if region := headers.get("x-amz-bucket-region") if status in (301, 307, 400) else None:
         return DataError(f"{name}: the bucket lies in region {region:.40}: set AWS_REGION={region:.40}")
     if status == 412:
-        return changed(name)
+        return changed_error(name)
     what_to_do = {
         401: "access is refused: give credentials (see docs/remote.md)",
         403: "access is refused: check the credentials and their rights (see docs/remote.md)",

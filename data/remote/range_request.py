@@ -16,7 +16,7 @@ from urllib3.exceptions import (
 )
 
 from configs.errors import DataError
-from data.remote.http_answers import Range, RequestFailedError, checked, only_if_unchanged
+from data.remote.http_answers import Range, RequestFailedError, check_answer, only_if_unchanged
 from data.remote.signed_url import Request
 from data.shards.shard import Stat
 
@@ -51,7 +51,7 @@ class ConnectionPool:
                 timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s),
             )
         except (HTTPError, OSError) as error:
-            raise _failed(error, timeout_s) from None
+            raise _as_failure(error, timeout_s) from None
         try:
             return ResponseBody(response, _stat(name, request, response, asked), asked, timeout_s)
         except BaseException:
@@ -86,7 +86,7 @@ class ResponseBody:
         try:
             chunk = self._response.read1(min(_READ_BYTES, self._bytes_left))
         except (HTTPError, OSError, ValueError) as error:
-            raise _failed(error, self._timeout_s) from None
+            raise _as_failure(error, self._timeout_s) from None
         if not chunk:
             raise RequestFailedError("the body ended early")
         into[: len(chunk)] = chunk
@@ -116,10 +116,10 @@ def _stat(name: str, request: Request, response: urllib3.BaseHTTPResponse, asked
             body = response.read(_REFUSAL_BYTES)
         except (HTTPError, OSError) as error:
             raise RequestFailedError(f"HTTP {response.status}, then {type(error).__name__}") from None
-    return checked(name, response.status, response.headers, body, asked)
+    return check_answer(name, response.status, response.headers, body, asked)
 
 
-def _failed(error: Exception, timeout_s: float) -> RequestFailedError:
+def _as_failure(error: Exception, timeout_s: float) -> RequestFailedError:
     """Without the errors' own texts, which may show a signed URL."""
     causes = list(_causes(error))
     if any(isinstance(cause, NameResolutionError) for cause in causes):

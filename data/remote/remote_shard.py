@@ -14,7 +14,7 @@ import xxhash
 from configs.errors import DataError
 from configs.sections.data_section import RemoteReads
 from data.remote import byte_checks
-from data.remote.address import Address, parse
+from data.remote.address import Address, parse_address
 from data.remote.byte_checks import PIECE_BYTES
 from data.remote.disk_cache import DiskCache, PieceKey
 from data.remote.download import Download
@@ -31,7 +31,7 @@ def open_remote(url: str, settings: RemoteReads) -> "RemoteShard":
 
     DataError: the URL or the credentials cannot be used.
     """
-    return RemoteShard(parse(url), settings)
+    return RemoteShard(parse_address(url), settings)
 
 
 class PieceRange(NamedTuple):
@@ -247,7 +247,7 @@ class RemoteShard:
     def _load(self, first: int, count: int, keep: bool) -> Pieces:
         shared, shard, cache = self._shared, self._contents(), self._cache
         try:
-            claim = cache.claimed(PieceKey(shard, first), count, self._settings.timeout_s) if cache else nullcontext()
+            claim = cache.claim(PieceKey(shard, first), count, self._settings.timeout_s) if cache else nullcontext()
             # Ranks of a node want the same pieces: the one that has the lock downloads, the others find them cached.
             with claim:
                 loaded = {i: found for i in range(first, first + count) if (found := self._read_kept(i)) is not None}

@@ -33,8 +33,8 @@ class LocalShard:
         self._expected: Stat | None = None
         self._shard_bytes = 0
         self._blocks = np.empty(0, np.uint64)
-        self._good = bytearray()  # 1 for each block known to be as expected
-        self._all_good = True
+        self._checked = bytearray()  # 1 for each block known to be as expected
+        self._all_checked = True
         self._file: _OpenFile | None = None
 
     def stat(self) -> Stat:
@@ -48,8 +48,8 @@ class LocalShard:
         """See data.shards.shard.Shard. Without blocks only size and time are compared, at each opening."""
         self.close()
         self._expected, self._shard_bytes, self._blocks = checksums.stat, checksums.stat.size, checksums.blocks
-        self._good = bytearray(len(checksums.blocks))
-        self._all_good = not self._good
+        self._checked = bytearray(len(checksums.blocks))
+        self._all_checked = not self._checked
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes."""
@@ -59,7 +59,7 @@ class LocalShard:
             contents = os.pread(file.descriptor, size, offset)
             if len(contents) != size:
                 contents = self._read_rest(file, offset, memoryview(bytearray(size))).tobytes()
-            if not self._all_good:
+            if not self._all_checked:
                 self._check(file, offset, size, contents)
         except OSError as error:
             raise self._unreadable(error) from error
@@ -77,7 +77,7 @@ class LocalShard:
             found = file.mapped[offset : offset + size]
             if len(found) != size:
                 raise self._changed()
-            if not self._all_good:
+            if not self._all_checked:
                 self._check(file, offset, size)
         except OSError as error:
             raise self._unreadable(error) from error
@@ -135,10 +135,10 @@ class LocalShard:
     def _check(self, file: "_OpenFile", offset: int, size: int, contents: bytes = b"") -> None:
         """Compare the blocks that these bytes lie in, unless they are known to be good; `contents` where read."""
         first, last = offset // CHECKED_BYTES, (offset + size - 1) // CHECKED_BYTES
-        if self._good.find(0, first, last + 1) < 0:
+        if self._checked.find(0, first, last + 1) < 0:
             return
         for block in range(first, last + 1):
-            if not self._good[block]:
+            if not self._checked[block]:
                 self._check_block(file, block, offset, memoryview(contents))
 
     def _check_block(self, file: "_OpenFile", block: int, offset: int, contents: memoryview) -> None:
@@ -151,8 +151,8 @@ class LocalShard:
             found = self._read_rest(file, start, _scratch()[: stop - start])
         if checksum(found) != self._blocks[block]:
             raise self._damaged(start, stop)
-        self._good[block] = 1
-        self._all_good = 0 not in self._good
+        self._checked[block] = 1
+        self._all_checked = 0 not in self._checked
 
     def _damaged(self, start: int, stop: int) -> DamagedDataError:
         return DamagedDataError(

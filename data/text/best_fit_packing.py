@@ -30,7 +30,7 @@ class PackedRows:
     segment_inputs: Array
 
 
-def pack(lengths: Ints, row_tokens: int) -> PackedRows:
+def pack_best_fit(lengths: Ints, row_tokens: int) -> PackedRows:
     """Fit documents of `lengths` tokens into rows of `row_tokens` inputs, none cut unless it is longer than a row.
 
     A document has one input, and one target, fewer than tokens. Longer ones are cut into full rows and a remainder;

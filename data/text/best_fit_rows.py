@@ -82,6 +82,6 @@ def _load_pack(catalog: Catalog, documents: Documents, number: int, row_tokens: 
     stamp = f"{documents.stamp(number)} {best_fit_packing.VERSION}"
 
     def build() -> dict[str, Array]:
-        return asdict(best_fit_packing.pack(documents.shard_lengths(number), row_tokens))
+        return asdict(best_fit_packing.pack_best_fit(documents.shard_lengths(number), row_tokens))
 
     return PackedRows(**sidecar.load_or_build(shard, name, stamp, build, say))

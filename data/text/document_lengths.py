@@ -44,7 +44,7 @@ class MeasuredLengths:
         self._raises = raises
         self._say = say
         self.unreadable: dict[int, str] = {}
-        tables = [self._shard(shard) for shard in range(len(catalog.shards))]
+        tables = [self._load_shard(shard) for shard in range(len(catalog.shards))]
         self.columns = {field: Column([table[field] for table in tables]) for field in tables[0]}
         if self.unreadable:
             sample, cause = next(iter(self.unreadable.items()))
@@ -54,23 +54,23 @@ class MeasuredLengths:
     @property
     def identity(self) -> str:
         """Empty, unless lengths depend on what could not be read."""
-        return _named(self.unreadable)
+        return _digest_of(self.unreadable)
 
     def stamp(self, shard: int) -> str:
         """Changes when the lengths of this shard may."""
         start, stop = self._catalog.starts[shard : shard + 2].tolist()
         here = [sample - start for sample in self.unreadable if start <= sample < stop]
-        return self._catalog.indexes[shard].digest + _named(here)
+        return self._catalog.indexes[shard].digest + _digest_of(here)
 
     def refuse_unreadable(self, sample: int) -> None:
         """DamagedDataError with the cause that was found when the lengths were worked out."""
         if sample in self.unreadable:
             raise DamagedDataError(f"{self._catalog.where(sample)}: {self.unreadable[sample]}")
 
-    def _shard(self, number: int) -> dict[str, Array]:
+    def _load_shard(self, number: int) -> dict[str, Array]:
         shard, stamp = self._catalog.shards[number], self._catalog.indexes[number].digest
         kept = sidecar.load_or_build(
-            shard, self._name, stamp, partial(self._build, number), self._say, partial(self._is_usable, number)
+            shard, self._name, stamp, partial(self._measure_shard, number), self._say, partial(self._is_usable, number)
         )
         samples, causes = kept.pop("unreadable").tolist(), kept.pop("causes").tolist()
         start = int(self._catalog.starts[number])
@@ -87,7 +87,7 @@ class MeasuredLengths:
         self._measure(range(sample, sample + 1), lambda _sample, error: found.append(error))
         return not found
 
-    def _build(self, number: int) -> dict[str, Array]:
+    def _measure_shard(self, number: int) -> dict[str, Array]:
         shard, count = self._catalog.shards[number], len(self._catalog.shards)
         self._say(f"working out the lengths of shard {number + 1} of {count} (once): {shard.name}")
         start, stop = self._catalog.starts[number : number + 2].tolist()
@@ -104,6 +104,6 @@ class MeasuredLengths:
         return {**numbers, "unreadable": samples, "causes": np.array(causes, np.bytes_)}
 
 
-def _named(samples: Iterable[int]) -> str:
+def _digest_of(samples: Iterable[int]) -> str:
     listed = ",".join(map(str, sorted(samples)))
     return f" without {hashlib.sha256(listed.encode()).hexdigest()}" if listed else ""

@@ -150,7 +150,7 @@ class EncodedDocuments:
         if len(texts) > 1:
             for sample, ids in zip(texts, self._tokenizer.encode_many(list(texts.values())), strict=True):
                 with suppress(DataError):
-                    self._encoded.keep(sample, self._ended(sample, ids))
+                    self._encoded.keep(sample, self._with_end(sample, ids))
 
     def read(self, sample: int, first: int, last: int) -> Array:
         """Tokens first … last-1, int32. DataError: unreadable, or not of the length that it had."""
@@ -158,9 +158,9 @@ class EncodedDocuments:
 
     def _encode(self, sample: int) -> Array:
         self._measured.refuse_unreadable(sample)
-        return self._ended(sample, self._tokenizer.encode_many([self._text(sample)])[0])
+        return self._with_end(sample, self._tokenizer.encode_many([self._text(sample)])[0])
 
-    def _ended(self, sample: int, ids: Array) -> Array:
+    def _with_end(self, sample: int, ids: Array) -> Array:
         if len(ids) + 1 != self.lengths[sample]:
             raise DataError(
                 f"{self._catalog.where(sample)}: the tokenizer gives {len(ids)} tokens, where it gave "
@@ -223,7 +223,7 @@ class ArrayDocuments:
         self._measured.refuse_unreadable(sample)
         dtype = npy.DTYPES[self._dtypes[sample]]
         place = npy.byte_range(self._part.sizes[sample], self.lengths[sample], dtype, first, last)
-        ids = npy.parse(self._catalog.read(self._part, sample, *place), dtype)
+        ids = npy.parse_elements(self._catalog.read(self._part, sample, *place), dtype)
         if len(ids) and (int(ids.max()) >= self._vocab or int(ids.min()) < 0):
             outside = ids[(ids < 0) | (ids >= self._vocab)]
             raise DamagedDataError(

@@ -43,7 +43,7 @@ class Manifests:
             self._read[path] = self._entries(path) if path.is_file() else {}
         return self._read[path].get(Path(shard.identity).name)
 
-    def missing(self, wanted: Callable[[Path], bool]) -> Iterator[str]:
+    def missing_shards(self, wanted: Callable[[Path], bool]) -> Iterator[str]:
         """One problem for each shard that a manifest read so far lists, that is `wanted`, and that is not there."""
         for path, entries in self._read.items():
             for shard in map(path.with_name, entries):

@@ -22,7 +22,7 @@ from data.text import npy
 from data.text.documents import open_documents
 from data.verify.verify_checksums import ExpectedContents, Manifests
 
-__all__ = ["verify"]
+__all__ = ["verify_shards"]
 
 
 CheckSample = Callable[[int], object]
@@ -30,7 +30,7 @@ _SAMPLES_AT_ONCE = 64
 _MAX_THREADS = 16
 
 
-def verify(patterns: str | Sequence[str], recipe: Recipe | None, say: Say = silent) -> list[str]:
+def verify_shards(patterns: str | Sequence[str], recipe: Recipe | None, say: Say = silent) -> list[str]:
     """Problems found, one line each with shard and key or bytes; none when all is well.
 
     Bytes are compared with the shard's index and with manifest.json, where they are. With a recipe, samples are read
@@ -45,7 +45,7 @@ def verify(patterns: str | Sequence[str], recipe: Recipe | None, say: Say = sile
         progress.start(shard)
         problems += _verify_shard(shard, recipe, manifests, progress)
         shard.close()
-    problems += manifests.missing(lambda path: globs_match(patterns, path))
+    problems += manifests.missing_shards(lambda path: globs_match(patterns, path))
     if progress.incomparable:
         say(
             f"{progress.incomparable} of {len(shards)} shards have neither an index nor a manifest.json: their samples "

@@ -62,7 +62,7 @@ def test_a_part_is_copied_as_numpy_would_cut_and_mirror_it(seed: int, channels: 
     row = np.zeros((3, size, size, channels), np.uint8)
     crop = Crop(size, (left, top, left + size, top + size), right, down, mirrored)
     assert not crop.resizes
-    resize.write(np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels, EIGHTHS, crop, row[1])
+    resize.write_crop(np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels, EIGHTHS, crop, row[1])
     padded = np.pad(pixels[top : top + size, left : left + size], ((size, size), (size, size), (0, 0)))
     naive = padded[size - down : 2 * size - down, size - right : 2 * size - right]
     np.testing.assert_array_equal(row[1], naive[:, ::-1] if mirrored else naive)
@@ -94,7 +94,7 @@ def test_a_scaled_decode_is_close_to_the_full_one(subsampling: str) -> None:
             for eighths, row in ((crop.eighths(height, width), rows[0]), (EIGHTHS, rows[1])):
                 pixels, has = picture.pixels(channels, eighths, reverse=False, buffer=buffer)
                 assert has == eighths and pixels.shape[0] == -(-height * eighths // EIGHTHS)
-                resize.write(pixels, has, crop, row)
+                resize.write_crop(pixels, has, crop, row)
             used[crop.eighths(height, width)] += 1
             difference = rows[0].astype(int) - rows[1]
             assert np.abs(difference).mean() < 2.5 and abs(difference.mean()) < 0.5

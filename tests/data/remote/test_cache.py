@@ -39,7 +39,7 @@ def pieces_in(folder: Path) -> list[Path]:
 
 def used_bytes(folder: Path) -> int:
     """Of all files, at a moment when nobody adds or evicts one."""
-    with file_locks.held(folder / "locks", 0, 1, 200.0) as alone:
+    with file_locks.locked_range(folder / "locks", 0, 1, 200.0) as alone:
         assert alone
         sizes = []
         for path in folder.iterdir():

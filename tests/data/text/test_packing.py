@@ -17,7 +17,7 @@ from data.order.epochs import SampleStream
 from data.order.lanes import lane_starts
 from data.order.row_order import RowGroup, RowOrder
 from data.text import best_fit_packing
-from data.text.best_fit_packing import PackedRows, best_fit_decreasing, pack
+from data.text.best_fit_packing import PackedRows, best_fit_decreasing, pack_best_fit
 from data.text.best_fit_rows import FittedRows, row_blocks
 from data.text.concat_packing import ConcatenatedRows, TokenSpan, TokenStream
 
@@ -41,7 +41,7 @@ def test_fitted_rows_hold_each_input_once_and_cut_no_document_that_fits(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(best_fit_packing, "SEGMENT_TOKENS", tokens)
         patch.setattr(best_fit_packing, "SEGMENT_ROWS", 1)
-        packed = pack(np.array(lengths, np.int64), context)
+        packed = pack_best_fit(np.array(lengths, np.int64), context)
     rows = _rows_of(packed, lengths, context)
     inputs = [(document, i) for row in rows for document, first, last in row for i in range(first, last)]
     assert sorted(inputs) == [(document, i) for document, length in enumerate(lengths) for i in range(length - 1)]
@@ -79,13 +79,13 @@ def test_best_fit_fills_rows_as_the_naive_search_of_all_rows_does(sizes: list[in
 def test_little_is_lost_to_padding_on_the_lengths_of_real_files(context: int, most_lost: float) -> None:
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
     lengths = np.array([file.stat().st_size // 3 + 1 for file in files], np.int64)
-    packed = pack(lengths, context)
+    packed = pack_best_fit(lengths, context)
     assert 1 - np.maximum(lengths - 1, 0).sum() / ((len(packed.starts) - 1) * context) < most_lost
 
 
 def test_fitting_is_the_same_on_every_machine_and_version() -> None:
     lengths = [7, 1, 20, 3, 4, 0, 6, 2]
-    assert _rows_of(pack(np.array(lengths), 8), lengths, 8) == [
+    assert _rows_of(pack_best_fit(np.array(lengths), 8), lengths, 8) == [
         [(0, 0, 6), (3, 0, 2)],
         [(2, 0, 8)],
         [(2, 8, 16)],
@@ -208,7 +208,7 @@ def test_the_order_of_rows_is_the_same_on_every_machine_and_version() -> None:
 def test_fitted_rows_are_those_of_each_shard_alone_and_come_once_per_pass(
     shards: list[list[int]], context: int, lanes: int, data: st.DataObject
 ) -> None:
-    packs = [pack(np.array(shard), context) for shard in shards]
+    packs = [pack_best_fit(np.array(shard), context) for shard in shards]
     assume(sum(len(packed.segment_inputs) for packed in packs))
     column = Column([np.array(shard) for shard in shards])
     stream = SampleStream(row_blocks(packs, 1.5), 500, "f", 1, lanes)
