@@ -103,6 +103,7 @@ class Dataset:
     def _by_source(self, start: int, stop: int) -> Iterator[tuple[Source, Ints, Ints]]:
         """Each source that positions start … stop-1 draw from, the items and their rows."""
         placed = self._arrangement.at(start, stop)
+        # Each source reads all its items of the batch in one call.
         by_source = np.argsort(placed.sources, kind="stable")
         for number, a, b in equal_runs(placed.sources[by_source]):
             rows = by_source[a:b]
@@ -141,6 +142,7 @@ def _source_seed(recipe: Recipe, entry: SourceSettings) -> int:
     """Sources of a mixture go by orders of their own, even where they name the same shards."""
     if len(recipe.data.train.sources) == 1:
         return recipe.run.seed
+    # One bit fewer than were drawn: seeds are below 2**63.
     return int(draws.raw(1, ("source", entry.name, recipe.run.seed)).item() >> 1)
 
 

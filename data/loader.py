@@ -89,6 +89,7 @@ class Loader:
                 raise RuntimeError("the loader is closed")
             found = self._ready.popleft()
             self._changed.notify_all()
+        # Raised here, in order: the steps read before the failure are trained on.
         if isinstance(found, BaseException):
             raise found
         return found

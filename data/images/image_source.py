@@ -108,6 +108,7 @@ class ImageSource:
         samples = located.sample_ids
         columns = samples.tolist(), self._samples.image_parts(samples), rows.tolist(), self._draws(located)
         jobs = [_DecodeJob(*fields) for fields in zip(range(len(samples)), *columns, strict=True)]
+        # As they lie on the disk: neighbours are often in the same checked block or piece.
         return iter([jobs[at] for at in np.argsort(samples, kind="stable").tolist()])
 
     def _draws(self, located: LocatedSamples) -> Sequence[Sequence[float]]:
@@ -126,6 +127,7 @@ class ImageSource:
         images_BHWC, labels_B = arrays["images_BHWC"], arrays["labels_B"]
         for job in jobs:
             try:
+                # Before the image: a sample with a bad label costs no decoding.
                 label = self._samples.label(job.sample)
                 self._decode_into(job, images_BHWC[job.row])
             except DamagedDataError as error:

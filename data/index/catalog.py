@@ -126,6 +126,7 @@ class Catalog:
         for shard, a, b in shard_runs(self.starts, ascending):
             if self.shards[shard].folder is None:
                 index, rows = self.indexes[shard], ascending[a:b] - self._starts[shard]
+                # The parts of a sample are neighbours: one range holds them all.
                 offsets, sizes = index.part_offsets[:, rows], index.part_sizes[:, rows]
                 first = np.where(offsets < 0, np.iinfo(np.int64).max, offsets).min(axis=0)
                 last = (offsets + sizes).max(axis=0)
@@ -142,6 +143,7 @@ class Catalog:
             shard.close()
 
     def _naming(self, sample: int, error: DataError) -> DataError:
+        # The message begins with the shard's name already, and `where` gives it again.
         name = self.shards[self.place(sample)[0]].name
         kind = DamagedDataError if isinstance(error, DamagedDataError) else DataError
         return kind(f"{self.where(sample)}: {str(error).removeprefix(f'{name}: ')}")
@@ -164,4 +166,5 @@ def _lacking(index: ShardIndex, names: Sequence[str]) -> npt.NDArray[np.intp]:
 
 
 def _base_name(shard: Shard) -> str:
+    # A data set that was moved is the same data set, and a run of it goes on.
     return shard.identity.partition("?")[0].rpartition("/")[2]

@@ -39,6 +39,7 @@ class Column:
 
     def block_totals(self, blocks: ShuffleBlocks) -> Ints:
         """The sum over each block."""
+        # No block lies across two shards: each table is summed where it is mapped, without a copy.
         bounds = np.searchsorted(blocks.shard, np.arange(len(self.tables) + 1)).tolist()
         sums = [
             np.add.reduceat(table, blocks.first[a:b] - self._starts[shard], dtype=np.int64)

@@ -38,11 +38,13 @@ def write_npz(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy")
             before = whole.tell() + _LOCAL_HEADER.size + len(member.filename) + _PADDING_FIELD.size
+            # An extra field of the header is as long as it takes to align the array, so that it is used where it lies.
             padding = -before % _ALIGNMENT
             member.extra = _PADDING_FIELD.pack(_PADDING_ID, padding) + bytes(padding)
             contents = io.BytesIO()
             np.lib.format.write_array(contents, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
             archive.writestr(member, contents.getbuffer())
+        # The place of the checksum, which is known only when all bytes before it are.
         archive.comment = bytes(_SUM_BYTES)
     written = whole.getbuffer()
     file.write(written[:-_SUM_BYTES])

@@ -70,6 +70,7 @@ def load_indexes(
         _report_progress(in_order, shards, say)
         return [future.result() for future in in_order]
     finally:
+        # After a failure the shards not begun are left: they may be terabytes.
         pool.shutdown(cancel_futures=True)
 
 

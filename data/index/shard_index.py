@@ -19,7 +19,7 @@ from data.shards.shard import CHECKED_BYTES, Checksums, Shard, Stat, checksum
 __all__ = ["SIDECAR", "ShardIndex", "build_index", "last_kept_index", "load_index", "with_checksums"]
 
 
-VERSION = 2
+VERSION = 2  # of the file: one of another version is built again
 SIDECAR = "idx"
 
 
@@ -96,6 +96,7 @@ def build_index(shard: Shard, say: Say = silent, stat: Stat | None = None) -> Sh
     parser, grouping = TarParser(shard.name, stat.size), Grouping(shard.name)
     for members in parser.members(with_checksums(shard.stream(), sums)):
         grouping.add(members)
+    # Its beginning may be of one version and its end of another, which no checksum would tell.
     if shard.stat() != stat:
         raise DataError(f"{shard.name}: the shard changed while it was indexed: leave shards alone once they are made")
     part_names, part_offsets, part_sizes, starts = grouping.tables()
@@ -147,6 +148,7 @@ def _adopt_published_index(shard: Shard, stat: Stat, say: Say) -> ShardIndex | N
 
 def _ends_agree(shard: Shard, expected: Checksums) -> bool:
     size = expected.stat.size
+    # Two blocks, not all: whatever else differs is refused when it is read.
     starts = sorted({0, (len(expected.blocks) - 1) * CHECKED_BYTES})
     found = [checksum(shard.read(start, min(CHECKED_BYTES, size - start))) for start in starts]
     return found == [int(expected.blocks[start // CHECKED_BYTES]) for start in starts]
@@ -166,6 +168,7 @@ def _rebuild_index(shard: Shard, stat: Stat, say: Say) -> ShardIndex:
     stale = next(_kept_indexes(shard), None)
     index = build_index(shard, say, stat)
     if stale is not None and stale.layout == index.layout and stale.checksums.stat.size == index.checksums.stat.size:
+        # The same samples in the same places, and other bytes: more often damage than a change.
         changed = int((stale.checksums.blocks != index.checksums.blocks).sum())
         if changed:
             say(

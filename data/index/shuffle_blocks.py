@@ -55,6 +55,7 @@ def split_into_blocks(shard_samples: Ints, group_bytes: Iterable[Ints]) -> Shuff
     samples = np.diff(first, append=shard_samples.sum())
     totals = np.empty(len(first), np.int64)
     at = 0
+    # Many small shards in one call of numpy; not all, for their groups are then in memory together.
     groups, shards_at_once = iter(group_bytes), 1 + _SAMPLES_AT_ONCE // int(shard_samples.max())
     group_counts, done = -(-shard_samples // GROUP_SAMPLES), 0
     while shards := list(islice(groups, shards_at_once)):

@@ -42,6 +42,7 @@ def publish() -> None:
             path for digest in _remote_digests for path in _cache_folder().glob(f"{digest}{SIDECAR_MARK}*.npz")
         ):
             target = folder / path.name
+            # A shard that changed since was indexed anew.
             if not target.exists() or target.stat().st_mtime < path.stat().st_mtime:
                 folder.mkdir(parents=True, exist_ok=True)
                 with atomic_file(target) as file:
@@ -115,6 +116,7 @@ def build_lock(shard: Shard, name: str) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
+            # Before it is unlocked: whoever waits for this file finds that its name is gone, and opens another.
             path.unlink(missing_ok=True)
             os.close(lock)
 

@@ -73,6 +73,7 @@ class TarParser:
         for chunk in chunks:
             self._read_chunk(self._carried + chunk if self._carried else chunk, self._seen - len(self._carried))
             self._seen += len(chunk)
+            # Not between an extended header and the header whose name it gives.
             enough = len(self._sizes) >= HEADERS_AT_ONCE and self._sizes[-1] != _EXTENDS
             if enough or self._problem is not None:
                 yield self._checked_members()
@@ -180,6 +181,7 @@ class TarParser:
         """Keep the headers of this chunk until there are enough to check at once."""
         if self._rows:
             rows = np.array(self._rows, np.int64)
+            # A view of a header at every byte; of these only the real ones are copied.
             blocks = np.ndarray(len(chunk) - HEADER_BYTES + 1, f"V{HEADER_BYTES}", chunk, strides=1)
             self._headers.append(blocks[rows].view(np.uint8).reshape(-1, HEADER_BYTES))
             self._places.append(rows + start)

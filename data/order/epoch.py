@@ -12,7 +12,7 @@ from data.index.shuffle_blocks import Int32s, ShuffleBlocks
 __all__ = ["overlaps"]
 
 
-_FEW_PLACES = 256
+_FEW_PLACES = 256  # up to so many, one look-up each is faster than sorting them by window
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def assign_lanes(blocks: ShuffleBlocks, lanes: int, key: draws.Key | None, weigh
     order = _blocks_of_permuted_shards(blocks.shard, key)
     weight = (blocks.samples if weights is None else weights)[order]
     ends = np.cumsum(weight, dtype=np.int64)
+    # Lane l starts at the block into which the end of the l-th of `lanes` equal shares of the weight falls.
     bounds = np.searchsorted(ends, np.arange(1, lanes) * int(ends[-1]) // lanes, "right")
     return LaneBlocks(blocks, order, np.concatenate(([0], bounds, [len(order)])))
 
@@ -95,6 +96,7 @@ class EpochOrder:
     def _window(self, window: int) -> Ints:
         """Sample ids of one window, in order."""
         chosen = self.block_order[self.window_blocks[window] : self.window_blocks[window + 1]]
+        # The key has the window's number, so that any window is worked out without those before it.
         ids = ranges_of(self.blocks.first[chosen], self.blocks.samples[chosen], 1)
         return ids if self._key is None else ids[draws.permutation(len(ids), ("window", *self._key, window))]
 
@@ -104,16 +106,19 @@ def _permuted_blocks(lanes: LaneBlocks, key: draws.Key) -> Int32s:
     order = lanes.order.copy()
     for lane in range(lanes.lanes):
         blocks = order[lanes.starts[lane] : lanes.starts[lane + 1]]
+        # A lane keeps its blocks in every epoch: what a node has cached of them serves it again.
         blocks[:] = blocks[draws.permutation(len(blocks), ("blocks", *key, lane))]
     return order
 
 
 def _window_starts(block_bytes: Ints, lane_starts: Ints, window_bytes: int) -> Ints:
     """Where each window starts, and the number of blocks at the end; no window crosses lanes."""
+    # Bytes before each block, counted from the start of its lane; empty lanes have no first block to count from.
     before = np.cumsum(block_bytes) - block_bytes
     sizes = np.diff(lane_starts)
     filled = lane_starts[:-1][sizes > 0]
     before -= np.repeat(before[filled], sizes[sizes > 0])
+    # A block lies in the window that its first byte falls into.
     before //= max(1, window_bytes // len(sizes))
     opens = np.ones(len(before) + 1, np.bool_)
     np.not_equal(before[1:], before[:-1], out=opens[1:-1])

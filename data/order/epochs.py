@@ -40,6 +40,7 @@ class SampleStream:
         self.count = blocks.count
         self.lanes = lanes
         self._window_bytes = window_bytes
+        # With the fingerprint: the same data in another place has the same order, other data under its name has not.
         self._key = None if seed is None else (fingerprint, seed)
         self._lane_blocks = assign_lanes(blocks, lanes, self._key, weights)
         # Two epochs meet in one batch; natural order is the same in each.

@@ -56,5 +56,6 @@ class Arrangement:
             first + self._batch_size if self._mixture.end is None else min(first + self._batch_size, self._mixture.end)
         )
         sources, items = self._mixture.locate(np.arange(first, stop))
+        # Stable, so that the order is the same on every machine.
         by_lane = np.argsort(items % self._counts[sources] % self._lanes, kind="stable")
         return PlacedItems(sources[by_lane], items[by_lane])

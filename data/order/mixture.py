@@ -62,6 +62,7 @@ class _Split:
 
     def positions_until(self, source: int, items: int) -> int | None:
         """The least number of positions that give the source `items` (at least one); None when it is elsewhere."""
+        # Both results invert the rounding of `_to_left`: the first position after which a half has had so many.
         right_weight, half = self._weight - self._left_weight, self._weight // 2
         left = self._left.positions_until(source, items)
         if left is not None:
@@ -126,6 +127,7 @@ class Mixture:
         return [a + b for a, b in zip(segment.used, dealt, strict=True)]
 
     def _build_segments(self) -> None:
+        # Shares are constant between the positions at which a source is used up: one tree for each such segment.
         start, used = 0, [0] * len(self._portions)
         limits = [portion.limit for portion in self._portions]
         while active := [i for i, limit in enumerate(limits) if limit is None or used[i] < limit]:
@@ -142,6 +144,7 @@ class Mixture:
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
     """The weights as written in the recipe (0.7, 0.3 -> 7, 3), or to one part in 2**30 of their sum; at least 1."""
+    # By way of text: 0.7 is 7/10, as the user wrote it, and not the nearest binary fraction.
     exact = [Fraction(str(weight)) for weight in weights]
     denominator = lcm(*(weight.denominator for weight in exact))
     found = [int(weight * denominator) for weight in exact]

@@ -14,7 +14,7 @@ __all__ = ["ROW_WINDOW_TOKENS", "VERSION", "RowGroup", "RowOrder"]
 
 
 ROW_WINDOW_TOKENS = 8 << 20
-VERSION = 2
+VERSION = 2  # of the order of rows, which is part of a data set's fingerprint
 
 
 class RowGroup(NamedTuple):
@@ -38,6 +38,7 @@ class RowOrder:
         self._pass_rows = pass_rows
         self._lanes = lanes
         self._lane_starts = lane_starts(pass_rows, lanes)
+        # Of a lane; all lanes together then have a window's tokens in their current groups.
         self._lane_groups = -(-pass_rows * row_tokens // window_tokens)
         self._key = key
         self._group = lru_cache(maxsize=2 * lanes)(self._group_of)
@@ -59,6 +60,7 @@ class RowOrder:
     def _group_of(self, pass_number: int, number: int) -> RowGroup:
         lane, within = divmod(number, self._lane_groups)
         start, stop = self._lane_starts[lane : lane + 2].tolist()
+        # Groups of a lane differ by one row at most: a small last group would be read alone, and mix with nothing.
         first, last = (start + i * (stop - start) // self._lane_groups for i in (within, within + 1))
         return RowGroup(pass_number, number, first, last)
 

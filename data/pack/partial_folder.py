@@ -55,6 +55,7 @@ class WorkFolder:
                 f"{self.out}: no sample is left to train on ({skipped['count']} inputs left out, the first: "
                 f"{_first_skipped(skipped)}): correct the inputs, or lower val_fraction"
             )
+        # Killed anywhere below, the same command finds every record and does the rest.
         self._published.mkdir(exist_ok=True)
         for name, record in named:
             if record.samples:

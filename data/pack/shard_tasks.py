@@ -115,6 +115,7 @@ def run_in_processes(tasks: Iterator[PackTask], workers: int, report: Callable[[
                 yield from [future.result() for future in done]
                 report(read.value)
         except BaseException:
+            # A worker looks at this between two inputs; else it would end its shard, which may take minutes.
             stop.value = True
             pool.shutdown(wait=True, cancel_futures=True)
             raise

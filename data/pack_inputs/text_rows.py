@@ -46,7 +46,8 @@ class RowFile(Protocol):
     def embeds(self, column: str) -> bool:
         """The column holds files, not their paths."""
 
-    def reader(self, numbers: Ints, columns: Sequence[str]) -> RowReader: ...
+    def reader(self, numbers: Ints, columns: Sequence[str]) -> RowReader:
+        """Rows of these numbers, of which these columns are needed."""
 
 
 class TextRowFile:

@@ -96,7 +96,7 @@ class CacheLimit:
         for _, file_bytes, path in found:
             if used <= goal:
                 break
-            if not path.name.endswith(_PARTIAL):
+            if not path.name.endswith(_PARTIAL):  # the others are being written by living processes
                 path.unlink(missing_ok=True)
                 used -= file_bytes
         return used

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 from data.remote import file_locks, piece_file
 from data.remote.cache_limit import CacheLimit
 
+# Modification times say what was used last. To set one is a write to the disk, so not every read does.
 _TOUCHED_EVERY_S = 30.0
 _log = logging.getLogger(__name__)
 
@@ -23,15 +24,18 @@ class PieceKey(NamedTuple):
 
     @property
     def file_name(self) -> str:
+        """Hexadecimal, in the cache folder."""
         return f"{self.shard:032x}-{self.number:x}"
 
     @property
     def lock_number(self) -> int:
         """Neighbours have neighbouring numbers; 0 is another lock's."""
+        # Numbers end below 2**63. Two shards with the same upper bits only wait for each other.
         return 1 + (self.shard >> 66) + self.number
 
     @property
     def seed(self) -> int:
+        """Of the file's checksums: a piece under the name of another does not agree with them."""
         return (self.shard + self.number) & (2**64 - 1)
 
 

@@ -114,6 +114,7 @@ class Download:
         with self.changed:
             self._failures.append(failure)
             count, last_two = len(self._failures), self._failures[-2:]
+        # A server that sent everything twice ignores ranges: asking again would only load it.
         if count >= self.resources.tries or (len(last_two) == 2 and all(failure.whole for failure in last_two)):
             raise DataError(
                 f"{self.name}: bytes {self.asked.start}-{self.asked.stop - 1} could not be read in {count} tries, the "

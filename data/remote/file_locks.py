@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# fcntl waits for ever or not at all, so it is asked again, at growing intervals.
 _FIRST_POLL_S = 0.002
 _LONGEST_POLL_S = 0.05
 _FLOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, pid

@@ -44,6 +44,7 @@ def check_answer(name: str, status: int, headers: Mapping[str, str], body: bytes
 
     `body` is the beginning of the answer to a refused request. RequestFailedError: worth another try. DataError: final.
     """
+    # An empty object has no first byte to ask for.
     if status == 416 and asked.stat is None and headers.get("Content-Range") == "bytes */0":
         return Stat(0, version(headers))
     if status == 200:
@@ -53,6 +54,7 @@ def check_answer(name: str, status: int, headers: Mapping[str, str], body: bytes
         raise RequestFailedError(f"HTTP {status}", _retry_after_s(headers.get("Retry-After")))
     if status != 206:
         raise _refusal(name, status, headers, body)
+    # Offsets would count compressed bytes.
     if headers.get("Content-Encoding", "identity") != "identity":
         raise DataError(f"{name}: the server compresses the shard on its way: serve it as it is")
     return _stat(name, headers, asked)
@@ -83,6 +85,7 @@ def _stat(name: str, headers: Mapping[str, str], asked: Range) -> Stat:
         raise RequestFailedError(
             f"the answer has no usable Content-Range ({headers.get('Content-Range', 'none')!r:.60})"
         )
+    # Bytes of another range would be taken for those asked for, and kept.
     first, last, size = map(int, span.groups())
     stat = Stat(size, version(headers))
     if asked.stat is not None and stat.version != asked.stat.version:

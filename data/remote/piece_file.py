@@ -32,6 +32,7 @@ def read(descriptor: int, seed: int, payload_bytes: int, start: int, stop: int) 
     head = os.pread(descriptor, before, 0)
     if len(head) != before or _HEADER.unpack_from(head) != (_MAGIC, payload_bytes):
         return None
+    # Whole chunks, since each checksum is of a whole one.
     first = start // CHUNK_BYTES
     begin, end = first * CHUNK_BYTES, min(_chunks(stop) * CHUNK_BYTES, payload_bytes)
     found = os.pread(descriptor, end - begin, before + begin)

@@ -55,6 +55,7 @@ class ConnectionPool:
         try:
             return ResponseBody(response, _stat(name, request, response, asked), asked, timeout_s)
         except BaseException:
+            # A connection whose answer was not read to its end cannot be used for another.
             response.close()
             raise
 

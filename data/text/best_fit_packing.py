@@ -9,7 +9,7 @@ import numpy as np
 
 from data.arrays import Array, Ints
 
-VERSION = 1
+VERSION = 1  # of the rows, and of what is kept beside shards: raise it when either changes
 # Documents are fitted among about this many: few enough to lie close together, enough to leave few gaps.
 SEGMENT_TOKENS = 1 << 18
 SEGMENT_ROWS = 512
@@ -56,6 +56,7 @@ def segment_tokens(row_tokens: int) -> int:
 
 def _segments(inputs: Ints, row_tokens: int) -> Iterator[tuple[int, int]]:
     """Ranges of documents of about equally many inputs; each has some."""
+    # Only documents with inputs open a segment, so that none is empty.
     learnt = np.flatnonzero(inputs)
     before = np.cumsum(inputs[learnt]) - inputs[learnt]
     total = int(inputs.sum())
@@ -71,6 +72,7 @@ def _pack_segment(origin: int, inputs: Ints, row_tokens: int) -> tuple[Ints, Int
     largest_first = np.argsort(-sizes, kind="stable")
     fitted = np.empty(len(sizes), np.int64)
     fitted[largest_first] = best_fit_decreasing(sizes[largest_first].tolist(), row_tokens)
+    # Rows in the order of their first documents: what is near in the shard is read about together.
     _, earliest = np.unique(fitted, return_index=True)
     rows = np.argsort(np.argsort(earliest))[fitted]
     row_after_row = np.argsort(rows, kind="stable")
@@ -102,6 +104,7 @@ def best_fit_decreasing(sizes: Sequence[int], row_tokens: int) -> list[int]:
             rows += 1
         chosen.append(row)
         left = space - size
+        # A row that is full takes nothing more and is forgotten.
         if left in rows_with:
             rows_with[left].append(row)
         elif left:

@@ -48,6 +48,7 @@ class FittedRows:
         a, b = pack.starts.item(number), pack.starts.item(number + 1)
         spans, at = [], 0
         for document, first in zip(pack.documents[a:b].tolist(), pack.first[a:b].tolist(), strict=True):
+            # A document has one input fewer than tokens.
             last = min(first + self._row_tokens, self._lengths[origin + document] - 1)
             spans.append(TokenSpan(origin + document, first, last, at, has_next=True))
             at += last - first

@@ -42,9 +42,10 @@ class DocumentRange:
         spans = []
         i = bisect_right(self._starts, start) - 1
         token, has_next = start, False
+        # On to the document with token `stop`, the target of the last input.
         while not has_next:
             origin, end = self._starts[i], self._starts[i + 1]
-            if end > token:
+            if end > token:  # empty documents have no token in the stream
                 last, has_next = min(end, stop), end > stop
                 spans.append(TokenSpan(self._samples[i], token - origin, last - origin, token - start, has_next))
                 token = last
@@ -114,6 +115,7 @@ class ConcatenatedRows:
 
     def _documents_of(self, group: RowGroup) -> DocumentRange:
         start, stop = self._inputs(group.pass_number, group.first, group.stop)
+        # With the target of the last input.
         return self._tokens.documents(start, stop + 1)
 
     def _inputs(self, pass_number: int, first: int, stop: int) -> tuple[int, int]:

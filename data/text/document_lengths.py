@@ -19,8 +19,11 @@ class DocumentLengths(Protocol):
     """Tokens of each sample, end of document included."""
 
     def __getitem__(self, sample: int) -> int: ...
-    def take(self, samples: Ints) -> Ints: ...
-    def block_totals(self, blocks: ShuffleBlocks) -> Ints: ...
+    def take(self, samples: Ints) -> Ints:
+        """Of these samples, in their order."""
+
+    def block_totals(self, blocks: ShuffleBlocks) -> Ints:
+        """The sum over each block."""
 
 
 # Called for a sample that cannot be read; raises where the run is to stop at it.
@@ -99,6 +102,7 @@ class MeasuredLengths:
             unreadable[sample - start] = self._catalog.cause(sample, error)
 
         numbers = self._measure(range(start, stop), on_unreadable)
+        # Kept arrays hold no Python objects.
         causes = [cause.encode() for cause in unreadable.values()]
         samples = np.fromiter(unreadable, np.int64)
         return {**numbers, "unreadable": samples, "causes": np.array(causes, np.bytes_)}

@@ -23,7 +23,7 @@ from data.text.tokenizer import ByteTokenizer, HuggingFaceTokenizer, open_tokeni
 __all__ = ["open_documents"]
 
 
-BATCH_DOCUMENTS = 256
+BATCH_DOCUMENTS = 256  # given to the tokenizer at once, which encodes them on all cores
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,34 @@ class Documents(Protocol):
     """`identity` changes when the tokens of the same shards change, `stamp` when the lengths of one shard do."""
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """The tokenizer, the part, and which documents cannot be read: it enters the fingerprint."""
+
     @property
-    def name(self) -> str: ...  # of files kept beside shards
+    def name(self) -> str:
+        """Of files kept beside shards."""
+
     @property
-    def lengths(self) -> DocumentLengths: ...
+    def lengths(self) -> DocumentLengths:
+        """Tokens of each document, by sample id."""
+
     @property
-    def blank(self) -> int: ...  # fills what is not trained on
+    def blank(self) -> int:
+        """The token that fills what is not trained on."""
+
     @property
-    def unreadable(self) -> Mapping[int, str]: ...  # sample -> why its length cannot be known
+    def unreadable(self) -> Mapping[int, str]:
+        """Sample -> why its length cannot be known."""
+
     @property
-    def window_tokens(self) -> int | None: ...  # a long document is read at once within so many tokens; None: by range
+    def window_tokens(self) -> int | None:
+        """Rows of a long document, which is read as a whole, lie within so many tokens; None: it is read by range."""
 
     def shard_lengths(self, shard: int) -> Ints:
-        """Of the samples of one shard."""
+        """Tokens of the samples of one shard."""
 
-    def stamp(self, shard: int) -> str: ...
+    def stamp(self, shard: int) -> str:
+        """What files derived from the lengths of this shard are kept under."""
 
     def prepare(self, samples: Iterable[int]) -> None:
         """These are about to be read."""
@@ -108,6 +120,7 @@ class ByteDocuments:
         text_bytes = self._part.sizes[sample]
         text = self._catalog.read(self._part, sample, first, min(last, text_bytes)) if first < text_bytes else b""
         ids = np.frombuffer(text, np.uint8)
+        # End of document is 256, which a byte cannot hold.
         return np.append(ids.astype(np.uint16), self.blank) if last > text_bytes else ids
 
 
@@ -161,6 +174,7 @@ class EncodedDocuments:
         return self._with_end(sample, self._tokenizer.encode_many([self._text(sample)])[0])
 
     def _with_end(self, sample: int, ids: Array) -> Array:
+        # Lengths decide what lies in which row: another one would move all tokens behind it.
         if len(ids) + 1 != self.lengths[sample]:
             raise DataError(
                 f"{self._catalog.where(sample)}: the tokenizer gives {len(ids)} tokens, where it gave "
@@ -170,6 +184,7 @@ class EncodedDocuments:
         return np.append(ids, self.blank)
 
     def _measure(self, samples: range, on_unreadable: OnUnreadable) -> dict[str, Array]:
+        # End of document; a document that cannot be read has this token alone.
         lengths = np.ones(len(samples), np.int64)
         for first in range(0, len(samples), BATCH_DOCUMENTS):
             texts: dict[int, str] = {}
@@ -224,6 +239,7 @@ class ArrayDocuments:
         dtype = npy.DTYPES[self._dtypes[sample]]
         place = npy.byte_range(self._part.sizes[sample], self.lengths[sample], dtype, first, last)
         ids = npy.parse_elements(self._catalog.read(self._part, sample, *place), dtype)
+        # The model's embedding would fail on it too, without naming the sample, and on a GPU for good.
         if len(ids) and (int(ids.max()) >= self._vocab or int(ids.min()) < 0):
             outside = ids[(ids < 0) | (ids >= self._vocab)]
             raise DamagedDataError(

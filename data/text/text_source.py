@@ -33,9 +33,11 @@ class RowPacking(Protocol):
     """What each row is made of; `count` rows make a pass."""
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Rows of a pass over the documents."""
 
-    def spans(self, items: Ints) -> Iterator[list[TokenSpan]]: ...
+    def spans(self, items: Ints) -> Iterator[list[TokenSpan]]:
+        """What the row of each item is made of, in order of place."""
 
 
 class TextSource:
@@ -50,6 +52,7 @@ class TextSource:
         self.name = name
         self.catalog = catalog
         self.count = packing.count
+        # With the version of the packing: the same documents in other rows are other data to resume on.
         self.fingerprint = f"{catalog.fingerprint} {documents.identity} {data.packing}-{_VERSIONS[data.packing]}"
         self._documents = documents
         # A micro-batch is filled, then its keys are asked for.
@@ -76,6 +79,7 @@ class TextSource:
         """Write item items[i] into row rows[i] of blank arrays; a span that cannot be read stays blank, or raises."""
         skipped: list[Skipped] = []
         packing = self._spans(items.tobytes())
+        # All cores encode what is missing before rows are filled one by one.
         self._documents.prepare(span.sample for spans in packing for span in spans)
         for row, spans in zip(rows.tolist(), packing, strict=True):
             self._fill_row(spans, arrays["tokens_BT"][row], arrays["targets_BT"][row], skipped)
@@ -108,6 +112,7 @@ class TextSource:
         continues = False
         for sample, first, last, at, has_next in spans:
             count = last - first
+            # Without inputs a span is only the target of the span before it.
             if not (count or self._crosses_documents):
                 continue
             try:
@@ -121,6 +126,7 @@ class TextSource:
                 continue
             tokens_T[at : at + count] = ids[:count]
             targets_T[at : at + len(ids) - 1] = ids[1:]
+            # Across documents, the first token of this one is the target of the input before it.
             if continues:
                 targets_T[at - 1] = ids[0]
             continues = self._crosses_documents
@@ -136,6 +142,7 @@ def open_text_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | No
     lanes = 1 if seed is None else data.lanes
     packing: RowPacking
     if data.packing == "best_fit":
+        # Each lane reads in one segment at a time, or in two.
         window_tokens = max(ROW_WINDOW_TOKENS, lanes * best_fit_packing.segment_tokens(model.context))
         documents = open_documents(catalog, data, say, ReadWindow(window_tokens, lanes))
         packing = _best_fit_rows(catalog, documents, data, model.context, seed, lanes, say)
@@ -164,9 +171,11 @@ def _best_fit_rows(
     inputs = sum(int(pack.segment_inputs.sum()) for pack in packs)
     if not inputs:
         raise _nothing_to_learn(catalog, "no document of two tokens")
+    # Windows are given in bytes of shards, rows are measured in inputs.
     input_bytes = int(catalog.blocks().bytes.sum()) / inputs
     window_bytes = data.shuffle_window_bytes
     if documents.window_tokens is not None:
+        # Documents are kept encoded for so long; in a wider window each would be encoded again and again.
         window_bytes = max(1, min(window_bytes, int(documents.window_tokens * input_bytes)))
     stream = SampleStream(row_blocks(packs, input_bytes), window_bytes, catalog.fingerprint, seed, lanes)
     return FittedRows(packs, catalog.starts, documents.lengths, context, stream)

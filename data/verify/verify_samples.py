@@ -45,6 +45,7 @@ def verify_shards(patterns: str | Sequence[str], recipe: Recipe | None, say: Say
         progress.start(shard)
         problems += _verify_shard(shard, recipe, manifests, progress)
         shard.close()
+    # Last, when the manifest beside every shard has been read.
     problems += manifests.missing_shards(lambda path: globs_match(patterns, path))
     if progress.incomparable:
         say(
