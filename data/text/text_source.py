@@ -142,7 +142,7 @@ def open_text_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | No
     lanes = 1 if seed is None else data.lanes
     packing: RowPacking
     if data.packing == "best_fit":
-        # Each lane reads in one segment at a time, or in two.
+        # A lane reads in one segment at least, whose rows are shuffled together.
         window_tokens = max(ROW_WINDOW_TOKENS, lanes * best_fit_packing.segment_tokens(model.context))
         documents = open_documents(catalog, data, say, ReadWindow(window_tokens, lanes))
         packing = _best_fit_rows(catalog, documents, data, model.context, seed, lanes, say)
