@@ -237,10 +237,12 @@ class Workers(Section):
 
     @property
     def least(self) -> int:
+        """The number of workers, or the lower end of the range."""
         return int(str(self.count).partition("..")[0])
 
     @property
     def most(self) -> int:
+        """The number of workers, or the upper end of the range."""
         return int(str(self.count).rpartition("..")[2])
 
     @property
@@ -250,6 +252,7 @@ class Workers(Section):
 
     @property
     def elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
         return self.least < self.most
 
 

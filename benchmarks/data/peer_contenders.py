@@ -37,6 +37,7 @@ class Peer(ABC):
         """One shuffled pass."""
 
     def tars(self, kind: str) -> list[str]:
+        """The shards as they were made, in order."""
         return sorted(map(str, (self.folder / kind).glob("*.tar")))
 
 

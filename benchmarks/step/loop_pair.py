@@ -1,4 +1,4 @@
-"""Runs the loops of step_loops.py in one pair of processes and gathers what rank 0 measures."""
+"""Runs the loops of step_contenders.py in one pair of processes and gathers what rank 0 measures."""
 
 from collections.abc import Callable
 from multiprocessing import get_context

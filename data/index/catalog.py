@@ -158,7 +158,7 @@ def _absent(index: ShardIndex) -> Ints:
 
 
 def _lacking(index: ShardIndex, names: Sequence[str]) -> npt.NDArray[np.intp]:
-    """The samples of a shard that have none of these parts; the tables are read only where counts do not tell."""
+    """The samples of a shard that have none of these parts; the tables are read only where the counts leave it open."""
     rows = [row for row, name in enumerate(index.part_names) if name in names]
     if any(int(index.part_counts[row]) == index.count for row in rows):
         return np.empty(0, np.intp)

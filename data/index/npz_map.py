@@ -78,7 +78,7 @@ def parse_npz(contents: bytes | mmap.mmap) -> dict[str, Array]:
 
 
 def _array(whole: memoryview, start: int) -> tuple[Array, int]:
-    """The array whose .npy form starts there, and where it ends. Its own header tells its size, zip's to 4 GiB only."""
+    """The array whose .npy form starts there, and where it ends. Its own header has its size, zip's ends at 4 GiB."""
     if whole[start : start + len(_NPY_MAGIC)] != _NPY_MAGIC:
         raise ValueError("not an array")
     text = start + len(_NPY_MAGIC) + 2

@@ -48,7 +48,7 @@ class ShardIndex:
 
     @property
     def stamp(self) -> str:
-        """What a derived file must agree with to be trusted."""
+        """What a derived file must agree with to be used."""
         return self.digest
 
     def key(self, sample: int) -> str:
@@ -96,7 +96,7 @@ def build_index(shard: Shard, say: Say = silent, stat: Stat | None = None) -> Sh
     parser, grouping = TarParser(shard.name, stat.size), Grouping(shard.name)
     for members in parser.members(with_checksums(shard.stream(), sums)):
         grouping.add(members)
-    # Its beginning may be of one version and its end of another, which no checksum would tell.
+    # Its beginning may be of one version and its end of another, which no checksum would show.
     if shard.stat() != stat:
         raise DataError(f"{shard.name}: the shard changed while it was indexed: leave shards alone once they are made")
     part_names, part_offsets, part_sizes, starts = grouping.tables()

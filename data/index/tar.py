@@ -201,7 +201,7 @@ class TarParser:
             )
 
     def _checked_members(self) -> Members:
-        """What was gathered, once every header of it proved intact; a problem is told only then.
+        """What was gathered, once every header of it proved intact; a problem is reported only then.
 
         A damaged size leads anywhere, and what is found there is not what is wrong.
         """

@@ -28,16 +28,21 @@ class Portion:
 
 
 class _Leaf:
+    """One source, which has every position that reaches it."""
+
     def __init__(self, source: int) -> None:
         self.source = source
 
     def assign(self, positions: Ints, sources: Ints, items: Ints, chosen: Ints) -> None:
+        """Write source and item of each position into elements `chosen` of the two arrays."""
         sources[chosen], items[chosen] = self.source, positions
 
     def count(self, positions: int, into: list[int]) -> None:
+        """Write into `into` how many of the first `positions` each source has."""
         into[self.source] = positions
 
     def positions_until(self, source: int, items: int) -> int | None:
+        """`items`, if this is the source; see _Split."""
         return items if source == self.source else None
 
 
@@ -49,6 +54,7 @@ class _Split:
         self._left_weight, self._weight = left_weight, weight
 
     def assign(self, positions: Ints, sources: Ints, items: Ints, chosen: Ints) -> None:
+        """Write source and item of each position into elements `chosen` of the two arrays."""
         before = self._to_left(positions)
         left = self._to_left(positions + 1) > before
         right = ~left
@@ -56,6 +62,7 @@ class _Split:
         self._right.assign((positions - before)[right], sources, items, chosen[right])
 
     def count(self, positions: int, into: list[int]) -> None:
+        """Write into `into` how many of the first `positions` each source has."""
         before = self._to_left(positions)
         self._left.count(before, into)
         self._right.count(positions - before, into)

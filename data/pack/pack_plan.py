@@ -85,7 +85,7 @@ class Inputs:
 
     kind: str
     options: Json  # all that was chosen and changes the shards
-    sizes: Ints  # bytes of each in an archive, headers included; an estimate where only reading tells
+    sizes: Ints  # bytes of each in an archive, headers included; an estimate where it must be read to be known
     order: Ints  # the order in which they are packed
     draws: Draws  # in [0, 1), the lowest go to val; they follow from names, so adding inputs moves no other
     digest: str  # changes when the inputs do, by name or size

@@ -68,6 +68,7 @@ class _CountedSamples:
         self.tokens = 0
 
     def samples(self) -> Iterator[tuple[str, Parts]]:
+        """Keys and parts of the job's samples, counted as they pass."""
         for found in self._job.samples():
             self._advance()
             if isinstance(found, LeftOut):

@@ -86,7 +86,7 @@ def _matches(
 
 
 def report_count(items: Iterable[Item], say: Say, what: str) -> Iterator[Item]:
-    """The items; a line now and then tells how many have passed."""
+    """The items; a line now and then says how many have passed."""
     said_at = time.monotonic()
     for number, item in enumerate(items):
         if time.monotonic() - said_at > PROGRESS_S:

@@ -148,7 +148,7 @@ def _with_path(table: Table, field: Field) -> Field:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What only reading the rows tells: what their files take in an archive, and the classes (None: numbers).
+    """What is known only once the rows are read: what their files take in an archive, and the classes (None: numbers).
 
     `modified` changes when those files may: where they lie, and their times of modification.
     """

@@ -36,7 +36,7 @@ class CacheLimit:
     def reserve(self, size: int) -> tuple[Path, BinaryIO] | None:
         """An empty file of `size` bytes to be filled and renamed; None: it is too large, or another holds the lock.
 
-        It stays locked (flock) until closed, which tells it from what a killed process left behind. OSError: the
+        It stays locked (flock) until closed, which sets it apart from what a killed process left behind. OSError: the
         folder cannot be written.
         """
         # Threads wait for the first lock, which wakes them; processes look at the second now and then.

@@ -164,12 +164,15 @@ class _RequestThread:
 
     @property
     def ended(self) -> bool:
+        """It has all bytes, or has failed."""
         return self.done or self.error is not None
 
     def start(self) -> None:
+        """Begin to ask, in another thread."""
         threading.Thread(target=self._run, name="stoker-range", daemon=True).start()
 
     def abort(self) -> None:
+        """Ask no more; what waits for a byte is woken."""
         self._aborted.set()
         if not self.done and (body := self._body) is not None:
             body.abort()

@@ -61,7 +61,7 @@ def check_answer(name: str, status: int, headers: Mapping[str, str], body: bytes
 
 
 def version(headers: Mapping[str, str]) -> str:
-    """Empty when the server tells neither ETag nor time."""
+    """Empty when the server gives neither ETag nor time."""
     return headers.get("ETag") or headers.get("Last-Modified") or ""
 
 

@@ -161,7 +161,7 @@ class RemoteShard:
 
     @property
     def _cache(self) -> DiskCache | None:
-        """None for a server that tells no version: its old contents could not be told from the new."""
+        """None for a server that gives no version: old contents could be taken for new ones."""
         return self._shared.cache if self._stat().version else None
 
     def _set_stat(self, stat: Stat) -> None:

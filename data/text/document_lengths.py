@@ -33,7 +33,7 @@ MeasureDocuments = Callable[[range, OnUnreadable], dict[str, Array]]
 
 
 class MeasuredLengths:
-    """`columns["lengths"]`, and whatever else `measure` tells of each document.
+    """`columns["lengths"]`, and whatever else `measure` gives for each document.
 
     A document that cannot be read counts as one token, from which nothing is learnt. It is kept with its cause, so
     that every process, now and after a restart, sees the same lengths. The shard is measured again once one of them

@@ -103,7 +103,7 @@ class TextSource:
         self.catalog.close()
 
     def left_out(self) -> list[Skipped]:
-        """See data.source.Source. A document of unknown length has one token: end to end, its row tells of it."""
+        """See data.source.Source. With concat a document of unknown length has one token, and is named by its row."""
         if self._data_packing == "concat":
             return []
         return [skipped_sample(self.catalog, *found) for found in sorted(self._documents.unreadable.items())]
@@ -120,7 +120,7 @@ class TextSource:
             except DamagedDataError as error:
                 if self._stops:
                     raise
-                if count:  # else the row that has its inputs tells
+                if count:  # else the row that has its inputs names it
                     skipped.append(skipped_sample(self.catalog, sample, self.catalog.cause(sample, error)))
                 continues = False
                 continue

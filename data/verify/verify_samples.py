@@ -67,11 +67,13 @@ class _Progress:
         self._said_at = time.monotonic()
 
     def start(self, shard: Shard) -> None:
+        """The next shard begins."""
         self._number += 1
         self._name = shard.name
         self.at("")
 
     def at(self, place: str) -> None:
+        """So far has it come; says so if the last line is old enough."""
         if time.monotonic() - self._said_at > PROGRESS_S:
             self.say(f"verifying shard {self._number} of {self._shards}: {self._name}{place}")
             self._said_at = time.monotonic()
