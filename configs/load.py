@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from configs.errors import RecipeError
 from configs.recipe import Recipe
-from configs.yaml_source import KeyPath, Source, parse_value, read_source
+from configs.yaml_source import KeyPath, YamlSource, parse_value, read_source
 
 __all__ = ["dump_recipe", "load_recipe"]
 
@@ -32,7 +32,7 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(data, sort_keys=False, width=120, allow_unicode=True)
 
 
-def _override(source: Source, text: str) -> KeyPath:
+def _override(source: YamlSource, text: str) -> KeyPath:
     """Apply `section.key=value` to the source; returns the key."""
     name, equals, value = text.partition("=")
     key: KeyPath = tuple(name.split("."))
@@ -72,7 +72,7 @@ def _merged(lines: list[str]) -> list[str]:
     return [f"{what}: expected {' or '.join(dict.fromkeys(e))}" if e[0] else what for what, e in merged.items()]
 
 
-def _explain(detail: Any, source: Source, origins: dict[KeyPath, str]) -> str:
+def _explain(detail: Any, source: YamlSource, origins: dict[KeyPath, str]) -> str:
     key = _real_key(detail, source.data)
     where = f"override {origins[key]!r}" if key in origins else source.where(key)
     name = ".".join(map(str, key))

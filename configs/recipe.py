@@ -17,6 +17,8 @@ _MOST_WORKERS = 2**20
 
 
 class Run(Section):
+    """Which run this is, and how long it goes."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder under `dir`")
     dir: str = Field("runs", min_length=1, description="where run folders are made")
     seed: NonNegative = Field(1337, description="keys every random draw")
@@ -24,6 +26,8 @@ class Run(Section):
 
 
 class Batch(Section):
+    """The global batch and its parts; gradient accumulation follows from these and the number of workers."""
+
     global_: Positive = Field(alias="global", le=2**24, description="samples (rows or images) per optimizer step")
     micro: Positive = Field(description="samples per forward and backward on one worker")
 
@@ -49,6 +53,8 @@ class Batch(Section):
 
 
 class AdamW(Section):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
     kind: Literal["adamw"]
     lr: Rate = 3.0e-4
     betas: list[Fraction] = Field([0.9, 0.95], min_length=2, max_length=2)
@@ -59,6 +65,8 @@ class AdamW(Section):
 
 
 class Sgd(Section):
+    """Stochastic gradient descent with momentum."""
+
     kind: Literal["sgd"]
     lr: Rate = 0.1
     momentum: Fraction = 0.9
@@ -104,6 +112,8 @@ class Ema(Section):
 
 
 class Zero(Section):
+    """DeepSpeed's ZeRO (Rajbhandari et al. 2020): what is divided among the workers, and what lies in host memory."""
+
     stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_parameters: Literal["none", "cpu"] = "none"
@@ -138,6 +148,8 @@ class KeepBest(Section):
 
 
 class Checkpoint(Section):
+    """When checkpoints are written, where, and which are kept."""
+
     every_steps: Positive = 100
     keep_last: Positive = 3
     keep_every_steps: Positive | None = Field(None, description="those of multiples of this step are kept for good")
@@ -164,6 +176,8 @@ class Checkpoint(Section):
 
 
 class Validation(Section):
+    """When the model is validated on `data.val`, and the text it writes then."""
+
     every_steps: Positive = 100
     max_samples: Positive | None = Field(None, description="default: the whole validation set")
     sample_tokens: NonNegative = Field(
@@ -184,6 +198,8 @@ class Validation(Section):
 
 
 class Workers(Section):
+    """How many workers train, on what, and when they are started again."""
+
     count: Positive | str = Field(
         1, description='a number, or "2..8": as many as there is room for, resized as nodes go and come'
     )
@@ -221,10 +237,12 @@ class Workers(Section):
 
     @property
     def least(self) -> int:
+        """The number of workers, or the lower end of the range."""
         return int(str(self.count).partition("..")[0])
 
     @property
     def most(self) -> int:
+        """The number of workers, or the upper end of the range."""
         return int(str(self.count).rpartition("..")[2])
 
     @property
@@ -234,6 +252,7 @@ class Workers(Section):
 
     @property
     def elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
         return self.least < self.most
 
 
@@ -257,6 +276,8 @@ class BadNumbers(Section):
 
 
 class Monitor(Section):
+    """What is written of the steps: metrics.jsonl, TensorBoard and audit/."""
+
     every_steps: Positive = 10
     audit_samples: bool = Field(False, description="write the sample keys of every step to audit/")
 

@@ -66,7 +66,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 @dataclass
-class Source:
+class YamlSource:
     """A parsed recipe: plain data, and where each key stands."""
 
     path: Path
@@ -83,17 +83,17 @@ class Source:
 
 def parse_value(text: str, where: str) -> Any:
     """One override's value, typed as the recipe file would type it. Raises RecipeError, which names `where`."""
-    return _parse(text, Source(Path(where), {}))
+    return _parse(text, YamlSource(Path(where), {}))
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> YamlSource:
     """Parse the file. Raises RecipeError naming file and line for unreadable, malformed or duplicate content."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise RecipeError(f"recipe {path} cannot be read: {reason}; give the path of a YAML file") from error
-    source = Source(path, {})
+    source = YamlSource(path, {})
     data = _parse(text, source)
     if not isinstance(data, dict):
         raise RecipeError(
@@ -103,7 +103,7 @@ def read_source(path: Path) -> Source:
     return source
 
 
-def _parse(text: str, source: Source) -> Any:
+def _parse(text: str, source: YamlSource) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -123,7 +123,7 @@ def _parse(text: str, source: Source) -> Any:
         raise RecipeError(f"{where} is not valid YAML: {problem}") from error
 
 
-def _record_lines(node: yaml.Node, prefix: KeyPath, source: Source) -> None:
+def _record_lines(node: yaml.Node, prefix: KeyPath, source: YamlSource) -> None:
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = (*prefix, _key(key_node, source))
@@ -140,13 +140,13 @@ def _record_lines(node: yaml.Node, prefix: KeyPath, source: Source) -> None:
             _record_lines(item, (*prefix, index), source)
 
 
-def _record(key: KeyPath, node: yaml.Node, source: Source) -> None:
+def _record(key: KeyPath, node: yaml.Node, source: YamlSource) -> None:
     if len(source.lines) >= _MOST_VALUES:  # aliases of aliases may be more than any memory holds
         raise RecipeError(f"{source.path} holds more than {_MOST_VALUES:,} values, its aliases written out: shorten it")
     source.lines[key] = node.start_mark.line + 1
 
 
-def _key(node: yaml.Node, source: Source) -> str:
+def _key(node: yaml.Node, source: YamlSource) -> str:
     value: Hashable = node.value
     if not isinstance(node, yaml.ScalarNode) or not isinstance(value, str):
         raise RecipeError(f"{source.path}:{node.start_mark.line + 1}: a key must be a plain word")

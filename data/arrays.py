@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Bytes", "Ints", "Say", "equal_runs", "ranges_of", "silent"]
+__all__ = ["PROGRESS_S", "Array", "Bytes", "Ints", "Say", "equal_runs", "ranges_of", "silent"]
 
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
 Say = Callable[[str], None]
+PROGRESS_S = 2.0  # between two lines that say how far a long task is
 
 
 def silent(_line: str) -> None:
@@ -23,8 +24,8 @@ def silent(_line: str) -> None:
 def equal_runs(ascending: Ints) -> Iterator[tuple[int, int, int]]:
     """(number, a, b) for each number there is: it fills ascending[a:b]."""
     if len(ascending):
-        cuts = (np.flatnonzero(ascending[1:] != ascending[:-1]) + 1).tolist()
-        for a, b in pairwise([0, *cuts, len(ascending)]):
+        bounds = (np.flatnonzero(ascending[1:] != ascending[:-1]) + 1).tolist()
+        for a, b in pairwise([0, *bounds, len(ascending)]):
             yield int(ascending[a]), a, b
 
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["published", "sync_folder", "to_json", "write_durably"]
+__all__ = ["atomic_file", "sync_folder", "to_json", "write_durably"]
 
 
 @contextmanager
-def published(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write; on success it is synced and renamed to `path`, on failure it is removed."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -37,7 +37,7 @@ def sync_folder(folder: Path) -> None:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step. Leaves nothing behind when it fails."""
-    with published(path) as file:
+    with atomic_file(path) as file:
         file.write(content)
 
 

@@ -50,15 +50,15 @@ class MicroBatch:
 def step_slices(step: int, batch: Batch, rank: int, ranks: int) -> list[Slice]:
     """This rank's micro-batches of step `step` (counted from 1); on every rank accumulation(ranks) of them."""
     start = (step - 1) * batch.global_
-    return _deal(start, start + batch.global_, batch.micro, rank, ranks)
+    return _slices_of_rank(start, start + batch.global_, batch.micro, rank, ranks)
 
 
 def eval_slices(count: int, micro: int, rank: int, ranks: int) -> list[Slice]:
     """This rank's micro-batches of one pass over positions 0 … count-1, equally many on every rank."""
-    return _deal(0, count, micro, rank, ranks)
+    return _slices_of_rank(0, count, micro, rank, ranks)
 
 
-def _deal(start: int, stop: int, micro: int, rank: int, ranks: int) -> list[Slice]:
+def _slices_of_rank(start: int, stop: int, micro: int, rank: int, ranks: int) -> list[Slice]:
     """A contiguous run for each rank, for what lies close together in the stream lies close together on disk."""
     count = -(-(stop - start) // micro)
     numbers = range(count * rank // ranks, count * (rank + 1) // ranks)

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.errors import RecipeError
 from configs.recipe import Recipe
-from configs.sections.data_section import Source as SourceRecipe
+from configs.sections.data_section import SourceSettings
 from data import draws
 from data.arrays import Array, Ints, Say, equal_runs, silent
 from data.batch import MicroBatch, Rows, Slice
@@ -18,19 +18,18 @@ from data.images.image_source import open_image_source, with_images
 from data.index.open_catalog import open_catalog
 from data.order.global_batch import Arrangement
 from data.order.mixture import Mixture, Portion
-from data.source import Skipped, Source
+from data.source import IGNORED, Skipped, Source
 from data.text.text_source import open_text_source
 
 __all__ = ["Dataset", "open_dataset", "read_micro_batch", "unigram_entropy"]
 
 
-IGNORED = -100
 ENTROPY_ROWS = 64
 _TARGETS = ("targets_BT", "labels_B")
 
 
 @dataclass(frozen=True)
-class Size:
+class DatasetSize:
     """What a split holds."""
 
     shards: int
@@ -60,11 +59,11 @@ class Dataset:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
-    def size(self) -> Size:
+    def size(self) -> DatasetSize:
         """Shards, samples and bytes of all sources."""
         catalogs = [source.catalog for source in self.sources]
         indexes = [index for catalog in catalogs for index in catalog.indexes]
-        return Size(
+        return DatasetSize(
             len(indexes), sum(catalog.count for catalog in catalogs), sum(i.checksums.stat.size for i in indexes)
         )
 
@@ -104,6 +103,7 @@ class Dataset:
     def _by_source(self, start: int, stop: int) -> Iterator[tuple[Source, Ints, Ints]]:
         """Each source that positions start … stop-1 draw from, the items and their rows."""
         placed = self._arrangement.at(start, stop)
+        # Each source reads all its items of the batch in one call.
         by_source = np.argsort(placed.sources, kind="stable")
         for number, a, b in equal_runs(placed.sources[by_source]):
             rows = by_source[a:b]
@@ -125,34 +125,35 @@ def open_dataset(recipe: Recipe, split: Literal["train", "val"], say: Say = sile
     if split == "val":
         if recipe.data.val is None:
             raise RecipeError("data.val is not given: add data.val.shards")
-        val = SourceRecipe(name="val", shards=recipe.data.val.shards, weight=1.0)
+        val = SourceSettings(name="val", shards=recipe.data.val.shards, weight=1.0)
         source = _open_source(val, recipe, None, say)
         return Dataset([source], Mixture([Portion(1.0, source.count)]), 1, batch)
     with ExitStack() as undo:
         sources = []
         for entry in recipe.data.train.sources:
-            sources.append(_open_source(entry, recipe, _seed(recipe, entry), say))
+            sources.append(_open_source(entry, recipe, _source_seed(recipe, entry), say))
             undo.callback(sources[-1].close)
-        mixture = _mix(recipe, sources)
+        mixture = _mixture_of(recipe, sources)
         undo.pop_all()
     return Dataset(sources, mixture, recipe.data.lanes, batch)
 
 
-def _seed(recipe: Recipe, entry: SourceRecipe) -> int:
+def _source_seed(recipe: Recipe, entry: SourceSettings) -> int:
     """Sources of a mixture go by orders of their own, even where they name the same shards."""
     if len(recipe.data.train.sources) == 1:
         return recipe.run.seed
+    # One bit fewer than were drawn: seeds are below 2**63.
     return int(draws.raw(1, ("source", entry.name, recipe.run.seed)).item() >> 1)
 
 
-def _open_source(entry: SourceRecipe, recipe: Recipe, seed: int | None, say: Say) -> Source:
+def _open_source(entry: SourceSettings, recipe: Recipe, seed: int | None, say: Say) -> Source:
     catalog = open_catalog(entry.shards, recipe.data.remote, say, recipe.data.verify_reads)
     if recipe.data.kind == "image":
         return open_image_source(entry.name, catalog, recipe, seed)
     return open_text_source(entry.name, catalog, recipe, seed, say)
 
 
-def _mix(recipe: Recipe, sources: Sequence[Source]) -> Mixture:
+def _mixture_of(recipe: Recipe, sources: Sequence[Source]) -> Mixture:
     """RecipeError: every source stops, and the run needs more than there is."""
     entries = recipe.data.train.sources
     limits = [
@@ -170,11 +171,11 @@ def _mix(recipe: Recipe, sources: Sequence[Source]) -> Mixture:
     return mixture
 
 
-def read_micro_batch(dataset: Dataset, step: int, piece: Slice, micro: int) -> MicroBatch:
+def read_micro_batch(dataset: Dataset, step: int, positions: Slice, micro: int) -> MicroBatch:
     """One micro-batch of `micro` rows, blanks included."""
-    rows = dataset.read(piece.start, piece.stop, micro)
-    keys = dataset.keys(piece.start, piece.stop)
-    return MicroBatch(step, piece.micro, rows.arrays, rows.samples, rows.targets, keys, rows.skipped)
+    rows = dataset.read(positions.start, positions.stop, micro)
+    keys = dataset.keys(positions.start, positions.stop)
+    return MicroBatch(step, positions.micro, rows.arrays, rows.samples, rows.targets, keys, rows.skipped)
 
 
 def unigram_entropy(dataset: Dataset, max_rows: int | None = None, max_tokens: int = 4_000_000) -> float:

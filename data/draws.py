@@ -59,7 +59,7 @@ def stable_order(draws: npt.NDArray[np.uint64]) -> Ints:
     packed |= np.arange(len(draws), dtype=np.uint64)
     packed.sort()
     high = packed >> bits
-    if (high[1:] == high[:-1]).any():  # the bits that had to go would have told them apart
+    if (high[1:] == high[:-1]).any():  # the bits that had to go made the difference between them
         return np.argsort(draws, kind="stable")
     packed &= places
     return packed.view(np.int64)

@@ -89,6 +89,7 @@ class Loader:
                 raise RuntimeError("the loader is closed")
             found = self._ready.popleft()
             self._changed.notify_all()
+        # Raised here, in order: the steps read before the failure are trained on.
         if isinstance(found, BaseException):
             raise found
         return found
@@ -104,18 +105,18 @@ class Loader:
 
     def _read_step(self, step: int) -> list[MicroBatch]:
         found = []
-        self._hint(min(step + HINTED_STEPS, self._steps.stop - 1))
-        for piece in step_slices(step, self._batch, self._rank, self._ranks):
+        self._prefetch_until(min(step + HINTED_STEPS, self._steps.stop - 1))
+        for positions in step_slices(step, self._batch, self._rank, self._ranks):
             if self._closed:
                 break
-            found.append(read_micro_batch(self._dataset, step, piece, self._batch.micro))
+            found.append(read_micro_batch(self._dataset, step, positions, self._batch.micro))
         return found
 
-    def _hint(self, step: int) -> None:
+    def _prefetch_until(self, step: int) -> None:
         """Tell what is read up to `step`, so that remote shards are asked for many ranges at once."""
         for each in range(self._hinted + 1, step + 1):
-            for piece in step_slices(each, self._batch, self._rank, self._ranks):
-                self._dataset.prefetch(piece.start, piece.stop)
+            for positions in step_slices(each, self._batch, self._rank, self._ranks):
+                self._dataset.prefetch(positions.start, positions.stop)
         self._hinted = step
 
     def _put(self, item: list[MicroBatch] | BaseException) -> bool:

@@ -6,7 +6,9 @@ from typing import Protocol
 from data.arrays import Array, Ints
 from data.index.catalog import Catalog
 
-__all__ = ["Skipped"]
+__all__ = ["IGNORED", "Skipped", "skipped_sample"]
+
+IGNORED = -100  # a target or a label from which nothing is learnt
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,12 @@ class Skipped:
     cause: str
 
 
+def skipped_sample(catalog: Catalog, sample: int, cause: str) -> Skipped:
+    """A sample of the catalog that could not be used; `cause` does not name it again (`Catalog.cause`)."""
+    shard, _ = catalog.place(sample)
+    return Skipped(catalog.shards[shard].name, catalog.key(sample), cause)
+
+
 class Source(Protocol):
     """Items of one set of shards. Threads may share it.
 
@@ -26,13 +34,20 @@ class Source(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """`train` or `val`, or the name that the recipe gives a weighted source."""
+
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Changes with the data and with how they become items; not with where the shards lie."""
+
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Items of one epoch."""
+
     @property
-    def catalog(self) -> Catalog: ...
+    def catalog(self) -> Catalog:
+        """The samples that the items are made of."""
 
     def blank(self, rows: int) -> dict[str, Array]:
         """Arrays of `rows` rows from which nothing is learnt: targets and labels -100."""

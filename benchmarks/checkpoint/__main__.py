@@ -4,52 +4,33 @@
 """
 
 import argparse
-import os
-import shutil
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from configs.checkout import CHECKOUT
+from benchmarks.common.command import parser_of, run_benchmark
 
-REPORT = CHECKOUT / "docs" / "benchmarks" / "checkpoint.md"
 STAGES = (1, 3)
 
 
 def main() -> None:
-    arguments = _arguments()
-
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder))
-    try:
-        _run(arguments, folder)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    """Parse the command line, measure both ZeRO stages, report."""
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="of each way; the first warms up")
     parser.add_argument("--folder", default="/tmp", help="on the disk to measure")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/checkpoint.md")
-    return parser.parse_args()
+    run_benchmark(parser, "checkpoint.md", _measure)
 
 
-def _run(arguments: argparse.Namespace, folder: Path) -> None:
+def _measure(arguments: argparse.Namespace, folder: Path, load: float) -> str:
     from benchmarks.checkpoint.checkpoint_contenders import measure
     from benchmarks.checkpoint.checkpoint_report import report  # these import torch: not for --help
     from configs.recipe import Recipe
     from tests.support.processes import run_in_processes
 
-    started, load = time.monotonic(), os.getloadavg()[0]
     results = {}
     for stage in STAGES:
         recipe = Recipe.model_validate(_recipe(folder, stage))
         results[stage] = run_in_processes(measure, 2, folder / f"store-{stage}", recipe, folder, arguments.rounds)[0]
-    text = report(results, load)
-    print(f"{text}\nmeasured in {time.monotonic() - started:.0f} s")
-    if arguments.write:
-        REPORT.write_text(text, encoding="utf-8")
+    return report(results, load)
 
 
 def _recipe(folder: Path, stage: int) -> dict[str, Any]:

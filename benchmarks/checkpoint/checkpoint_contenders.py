@@ -35,7 +35,7 @@ ORDER = (NATIVE, RAW, STOKER, DCP_SYNC, RAW_DIRECT, DCP_ASYNC)
 
 
 @dataclass
-class Figures:
+class CheckpointFigures:
     """Seconds and bytes of one way in one round: of the slowest rank, except bytes, which are all ranks'."""
 
     stall_s: float = 0.0
@@ -46,14 +46,15 @@ class Figures:
     memory_bytes: float = 0.0
 
     def encode(self) -> list[float]:
+        """In the order of the constructor, to be gathered over ranks."""
         return list(vars(self).values())
 
 
-Rounds = list[dict[str, Figures]]
+Rounds = list[dict[str, CheckpointFigures]]
 
 
 @dataclass
-class Bench:
+class CheckpointBench:
     """One engine with a state worth saving, and a folder to save it to."""
 
     folder: Path
@@ -67,6 +68,7 @@ class Bench:
     seconds: list[float] = field(default_factory=list)
 
     def barrier(self) -> None:
+        """Wait for every rank (collective)."""
         self.ranks.sum([0.0])
 
 
@@ -81,7 +83,7 @@ def measure(recipe: Recipe, folder: Path, rounds: int) -> Rounds:
             bench.barrier()
             found = _WAYS[way](bench, place)
             bench.barrier()
-            figures[way] = _agreed(bench, found)
+            figures[way] = _over_ranks(bench, found)
             if bench.ranks.leads:
                 shutil.rmtree(place, ignore_errors=True)
                 os.sync()  # the next way starts with a disk at rest
@@ -92,15 +94,15 @@ def measure(recipe: Recipe, folder: Path, rounds: int) -> Rounds:
     return result
 
 
-def _agreed(bench: Bench, figures: Figures) -> Figures:
+def _over_ranks(bench: CheckpointBench, figures: CheckpointFigures) -> CheckpointFigures:
     everyone = bench.ranks.gather(figures.encode())
-    slowest = Figures(*(max(values) for values in zip(*everyone, strict=True)))
+    slowest = CheckpointFigures(*(max(values) for values in zip(*everyone, strict=True)))
     slowest.written_bytes = sum(values[3] for values in everyone)
     slowest.state_bytes = sum(values[4] for values in everyone)
     return slowest
 
 
-def _prepare(recipe: Recipe, folder: Path) -> Bench:
+def _prepare(recipe: Recipe, folder: Path) -> CheckpointBench:
     ranks = Ranks.connect()
     run = RunFolder(folder / f"run-{recipe.zero.stage}")
     run.make()
@@ -114,7 +116,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Bench:
     options = StagingOptions(
         use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
     )
-    return Bench(folder, engine, ranks, context, own_bytes, group, DefaultStager(options))
+    return CheckpointBench(folder, engine, ranks, context, own_bytes, group, DefaultStager(options))
 
 
 def _batch(recipe: Recipe, rank: int) -> MicroBatch:
@@ -124,33 +126,33 @@ def _batch(recipe: Recipe, rank: int) -> MicroBatch:
     return MicroBatch(step=1, index=rank, arrays=arrays, samples=1, targets=tokens.size, keys=[], skipped=[])
 
 
-def _native(bench: Bench, place: Path) -> Figures:
+def _native(bench: CheckpointBench, place: Path) -> CheckpointFigures:
     engine = bench.engine._engine
-    with _Peak() as peak:
+    with _PeakMemory() as peak:
         stall = _timed(lambda: engine.save_checkpoint(str(place), tag="tag"))
     written = _bytes_under(place) if bench.ranks.leads else 0
     bench.barrier()
-    _forget(place)
+    _drop_from_page_cache(place)
     bench.barrier()
     load = _timed(lambda: engine.load_checkpoint(str(place), tag="tag"))
-    return Figures(stall, stall, load, written, bench.own_bytes, peak.bytes)
+    return CheckpointFigures(stall, stall, load, written, bench.own_bytes, peak.bytes)
 
 
-def _state(bench: Bench) -> dict[str, torch.Tensor]:
+def _state(bench: CheckpointBench) -> dict[str, torch.Tensor]:
     rank = bench.ranks.rank
     return {f"{rank}/{f.kind}/{f.parameter}/{f.start}": f.tensor for f in bench.engine.fragments()}
 
 
-def _dcp_sync(bench: Bench, place: Path) -> Figures:
+def _dcp_sync(bench: CheckpointBench, place: Path) -> CheckpointFigures:
     writer = FileSystemWriter(place)
-    with _Peak() as peak:
+    with _PeakMemory() as peak:
         stall = _timed(lambda: dcp.save(_state(bench), storage_writer=writer, process_group=bench.group))
-    return Figures(stall, stall, 0.0, _own_share(bench, place), bench.own_bytes, peak.bytes)
+    return CheckpointFigures(stall, stall, 0.0, _own_share(bench, place), bench.own_bytes, peak.bytes)
 
 
-def _dcp_async(bench: Bench, place: Path) -> Figures:
+def _dcp_async(bench: CheckpointBench, place: Path) -> CheckpointFigures:
     started = time.perf_counter()
-    with _Peak() as peak:
+    with _PeakMemory() as peak:
         future: Any = dcp.async_save(
             _state(bench),
             storage_writer=FileSystemWriter(place),
@@ -160,15 +162,15 @@ def _dcp_async(bench: Bench, place: Path) -> Figures:
         stall = time.perf_counter() - started
         future.result()
     total = time.perf_counter() - started
-    return Figures(stall, total, 0.0, _own_share(bench, place), bench.own_bytes, peak.bytes)
+    return CheckpointFigures(stall, total, 0.0, _own_share(bench, place), bench.own_bytes, peak.bytes)
 
 
-def _own_share(bench: Bench, place: Path) -> float:
+def _own_share(bench: CheckpointBench, place: Path) -> float:
     bench.barrier()
     return _bytes_under(place) if bench.ranks.leads else 0
 
 
-def _stoker(bench: Bench, place: Path) -> Figures:
+def _stoker(bench: CheckpointBench, place: Path) -> CheckpointFigures:
     store = FolderStore(place)
     if bench.writer is None:
         bench.writer = CheckpointWriter(
@@ -184,7 +186,7 @@ def _stoker(bench: Bench, place: Path) -> Figures:
     writer._store = store
     manifest = header(bench.context, bench.engine, "", 2, 0)
     bench.seconds.clear()
-    with _Peak() as peak:
+    with _PeakMemory() as peak:
         stall = _timed(lambda: writer.save(bench.engine, manifest))
         error = writer.wait()
     if error is not None:
@@ -192,7 +194,7 @@ def _stoker(bench: Bench, place: Path) -> Figures:
     bench.barrier()
     written = _bytes_under(place) if bench.ranks.leads else 0
     total = stall + (bench.seconds[0] if bench.seconds else 0.0)
-    _forget(place)
+    _drop_from_page_cache(place)
     bench.barrier()
 
     def load() -> None:
@@ -201,10 +203,10 @@ def _stoker(bench: Bench, place: Path) -> Figures:
         with reader:
             restore(bench.engine, reader)
 
-    return Figures(stall, total, _timed(load), written, bench.own_bytes, peak.bytes)
+    return CheckpointFigures(stall, total, _timed(load), written, bench.own_bytes, peak.bytes)
 
 
-def _raw(bench: Bench, place: Path) -> Figures:
+def _raw(bench: CheckpointBench, place: Path) -> CheckpointFigures:
     """The same bytes from memory to one file per rank; then back, through sha256, from a cold cache."""
     place.mkdir(exist_ok=True)
     image = host_memory(bench.own_bytes)[: bench.own_bytes]
@@ -219,7 +221,7 @@ def _raw(bench: Bench, place: Path) -> Figures:
 
     total = _timed(write)
     bench.barrier()
-    _forget(place)
+    _drop_from_page_cache(place)
     bench.barrier()
 
     def read() -> None:
@@ -230,10 +232,10 @@ def _raw(bench: Bench, place: Path) -> Figures:
                 file.readinto(piece)
                 digest.update(piece)
 
-    return Figures(0.0, total, _timed(read), bench.own_bytes, bench.own_bytes)
+    return CheckpointFigures(0.0, total, _timed(read), bench.own_bytes, bench.own_bytes)
 
 
-def _raw_direct(bench: Bench, place: Path) -> Figures:
+def _raw_direct(bench: CheckpointBench, place: Path) -> CheckpointFigures:
     place.mkdir(exist_ok=True)
     image = host_memory(bench.own_bytes)
     path = place / f"{bench.ranks.rank}"
@@ -249,10 +251,10 @@ def _raw_direct(bench: Bench, place: Path) -> Figures:
             digest.update(image[start:stop])
         file.close()
 
-    return Figures(0.0, total, _timed(read), bench.own_bytes, bench.own_bytes)
+    return CheckpointFigures(0.0, total, _timed(read), bench.own_bytes, bench.own_bytes)
 
 
-_WAYS: dict[str, Callable[[Bench, Path], Figures]] = {
+_WAYS: dict[str, Callable[[CheckpointBench, Path], CheckpointFigures]] = {
     NATIVE: _native,
     DCP_SYNC: _dcp_sync,
     DCP_ASYNC: _dcp_async,
@@ -272,7 +274,7 @@ def _bytes_under(place: Path) -> int:
     return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
 
 
-def _forget(place: Path) -> None:
+def _drop_from_page_cache(place: Path) -> None:
     """Drop the files from the page cache, so that a load reads the medium."""
     for path in place.rglob("*"):
         if path.is_file():
@@ -282,12 +284,12 @@ def _forget(place: Path) -> None:
             os.close(descriptor)
 
 
-class _Peak:
+class _PeakMemory:
     """Growth of this process's resident memory at its highest, over what it was on entry."""
 
     bytes = 0
 
-    def __enter__(self) -> "_Peak":
+    def __enter__(self) -> "_PeakMemory":
         Path("/proc/self/clear_refs").write_text("5")
         self._before = _status_bytes("VmRSS")
         return self

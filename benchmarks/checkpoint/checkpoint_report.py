@@ -12,7 +12,7 @@ from benchmarks.checkpoint.checkpoint_contenders import (
     RAW,
     RAW_DIRECT,
     STOKER,
-    Figures,
+    CheckpointFigures,
     Rounds,
 )
 from benchmarks.common.markdown import machine, table
@@ -53,7 +53,7 @@ def _figures(rounds: Rounds) -> str:
     return table(["", "stall s", "on disk s", "MB/s", "load s", "MB"], rows)
 
 
-def _shown(figures: list[Figures], of: Callable[[Figures], float], form: str) -> str:
+def _shown(figures: list[CheckpointFigures], of: Callable[[CheckpointFigures], float], form: str) -> str:
     value = median(of(f) for f in figures)
     return form.format(value) if value else "–"
 
@@ -80,16 +80,20 @@ def _verdicts(rounds: Rounds) -> str:
     return table(["ratio", "worst", "median", "goal"], rows)
 
 
-def _written_s(figures: Mapping[str, Figures]) -> float:
+def _written_s(figures: Mapping[str, CheckpointFigures]) -> float:
     return figures[STOKER].total_s - figures[STOKER].stall_s
 
 
-def _memory(figures: Figures) -> float:
+def _memory(figures: CheckpointFigures) -> float:
     return figures.memory_bytes / (figures.state_bytes / 2)
 
 
 def _row(
-    name: str, rounds: Rounds, of: Callable[[Mapping[str, Figures]], float], goal: float | None, more_is_better: bool
+    name: str,
+    rounds: Rounds,
+    of: Callable[[Mapping[str, CheckpointFigures]], float],
+    goal: float | None,
+    more_is_better: bool,
 ) -> list[str]:
     ratios = [of(r) for r in rounds]
     worst, middle = (min if more_is_better else max)(ratios), median(ratios)

@@ -42,7 +42,7 @@ class Child:
     def ask(self, command: str, **options: Any) -> dict[str, Any]:
         """What the child's handler of this name returns. RuntimeError when it failed; its traceback is on stderr."""
         assert self._process.stdin and self._process.stdout
-        with suppress(BrokenPipeError):  # its end is told below
+        with suppress(BrokenPipeError):  # that it ended is reported below
             print(json.dumps([command, options]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
@@ -85,7 +85,7 @@ def measured(epoch: Callable[[], Iterator[int]], seconds: float) -> dict[str, An
     return asdict(Measured(count, cpu_s() - cpu, now - start))
 
 
-def once(work: Callable[[], int]) -> dict[str, Any]:
+def measured_once(work: Callable[[], int]) -> dict[str, Any]:
     """One piece of work, which returns a count."""
     cpu, start = cpu_s(), time.perf_counter()
     return asdict(Measured(work(), cpu_s() - cpu, time.perf_counter() - start))

@@ -11,6 +11,7 @@ from benchmarks.common.markdown import machine, table
 from benchmarks.data import contests as contest
 from benchmarks.data.contests import Results, Rounds
 from benchmarks.data.sample_shards import CROP_PADDING, PIXELS
+from benchmarks.data.stoker_contender import BATCH, ROW_TOKENS
 
 RESUME_GOAL_MS = 100.0
 _OURS = ("numpy", "simplejpeg", "pillow", "xxhash", "obstore")
@@ -39,51 +40,41 @@ def report(results: Results, peers: Mapping[str, str], load: float) -> str:
 
 
 def _reading(results: Results) -> list[str]:
-    heads = {"jpeg": "JPEG and label", "text": "text"}
-    tables = []
-    for kind, rounds in results.read.items():
-        size = results.sample_bytes[kind]
-        tables += [
-            f"### {heads[kind]}, {size / 1000:.1f} KB per sample",
-            _reading_table(rounds, jpeg=kind == "jpeg"),
-            _bytes_table(rounds, size),
-        ]
+    size = results.sample_bytes["text"]
     return [
-        "## Reading without decoding",
-        "Shuffled, batches of 64. Processor time of all threads per sample, the opening left out. Each peer as it is "
-        "fastest here, none with worker processes: **webdataset** `shuffle(1000)`, lists of samples; **litdata** "
-        "chunks of 64 MB, `shuffle=True`; **mosaicml-streaming** shards of 64 MB, `shuffle_algo=naive`. **Stoker**: "
-        "the order of 64 lanes and windows of 256 MiB, then `Catalog.view_many` of each part. litdata and Stoker hand "
-        "out views of mapped files that nobody has read; *views read* makes each image or text bytes of its own, as "
-        "the others do. *verify_reads* compares each block once, in the *first pass*.",
-        *tables,
+        "## Reading text",
+        f"Texts of {size / 1000:.1f} KB, shuffled, batches of {BATCH}. Processor time of all threads per text or row, "
+        "the opening left out. Each peer as it is fastest here, none with worker processes: **webdataset** "
+        "`shuffle(1000)`, lists of samples; **litdata** chunks of 64 MB, `shuffle=True`; **mosaicml-streaming** shards "
+        "of 64 MB, `shuffle_algo=naive`; they give the bytes of each text (litdata a view of a mapped file that nobody "
+        f"has read; *views read* makes it bytes of its own). **Stoker**: rows of {ROW_TOKENS} byte tokens and their "
+        "targets as int64, by the data set and the loader of `stoker train`, with its defaults. *verify_reads* "
+        "compares each block once, in the *first pass*. Images are decoded as they are read: see below.",
+        _reading_table(results.read),
+        _bytes_table(results.read, size),
     ]
 
 
-def _reading_table(rounds: Rounds, jpeg: bool) -> str:
-    goals = {contest.WEBDATASET: 40.0, contest.LITDATA: 2.5, contest.LITDATA_READ: 2.5} if jpeg else {}
-    rows = []
-    for name in (contest.WEBDATASET, contest.LITDATA, contest.LITDATA_READ, contest.STREAMING):
-        goal = goals.get(name)
-        as_views = "" if name == contest.LITDATA_READ else _ratio(rounds, name, contest.VIEWS, _cpu_us, goal)
-        as_bytes = "" if name == contest.LITDATA else _ratio(rounds, name, contest.VIEWS_READ, _cpu_us, goal)
-        rows.append([name, _spread(rounds, name, _cpu_us), as_views, as_bytes])
-    for name in (contest.FIRST_PASS, contest.VIEWS, contest.UNVERIFIED, contest.VIEWS_READ):
-        rows.append([f"**{name}**", _spread(rounds, name, _cpu_us), "", ""])
-    return table(["", "CPU, µs per sample", "times Stoker's views", "times Stoker's views read"], rows)
+def _reading_table(rounds: Rounds) -> str:
+    rows = [
+        [name, _spread(rounds, name, _cpu_us), _ratio(rounds, name, contest.ROWS, _cpu_us)]
+        for name in (contest.WEBDATASET, contest.LITDATA, contest.LITDATA_READ, contest.STREAMING)
+    ]
+    for name in (contest.FIRST_PASS, contest.ROWS, contest.UNVERIFIED):
+        rows.append([f"**{name}**", _spread(rounds, name, _cpu_us), ""])
+    return table(["", "CPU, µs per text or row", "times Stoker's rows"], rows)
 
 
 def _bytes_table(rounds: Rounds, sample_bytes: float) -> str:
-    """Of Stoker the first part's bytes only, though the labels' reads take time too."""
+    """What the machine allows, and the bytes of texts and rows (a token is a byte)."""
 
-    def stoker_gb_per_s(measured: Measured) -> float:
-        return _gb_per_cpu_s(measured) * sample_bytes
+    def gb_per_s(item_bytes: float) -> Figure:
+        return lambda measured: _gb_per_cpu_s(measured) * item_bytes
 
-    rows = [[name, _spread(rounds, name, _gb_per_cpu_s), ""] for name in (contest.RAW, contest.RAW_SAMPLES)]
-    name = contest.VIEWS_READ
-    ratios = [stoker_gb_per_s(r[name]) / _gb_per_cpu_s(r[contest.RAW]) for r in rounds]
-    rows.append([f"**{name}**", _spread(rounds, name, stoker_gb_per_s), _judged(ratios, 0.6)])
-    return table(["", "GB per CPU second", "of readinto"], rows)
+    rows = [[name, _spread(rounds, name, _gb_per_cpu_s)] for name in (contest.RAW, contest.RAW_SAMPLES)]
+    rows.append([contest.LITDATA_READ, _spread(rounds, contest.LITDATA_READ, gb_per_s(sample_bytes))])
+    rows.append([f"**{contest.ROWS}**", _spread(rounds, contest.ROWS, gb_per_s(ROW_TOKENS))])
+    return table(["", "GB per CPU second"], rows)
 
 
 def _decoding(rounds: Rounds) -> list[str]:
@@ -126,9 +117,10 @@ def _remote(rounds: Rounds) -> list[str]:
     return [
         "## Over HTTP",
         f"A loopback server that gives each connection {contest.CONNECTION_MB_PER_S} MB/s "
-        "(`benchmarks/data/rate_limited_server.py`). Stoker reads by eight ranges at once in one process, with the "
-        "index made before and an empty cache; webdataset by `curl`, one shard after the other, or with a process per "
-        "connection.",
+        "(`benchmarks/data/rate_limited_server.py`), with the texts. Stoker reads by eight ranges at once in one "
+        "process, with the index made before and an empty cache: *in order* every byte, as a new shard is indexed, "
+        "*shuffled* the rows of an epoch, as training reads them; webdataset by `curl`, one shard after the other, or "
+        "with a process per connection.",
         table(["", "MB/s", "CPU, ms per MB", "Stoker in order", "Stoker shuffled"], rows),
     ]
 
@@ -140,7 +132,7 @@ def _resuming(results: Results) -> list[str]:
         all_ms = [figures["all"] for figures in of]
         cells = [f"{median(figures[name] for figures in of):.1f}" for name in ("open", "keys", "batch")]
         verdict = "met" if median(all_ms) <= RESUME_GOAL_MS else "short"
-        rows.append([f"{fraction:.0%}", *cells, f"{_of(all_ms)} (≤ {RESUME_GOAL_MS:.0f}: {verdict})"])
+        rows.append([f"{fraction:.0%}", *cells, f"{_median_and_range(all_ms)} (≤ {RESUME_GOAL_MS:.0f}: {verdict})"])
     samples = int(results.resume[0][0.0]["samples"])
     return [
         "## Resuming",
@@ -173,20 +165,20 @@ def _indexing(by_kind: Mapping[str, Rounds]) -> list[str]:
 
 
 def _spread(rounds: Rounds, name: str, figure: Figure) -> str:
-    return _of([figure(r[name]) for r in rounds])
+    return _median_and_range([figure(r[name]) for r in rounds])
 
 
-def _of(values: Sequence[float]) -> str:
+def _median_and_range(values: Sequence[float]) -> str:
     middle = median(values)
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
     return f"{middle:,.{digits}f} ({min(values):,.{digits}f} – {max(values):,.{digits}f})"
 
 
 def _ratio(rounds: Rounds, above: str, below: str, figure: Figure, goal: float | None = None) -> str:
-    return _judged([figure(r[above]) / figure(r[below]) for r in rounds], goal)
+    return _with_goal([figure(r[above]) / figure(r[below]) for r in rounds], goal)
 
 
-def _judged(ratios: Sequence[float], goal: float | None) -> str:
+def _with_goal(ratios: Sequence[float], goal: float | None) -> str:
     middle = median(ratios)
     shown = f"{middle:.{2 if middle < 10 else 1}f}"
     return shown if goal is None else f"**{shown}** ({goal:g}: {'met' if middle >= goal else 'short'})"

@@ -4,9 +4,7 @@
 resized.
 """
 
-import argparse
 import io
-import sys
 import tarfile
 import tempfile
 import time
@@ -20,13 +18,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-# A script's own folder comes first, and there data.py would be taken for the package `data`.
-sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-from configs.recipe import Recipe  # noqa: E402
-from data.arrays import Bytes, Ints  # noqa: E402
-from data.images.image_source import ImageSource, open_image_source  # noqa: E402
-from data.index.open_catalog import open_catalog  # noqa: E402
+from benchmarks.common.command import parser_of
+from configs.recipe import Recipe
+from data.arrays import Bytes, Ints
+from data.images.image_source import ImageSource, open_image_source
+from data.index.open_catalog import open_catalog
 
 PICTURES = 128
 BATCH = 64
@@ -44,7 +40,8 @@ CASES: list[tuple[str, int, int, int, int, dict[str, object] | None]] = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    """Parse the command line, print a line per case."""
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=1, help="decode threads, of both")
     parser.add_argument("--rounds", type=int, default=15, help="pairs; a ratio compares the two of one pair")
     arguments = parser.parse_args()
@@ -58,11 +55,11 @@ def main() -> None:
 
 
 def _row(
-    folder: Path, what: str, height: int, width: int, quality: int, size: int, how: dict[str, object] | None,
+    folder: Path, what: str, height: int, width: int, quality: int, size: int, augment: dict[str, object] | None,
     threads: int, rounds: int,
 ) -> str:  # fmt: skip
     jpegs = [simplejpeg.encode_jpeg(picture(height, width, n), quality, "RGB", "420") for n in range(PICTURES)]
-    source = _source(folder, jpegs, size, how, threads)
+    source = _source(folder, jpegs, size, augment, threads)
     with ThreadPoolExecutor(threads) as pool:
         ours = _filler(source)
         pairs = [(_cpu_us(lambda: _decode_all(pool, threads, jpegs)), _cpu_us(ours)) for _ in range(rounds + 1)][1:]
@@ -89,7 +86,7 @@ def picture(height: int, width: int, seed: int) -> Bytes:
 
 
 def _source(
-    folder: Path, jpegs: Sequence[bytes], size: int, how: dict[str, object] | None, threads: int
+    folder: Path, jpegs: Sequence[bytes], size: int, augment: dict[str, object] | None, threads: int
 ) -> ImageSource:
     shard = folder / "pictures.tar"
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -101,12 +98,12 @@ def _source(
     fields = {
         "run": {"name": "decode", "steps": 1},
         "model": {"kind": "resnet", "classes": 10},
-        "data": {"kind": "image", "size": size, "train": {"shards": str(shard)}, "augment": how or {}},
+        "data": {"kind": "image", "size": size, "train": {"shards": str(shard)}, "augment": augment or {}},
         "batch": {"global": BATCH, "micro": BATCH},
         "optimizer": {"kind": "sgd"},
         "workers": {"cpus": threads},
     }
-    return open_image_source("train", open_catalog(str(shard)), Recipe.model_validate(fields), 1 if how else None)
+    return open_image_source("train", open_catalog(str(shard)), Recipe.model_validate(fields), 1 if augment else None)
 
 
 def _filler(source: ImageSource) -> Callable[[], None]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from benchmarks.common.child import measured, once, serve
+from benchmarks.common.child import measured, measured_once, serve
 from benchmarks.data.sample_shards import PARTS, shards
 
 PIECE_BYTES = 1 << 20
@@ -70,7 +70,7 @@ class Limits:
 
     def tarfile(self, kind: str) -> dict[str, Any]:
         """Every header by the standard library; the count is of members."""
-        return once(lambda: sum(_members(path) for path in shards(self._folder, kind)))
+        return measured_once(lambda: sum(_members(path) for path in shards(self._folder, kind)))
 
     def _sample_ranges(self, kind: str) -> list[_Range]:
         if kind not in self._ranges:

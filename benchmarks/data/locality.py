@@ -3,19 +3,18 @@
 `python -m benchmarks.data.locality [--shards N] [--write]` prints the tables, or writes docs/benchmarks/locality.md.
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from benchmarks.common.command import parser_of, run_benchmark
 from benchmarks.common.markdown import table
-from configs.checkout import CHECKOUT
 from configs.recipe import Batch
 from data.arrays import Ints
 from data.batch import step_slices
-from data.index.shuffle_blocks import GROUP_SAMPLES, cut_blocks
+from data.index.shuffle_blocks import GROUP_SAMPLES, split_into_blocks
 from data.order.epochs import SampleStream
 from data.order.global_batch import Arrangement
 from data.order.mixture import Mixture, Portion
@@ -27,11 +26,12 @@ PIECE_BYTES = 1 << 20  # what is fetched, checked and kept at once of a remote s
 GPUS = 8  # workers per node
 WINDOW_BYTES = 256 << 20
 SAMPLES_AT_ONCE = 1 << 18
-REPORT = CHECKOUT / "docs" / "benchmarks" / "locality.md"
 
 
 @dataclass(frozen=True)
-class Case:
+class ClusterCase:
+    """A global batch, dealt to `nodes` of GPUS workers each, with data.lanes `lanes`."""
+
     batch: int
     nodes: int
     lanes: int
@@ -43,7 +43,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Reads:
+class EpochReads:
     """Of one epoch: `pieces[n, p]` tells whether node n reads piece p."""
 
     pieces: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
@@ -51,18 +51,21 @@ class Reads:
 
     @property
     def node_bytes(self) -> Ints:
+        """Of the pieces that each node reads."""
         return np.array(PIECE_BYTES * np.count_nonzero(self.pieces, axis=1))
 
     @property
     def node_shards(self) -> Ints:
+        """How many shards each node reads something of."""
         per_shard = self.pieces.reshape(len(self.pieces), self.shards, -1)
         return np.array(np.count_nonzero(per_shard.any(axis=2), axis=1))
 
 
 def stream_of(shards: int, lanes: int, window_bytes: int) -> SampleStream:
+    """The order of a data set of equal shards; nothing is read."""
     groups = np.full(-(-SHARD_SAMPLES // GROUP_SAMPLES), GROUP_SAMPLES * SAMPLE_BYTES)
     groups[-1] = SHARD_SAMPLES % GROUP_SAMPLES * SAMPLE_BYTES
-    blocks = cut_blocks(np.full(shards, SHARD_SAMPLES), (groups for _ in range(shards)))
+    blocks = split_into_blocks(np.full(shards, SHARD_SAMPLES), (groups for _ in range(shards)))
     return SampleStream(blocks, window_bytes, "synthetic", 1, lanes)
 
 
@@ -75,18 +78,18 @@ def samples_of(stream: SampleStream, batch: int, steps: range) -> Iterator[Ints]
         yield stream.locate(placed.items).sample_ids
 
 
-def node_of_position(case: Case) -> Ints:
+def node_of_position(case: ClusterCase) -> Ints:
     """The node that reads each position of a global batch."""
     batch = Batch.model_validate({"global": case.batch, "micro": case.micro})
     found = np.empty(case.batch, np.int64)
     for rank in range(case.nodes * GPUS):
-        for piece in step_slices(1, batch, rank, case.nodes * GPUS):
-            found[piece.start : piece.stop] = rank // GPUS
+        for positions in step_slices(1, batch, rank, case.nodes * GPUS):
+            found[positions.start : positions.stop] = rank // GPUS
     return found
 
 
 @lru_cache(maxsize=4)
-def epoch_reads(shards: int, case: Case, epoch: int) -> Reads:
+def epoch_reads(shards: int, case: ClusterCase, epoch: int) -> EpochReads:
     """Of the whole batches that lie in the epoch."""
     shard_pieces = -(-SHARD_SAMPLES * RECORD_BYTES // PIECE_BYTES)
     pieces = np.zeros((case.nodes, shards * shard_pieces), np.bool_)
@@ -97,10 +100,11 @@ def epoch_reads(shards: int, case: Case, epoch: int) -> Reads:
         readers = np.tile(nodes, len(samples) // case.batch)
         for offset in (number * RECORD_BYTES, number * RECORD_BYTES + SAMPLE_BYTES - 1):  # a sample may lie across two
             pieces[readers, shard * shard_pieces + offset // PIECE_BYTES] = True
-    return Reads(pieces, shards)
+    return EpochReads(pieces, shards)
 
 
-def locality_row(shards: int, case: Case) -> list[str]:
+def locality_row(shards: int, case: ClusterCase) -> list[str]:
+    """The figures of one case, as cells."""
     first, second = (epoch_reads(shards, case, epoch) for epoch in range(2))
     whole_bytes = shards * SHARD_SAMPLES * RECORD_BYTES
     again = (first.pieces & second.pieces).sum() / second.pieces.sum()
@@ -136,9 +140,10 @@ def mixing_row(shards: int, lanes: int, window_bytes: int, batch: int = 256, bat
 
 
 def report(shards: int) -> str:
+    """The report in Markdown, without a line end."""
     shapes = [(64, 4096, 1), (64, 4096, 64), (64, 1024, 1), (64, 1024, 64)]
     shapes += [(60, 4096, 1), (60, 4096, 64), (60, 4096, 512), (8, 1024, 1), (8, 1024, 64)]
-    cases = [Case(batch, nodes, lanes) for nodes, batch, lanes in shapes]
+    cases = [ClusterCase(batch, nodes, lanes) for nodes, batch, lanes in shapes]
     reads_head = ["nodes", "batch", "lanes", "GB per node", "most GB", "all / data", "shards per node",
                   "nodes per shard", "read before"]  # fmt: skip
     mixing_head = ["window, MiB", "lanes", "shards in a batch", "blocks in a batch", "shards in ten batches"]
@@ -167,14 +172,10 @@ def report(shards: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    """Parse the command line, simulate, report."""
+    parser = parser_of(__doc__)
     parser.add_argument("--shards", type=int, default=20_000)
-    parser.add_argument("--write", action="store_true", help=f"to {REPORT}")
-    arguments = parser.parse_args()
-    found = report(arguments.shards)
-    print(found)
-    if arguments.write:
-        REPORT.write_text(found + "\n")
+    run_benchmark(parser, "locality.md", lambda arguments, _folder, _load: report(arguments.shards) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from data.index.shuffle_blocks import GROUP_SAMPLES, cut_blocks
+from data.index.shuffle_blocks import GROUP_SAMPLES, split_into_blocks
 from data.order.epochs import SampleStream
 
 SAMPLES = 10**9
@@ -28,7 +28,7 @@ def measure(shards: int) -> dict[str, float]:
     groups = np.full(-(-samples // GROUP_SAMPLES), GROUP_SAMPLES * SAMPLE_BYTES)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    blocks = cut_blocks(np.full(shards, samples), (groups for _ in range(shards)))
+    blocks = split_into_blocks(np.full(shards, samples), (groups for _ in range(shards)))
     stream = SampleStream(blocks, WINDOW_BYTES, "synthetic", 1, LANES)
     items = np.arange(BATCH) + SAMPLES * 9 // 10
     stream.locate(items)
@@ -40,6 +40,7 @@ def measure(shards: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measure each number of shards in ROUNDS processes, print the best."""
     print(f"{SAMPLES:,} samples, {LANES} lanes: best of {ROUNDS} processes; the limits are 1 s and 200 MB")
     for shards in (1_000, 100_000, 1_000_000):
         command = [sys.executable, "-m", "benchmarks.data.order_at_scale", str(shards)]

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.child import Handler, digest, measured, once, serve
+from benchmarks.common.child import Handler, digest, measured, measured_once, serve
 
 BATCH = 64
 PARTS = {"jpeg": ("jpg", "cls"), "text": ("txt",)}
@@ -37,6 +37,7 @@ class Peer(ABC):
         """One shuffled pass."""
 
     def tars(self, kind: str) -> list[str]:
+        """The shards as they were made, in order."""
         return sorted(map(str, (self.folder / kind).glob("*.tar")))
 
 
@@ -67,13 +68,13 @@ class WebDataset(Peer):
         return measured(epoch, seconds)
 
     def remote(self, urls: list[str], workers: int) -> dict[str, Any]:
-        """Every sample of these URLs once, each read by `curl`; the count is of bytes."""
+        """Every text at these URLs once, each shard read by `curl`; the count is of bytes."""
         import torch
 
         samples = self._samples(urls)
         if workers:
             samples = torch.utils.data.DataLoader(samples, batch_size=None, num_workers=workers)
-        return once(lambda: sum(len(sample["jpg"]) + len(sample["cls"]) for sample in samples))
+        return measured_once(lambda: sum(len(sample["txt"]) for sample in samples))
 
     def _samples(self, urls: list[str]) -> Any:
         import webdataset

@@ -17,7 +17,7 @@ _CHUNK = 128 << 10
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class RangeHandler(http.server.BaseHTTPRequestHandler):
     """GET and HEAD of whole files and of single ranges."""
 
     protocol_version = "HTTP/1.1"
@@ -71,22 +71,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Server(http.server.ThreadingHTTPServer):
+class RangeServer(http.server.ThreadingHTTPServer):
+    """A thread per connection, which does not outlive the process; many may connect at once."""
+
     daemon_threads = True
     request_queue_size = 128
 
 
 def main() -> None:
+    """Parse the command line, print the port, serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mb-per-s", type=float, default=60.0)
     parser.add_argument("--first-byte-ms", type=float, default=0.0)
     parser.add_argument("--port", type=int, default=0)
     arguments = parser.parse_args()
-    Handler.folder = arguments.folder
-    Handler.bytes_per_s = arguments.mb_per_s * 1e6
-    Handler.first_byte_s = arguments.first_byte_ms / 1e3
-    server = Server(("127.0.0.1", arguments.port), Handler)
+    RangeHandler.folder = arguments.folder
+    RangeHandler.bytes_per_s = arguments.mb_per_s * 1e6
+    RangeHandler.first_byte_s = arguments.first_byte_ms / 1e3
+    server = RangeServer(("127.0.0.1", arguments.port), RangeHandler)
     print(server.server_address[1], flush=True)
     server.serve_forever()
 

@@ -14,11 +14,11 @@ PARTS = {"jpeg": ("jpg", "cls"), "text": ("txt",)}
 PIXELS = 256
 CROP_PADDING = 16  # of the decode contest
 CLASSES = 1000
+TEXT_BYTES = 2400  # of a text, on average
 IMAGES, IMAGES_PER_SHARD = 8192, 1024
 TEXTS, TEXTS_PER_SHARD = 32768, 4096
 Sample = dict[str, bytes]
 _DISTINCT_IMAGES = 512
-_TEXT_BYTES = 2400
 _FIELD = 1024
 _JPEG_QUALITY = 85
 _CONTRAST = (20.0, 100.0)
@@ -59,13 +59,13 @@ def _write(path: Path, samples: Iterable[tuple[int, Sample]]) -> None:
 
 def _images(total: int) -> Iterator[Sample]:
     random = np.random.default_rng(1)
-    field_HWC = _natural(random)
+    field_HWC = _natural_image(random)
     distinct = [_jpeg(field_HWC, random) for _ in range(_DISTINCT_IMAGES)]
     for number in range(total):
         yield {"jpg": distinct[number % _DISTINCT_IMAGES], "cls": str(number % CLASSES).encode()}
 
 
-def _natural(random: np.random.Generator) -> npt.NDArray[np.float64]:
+def _natural_image(random: np.random.Generator) -> npt.NDArray[np.float64]:
     """Colours with an amplitude spectrum like that of photographs, about 1/f (Field 1987), of unit variance."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(_FIELD), np.fft.fftfreq(_FIELD)))
     frequency[0, 0] = np.inf
@@ -88,7 +88,7 @@ def _jpeg(field_HWC: npt.NDArray[np.float64], random: np.random.Generator) -> by
 def _texts() -> Iterator[Sample]:
     random = np.random.default_rng(2)
     letters = np.frombuffer(b"etaoin shrdlu cmfwyp\n", np.uint8)
-    sizes = random.integers(_TEXT_BYTES // 2, _TEXT_BYTES * 3 // 2, TEXTS)
+    sizes = random.integers(TEXT_BYTES // 2, TEXT_BYTES * 3 // 2, TEXTS)
     text = letters[random.integers(0, len(letters), int(sizes.max()) + TEXTS)].tobytes()
     for number, size in enumerate(sizes.tolist()):
         yield {"txt": text[number : number + size]}

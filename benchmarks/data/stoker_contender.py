@@ -10,26 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.child import digest, measured, once, serve
-from benchmarks.data.raw_batches import RawBatches, gather
-from benchmarks.data.sample_shards import CLASSES, CROP_PADDING, PARTS, PIXELS, shards
+from benchmarks.common.child import digest, measured, measured_once, serve
+from benchmarks.data.sample_shards import CLASSES, CROP_PADDING, PARTS, PIXELS, TEXT_BYTES, shards
 from configs.recipe import Recipe
 from configs.sections.data_section import RemoteReads
 from data.dataset import open_dataset
 from data.images.image_source import open_image_source
-from data.index.catalog import Catalog
 from data.index.open_catalog import open_catalog
 from data.index.shard_index import build_index
 from data.index.tar import TarParser
-from data.order.epochs import SampleStream
+from data.loader import Loader
 from data.shards.local_shard import LocalShard
 
 BATCH = 64
-BUFFER_BYTES = 8 << 20  # more than a batch has
-LANES = 64  # the recipe's default for this batch
+ROW_TOKENS = TEXT_BYTES  # a row of bytes is as long as a text is on average
 
 
-def recipe(pattern: list[str]) -> Recipe:
+def image_recipe(pattern: list[str]) -> Recipe:
     """Images at their own size, crop and flip, batches of 64; all else by default."""
     return Recipe.model_validate(
         {
@@ -47,30 +44,43 @@ def recipe(pattern: list[str]) -> Recipe:
     )
 
 
-class Reader:
-    """Batches of undecoded samples, epoch after epoch."""
+def text_recipe(pattern: list[str], verify: bool, cache_dir: str | None = None) -> Recipe:
+    """Bytes as tokens in rows of ROW_TOKENS, packed end to end, batches of 64; all else by default."""
+    return Recipe.model_validate(
+        {
+            "run": {"name": "bench", "steps": 1},
+            "model": {"kind": "gpt", "context": ROW_TOKENS},
+            "data": {
+                "kind": "text",
+                "train": {"shards": pattern},
+                "verify_reads": verify,
+                "remote": {"cache_dir": cache_dir},
+            },
+            "batch": {"global": BATCH, "micro": BATCH},
+            "optimizer": {"kind": "adamw"},
+        }
+    )
 
-    def __init__(self, catalog: Catalog, kind: str) -> None:
-        self.count = catalog.count
-        window_bytes = recipe(["-"]).data.shuffle_window_bytes
-        stream = SampleStream(catalog.blocks(), window_bytes, catalog.fingerprint, 1, LANES)
-        self._raw = RawBatches(catalog, stream, PARTS[kind], BATCH)
-        self._epoch = 0
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
 
-    def batches(self) -> Iterator[list[list[memoryview]]]:
-        """One epoch; the next call gives the next one."""
-        first = self._epoch * self.count
-        self._epoch += 1
-        return self._raw.read(first, first + self.count)
+class TrainingRows:
+    """Batches of rows of tokens as `stoker train` reads them, by its data set and its loader, epoch after epoch."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._batch = recipe.batch
+        self._dataset = open_dataset(recipe, "train")
+        self._next_step = 1
 
     def epoch(self) -> Iterator[int]:
-        """The samples of each batch, as views that nobody has read."""
-        return (len(batch[0]) for batch in self.batches())
+        """The rows of each batch, of as many whole batches as an epoch has; the next call goes on behind them."""
+        last = self._next_step + self._dataset.count // BATCH - 1
+        with Loader(self._dataset, self._batch, rank=0, ranks=1, first_step=self._next_step, last_step=last) as loader:
+            for read in loader:
+                self._next_step = read.step + 1
+                yield sum(micro_batch.samples for micro_batch in read.micro_batches)
 
-    def epoch_gathered(self) -> Iterator[int]:
-        """As `epoch`, the first part's views copied into one buffer, which reads them."""
-        return (len(gather(batch[0], self._buffer)) - 1 for batch in self.batches())
+    def close(self) -> None:
+        """Let go of files and connections."""
+        self._dataset.close()
 
 
 class Stoker:
@@ -78,22 +88,29 @@ class Stoker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._readers: dict[tuple[str, bool], Reader] = {}
+        self._rows: dict[bool, TrainingRows] = {}
         self._fill: Callable[[], Iterator[int]] | None = None
 
-    def read(self, kind: str, seconds: float, copied: bool, verify: bool) -> dict[str, Any]:
-        reader = self._reader(kind, verify)
-        return measured(reader.epoch_gathered if copied else reader.epoch, seconds)
+    def read(self, seconds: float, verify: bool) -> dict[str, Any]:
+        """Rows of text; the count is of rows. With `verify` each block is compared once, when it is first read."""
+        if verify not in self._rows:
+            self._rows[verify] = TrainingRows(text_recipe(shards(self._folder, "text"), verify))
+        return measured(self._rows[verify].epoch, seconds)
 
-    def first_pass(self, kind: str) -> dict[str, Any]:
-        """One epoch after opening, in which every block is checked."""
-        reader = Reader(open_catalog(shards(self._folder, kind)), kind)
-        return once(lambda: sum(reader.epoch()))
+    def first_pass(self) -> dict[str, Any]:
+        """One epoch after opening, in which every block is compared; the count is of rows."""
+        rows = TrainingRows(text_recipe(shards(self._folder, "text"), verify=True))
+        try:
+            return measured_once(lambda: sum(rows.epoch()))
+        finally:
+            rows.close()
 
     def check(self, kind: str) -> dict[str, int]:
-        """What one epoch of batches holds, of the first part."""
-        parts = (batch[0] for batch in self._reader(kind, verify=True).batches())
-        return digest((len(sample), zlib.crc32(sample)) for samples in parts for sample in samples)
+        """The first part of every sample, untimed: whether it is what the others have."""
+        catalog = open_catalog(shards(self._folder, kind))
+        part = catalog.required_part(PARTS[kind][0])
+        samples = (catalog.read(part, sample) for sample in range(catalog.count))
+        return digest((len(sample), zlib.crc32(sample)) for sample in samples)
 
     def decode(self, seconds: float) -> dict[str, Any]:
         """Into the same uint8 batch again and again."""
@@ -104,21 +121,29 @@ class Stoker:
         """Every header of all shards; the count is of members (parse) or of bytes (build)."""
         opened = [LocalShard(path) for path in shards(self._folder, kind)]
         if how == "build":
-            return once(lambda: sum(build_index(shard).checksums.stat.size for shard in opened))
-        return once(lambda: sum(map(_parsed, opened)))
+            return measured_once(lambda: sum(build_index(shard).checksums.stat.size for shard in opened))
+        return measured_once(lambda: sum(map(_parsed, opened)))
 
     def remote(self, urls: list[str], how: str) -> dict[str, Any]:
-        """Every byte (stream) or every sample (shuffled) of these URLs once; cached before are only their indexes."""
+        """Text at these URLs once; the count is of bytes (a token is one). Cached before are only indexes.
+
+        `how`: stream (every byte, as a new shard is indexed) or shuffled (every row, as training reads it).
+        """
+        with tempfile.TemporaryDirectory() as other:  # whoever builds an index leaves the shard in the cache
+            open_catalog(urls, RemoteReads(cache_dir=other)).close()
         with tempfile.TemporaryDirectory() as cache:
-            catalog = open_catalog(urls, RemoteReads(cache_dir=cache))
             if how == "stream":
-                return once(lambda: sum(len(piece) for shard in catalog.shards for piece in shard.stream()))
-            reader = Reader(catalog, "jpeg")
-            return once(lambda: sum(len(view) for batch in reader.batches() for views in batch for view in views))
+                opened = open_catalog(urls, RemoteReads(cache_dir=cache))
+                return measured_once(lambda: sum(len(chunk) for shard in opened.shards for chunk in shard.stream()))
+            rows = TrainingRows(text_recipe(urls, verify=True, cache_dir=cache))
+            try:
+                return measured_once(lambda: ROW_TOKENS * sum(rows.epoch()))
+            finally:
+                rows.close()
 
     def resume(self, pattern: list[str], fraction: float) -> dict[str, float]:
         """Milliseconds from nothing open to the keys, then to the pixels, of the batch at `fraction` of an epoch."""
-        made = recipe(pattern)
+        made = image_recipe(pattern)
         start = time.perf_counter()
         dataset = open_dataset(made, "train")
         opened = time.perf_counter()
@@ -132,15 +157,9 @@ class Stoker:
         ms = {"open": opened - start, "keys": located - opened, "batch": read - located, "all": read - start}
         return {name: 1e3 * seconds for name, seconds in ms.items()} | {"samples": dataset.count}
 
-    def _reader(self, kind: str, verify: bool) -> Reader:
-        if (kind, verify) not in self._readers:
-            catalog = open_catalog(shards(self._folder, kind), verify_reads=verify)
-            self._readers[kind, verify] = Reader(catalog, kind)
-        return self._readers[kind, verify]
-
     def _filler(self) -> Callable[[], Iterator[int]]:
         paths = shards(self._folder, "jpeg")
-        source = open_image_source("train", open_catalog(paths), recipe(paths), 1)
+        source = open_image_source("train", open_catalog(paths), image_recipe(paths), 1)
         arrays, rows = source.blank(BATCH), np.arange(BATCH)
 
         def fill() -> Iterator[int]:

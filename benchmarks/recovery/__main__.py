@@ -5,7 +5,6 @@
 
 import argparse
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -19,15 +18,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.command import parser_of, run_benchmark, say
 from benchmarks.common.markdown import machine, table
-from benchmarks.common.setting import recipe_of
-from benchmarks.step.command_start import PLAIN, STOKER, TIME_LIMIT_S, end_session
+from benchmarks.common.setting import PLAIN_RAY_CONFIG, recipe_of
+from benchmarks.step.command_start import PLAIN, STOKER, TIME_LIMIT_S, session_of
 from cluster.run.ledger import read_json_lines
 from cluster.run.run_folder import RunFolder
-from configs.checkout import CHECKOUT
 from configs.load import dump_recipe
 
-REPORT = CHECKOUT / "docs" / "benchmarks" / "recovery.md"
 STEPS, KILL_AFTER = 40, 24  # both take a checkpoint every ten steps: four or more are done again
 
 
@@ -41,41 +39,34 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Step:
+    """One finished step: when it ended (Unix time), its number, and the processes of the workers by rank."""
+
     ended: float
     number: int
     pids: list[int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    """Parse the command line, kill a worker of each, report."""
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/recovery.md")
-    arguments = parser.parse_args()
-    load = os.getloadavg()[0]
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
-    try:
-        rounds = _measure(folder, arguments.rounds)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    text = report(rounds, load)
-    print(text)
-    if arguments.write:
-        REPORT.write_text(text, encoding="utf-8")
+    run_benchmark(parser, "recovery.md", lambda arguments, folder, load: report(_measure(folder, arguments), load))
 
 
-def _measure(folder: Path, count: int) -> list[dict[str, Recovery]]:
+def _measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Recovery]]:
     from data.pack_inputs.examples import pack_stdlib
 
     pack_stdlib(folder / "shards")
     plain(folder / "warm")  # DeepSpeed compiles an operator for it the first time
     rounds = []
-    for number in range(count):
+    for number in range(arguments.rounds):
         rounds.append({STOKER: stoker(folder, f"round-{number}"), PLAIN: plain(folder / f"plain-{number}")})
-        print(f"round {number + 1}: {rounds[-1]}", flush=True)
+        say(f"round {number + 1}: {rounds[-1]}")
     return rounds
 
 
 def stoker(folder: Path, name: str) -> Recovery:
+    """`stoker train` on the shards in `folder`/shards, its run named `name`."""
     recipe = recipe_of(folder, name, STEPS)
     data = recipe.model_dump(mode="json", by_alias=True)
     data["checkpoint"]["every_steps"], data["monitor"]["every_steps"], data["workers"]["max_failures"] = 10, 1, 1
@@ -93,6 +84,7 @@ def stoker(folder: Path, name: str) -> Recovery:
 
 
 def plain(folder: Path) -> Recovery:
+    """Ray Train with DeepSpeed's own checkpoint; its log goes to `folder`, which may not exist."""
     folder.mkdir()
     out = folder / "steps"
     # Ray's socket paths must stay short, so this folder is not inside another.
@@ -104,25 +96,19 @@ def plain(folder: Path) -> Recovery:
             fields = [line.split() for line in lines]
             return [Step(float(t), int(n), [int(pid) for pid in pids]) for t, n, *pids in fields]
 
-        return _kill_one([sys.executable, str(script), str(out), scratch, str(STEPS)], folder / "log", steps)
+        command = [sys.executable, str(script), str(out), scratch, PLAIN_RAY_CONFIG, str(STEPS)]
+        return _kill_one(command, folder / "log", steps)
 
 
 def _kill_one(command: list[str], log: Path, steps: Callable[[], list[Step]]) -> Recovery:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_USAGE_STATS_ENABLED": "0"}
-    with log.open("wb") as output:
-        started = time.time()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
-        )
-        try:
-            before = _wait(process, steps, lambda found: found[-1].number >= KILL_AFTER)
-            killed = time.time()
-            os.kill(before[-1].pids[1], signal.SIGKILL)
-            after = _wait(process, steps, lambda found: found[-1].ended > killed and found[-1].pids != before[-1].pids)
-            recovered = next(s.ended for s in after if s.ended > killed and s.pids != before[-1].pids)
-            process.wait(TIME_LIMIT_S)
-        finally:
-            end_session(process)
+    started = time.time()
+    with session_of(command, log) as process:
+        before = _wait(process, steps, lambda found: found[-1].number >= KILL_AFTER)
+        killed = time.time()
+        os.kill(before[-1].pids[1], signal.SIGKILL)
+        after = _wait(process, steps, lambda found: found[-1].ended > killed and found[-1].pids != before[-1].pids)
+        recovered = next(s.ended for s in after if s.ended > killed and s.pids != before[-1].pids)
+        process.wait(TIME_LIMIT_S)
     return Recovery(start_s=before[0].ended - started, recover_s=recovered - killed)
 
 
@@ -140,6 +126,7 @@ def _wait(
 
 
 def report(rounds: list[dict[str, Recovery]], load: float) -> str:
+    """The report in Markdown; `load` is the load average before."""
     names = [STOKER, PLAIN]
     rows = []
     for title, field, goal in (

@@ -1,9 +1,11 @@
 """Ray Train with DeepSpeed's own checkpoint, as their guides have it: what benchmarks.recovery kills a worker of.
 
 Each finished step is a line `time step pids` in the file given; a checkpoint is taken every ten steps. All of Ray
-Train's settings are its defaults, but for the one restart that it is allowed. Sources as in benchmarks/plain_ray.py.
+Train's settings are its defaults, but for the one restart that it is allowed. Sources as in
+benchmarks/step/plain_ray.py.
 """
 
+import json
 import os
 import sys
 import time
@@ -14,6 +16,7 @@ CHECKPOINT_STEPS = 10
 
 
 def train_func(config: dict[str, Any]) -> None:
+    """Optimizer steps on random tokens; goes on from DeepSpeed's newest checkpoint where there is one."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     import torch
@@ -45,7 +48,8 @@ def train_func(config: dict[str, Any]) -> None:
                 file.write(f"{time.time()} {step} {' '.join(map(str, pids))}\n")
 
 
-def main(out: str, scratch: str, steps: str) -> None:
+def main(out: str, scratch: str, config_json: str, steps: str) -> None:
+    """Train on two workers for `steps` steps; `config_json` has `model` and `deepspeed`."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -55,13 +59,7 @@ def main(out: str, scratch: str, steps: str) -> None:
         "out": out,
         "checkpoints": f"{scratch}/checkpoints",
         "steps": int(steps),
-        "model": {"kind": "gpt", "layers": 6, "heads": 8, "width": 256, "context": 128},
-        "deepspeed": {
-            "train_micro_batch_size_per_gpu": 4,
-            "gradient_accumulation_steps": 2,
-            "gradient_clipping": 1.0,
-            "zero_optimization": {"stage": 1},
-        },
+        **json.loads(config_json),
     }
     trainer = TorchTrainer(
         train_func,

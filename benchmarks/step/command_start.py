@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-from benchmarks.common.setting import recipe_of
+from benchmarks.common.setting import PLAIN_RAY_CONFIG, recipe_of
 from cluster.run.run_folder import RunFolder
 from configs.load import dump_recipe
 
@@ -49,30 +50,36 @@ def _plain() -> float:
     # Ray's socket paths must stay short, so this folder is not inside another.
     with tempfile.TemporaryDirectory(prefix="plain-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
         out = Path(scratch) / "first_step"
-        started = _run([sys.executable, str(script), str(out), scratch], Path(scratch) / "log")
+        started = _run([sys.executable, str(script), str(out), scratch, PLAIN_RAY_CONFIG], Path(scratch) / "log")
         return float(out.read_text()) - started
 
 
 def _run(command: Sequence[str], log: Path) -> float:
     """Run to the end; the time at which it was started. Raises RuntimeError with the end of its log if it fails."""
-    # No report to Ray's makers, and no Ray of the surroundings.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_USAGE_STATS_ENABLED": "0"}
-    with log.open("wb") as output:
-        started = time.time()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
-        )
-        try:
-            code = process.wait(TIME_LIMIT_S)
-        finally:
-            end_session(process)
+    started = time.time()
+    with session_of(command, log) as process:
+        code = process.wait(TIME_LIMIT_S)
     if code != 0:
         raise RuntimeError(f"{' '.join(command)} exited with {code}:\n" + log.read_text(errors="replace")[-3000:])
     return started
 
 
-def end_session(process: subprocess.Popen[bytes]) -> None:
-    """Nothing of its session remains, also after a time-out or Ctrl-C."""
+@contextmanager
+def session_of(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a Unix session of its own, its output in `log`; at the end nothing of the session remains."""
+    # No report to Ray's makers, and no Ray of the surroundings.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_USAGE_STATS_ENABLED": "0"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            _end_session(process)
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     _, remaining = psutil.wait_procs(_members(process.pid), timeout=20)

@@ -1,4 +1,4 @@
-"""Runs the loops of step_loops.py in one pair of processes and gathers what rank 0 measures."""
+"""Runs the loops of step_contenders.py in one pair of processes and gathers what rank 0 measures."""
 
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -6,15 +6,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from benchmarks.common.setting import WORKERS
-from benchmarks.step.step_contenders import LOOPS, Block, worker_process
+from benchmarks.step.step_contenders import LOOPS, MeasuredSteps, worker_process
 
-SILENCE_LIMIT_S = 180.0  # no block of steps takes that long
+SILENCE_LIMIT_S = 180.0  # no measured of steps takes that long
 
-Round = dict[str, Block]
+Round = dict[str, MeasuredSteps]
 
 
 def measure_loops(folder: Path, rounds: int, steps: int, say: Callable[[str], None]) -> list[Round]:
-    """The Block of each loop, per round. Raises RuntimeError when a process fails, and leaves none behind."""
+    """The MeasuredSteps of each loop, per round. Raises RuntimeError when a process fails, and leaves none behind."""
     context = get_context("spawn")
     pipes = [context.Pipe(duplex=False) for _ in range(WORKERS)]
     processes = [
@@ -48,17 +48,17 @@ def _gather(receivers: list[Connection], rounds: int, say: Callable[[str], None]
             if message is None:
                 running.remove(receiver)
                 continue
-            index, block = message
-            found[index][block.loop] = block
+            index, measured = message
+            found[index][measured.loop] = measured
             if len(found[index]) == len(LOOPS):
                 speeds = ", ".join(f"{loop} {found[index][loop].tokens_per_s:,.0f}" for loop in LOOPS)
                 say(f"round {index + 1} of {rounds}: tokens/s {speeds}")
     return found
 
 
-def _receive(receiver: Connection) -> tuple[int, Block] | None:
+def _receive(receiver: Connection) -> tuple[int, MeasuredSteps] | None:
     try:
-        message: tuple[int, Block] | str | None = receiver.recv()
+        message: tuple[int, MeasuredSteps] | str | None = receiver.recv()
     except EOFError:
         raise RuntimeError("a worker process died") from None
     if isinstance(message, str):

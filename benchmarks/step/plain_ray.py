@@ -4,6 +4,7 @@ Writes the time at the end of its first step to the file given. Sources: docs.ra
 deepspeed.ai/getting-started.
 """
 
+import json
 import os
 import sys
 import time
@@ -34,23 +35,15 @@ def train_func(config: dict[str, Any]) -> None:
         Path(config["out"]).write_text(str(time.time()))
 
 
-def main(out: str, scratch: str) -> None:
+def main(out: str, scratch: str, config_json: str) -> None:
+    """Train on two workers; `config_json` has `model` and `deepspeed`."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     # A Ray of its own, whatever else runs on this host.
     ray.init(address="local", num_cpus=2, _temp_dir=f"{scratch}/ray")
-    config = {
-        "out": out,
-        "model": {"kind": "gpt", "layers": 6, "heads": 8, "width": 256, "context": 128},
-        "deepspeed": {
-            "train_micro_batch_size_per_gpu": 4,
-            "gradient_accumulation_steps": 2,
-            "gradient_clipping": 1.0,
-            "zero_optimization": {"stage": 1},
-        },
-    }
+    config = {"out": out, **json.loads(config_json)}
     trainer = TorchTrainer(
         train_func,
         train_loop_config=config,

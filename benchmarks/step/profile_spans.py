@@ -15,11 +15,13 @@ class Profile:
         self.reset()
 
     def reset(self) -> None:
+        """Begin anew; spans that are open must not end after it."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._inner_s = [0.0]
 
     @contextmanager
     def span(self, label: str) -> Iterator[None]:
+        """Add the time inside to `label`, less that of spans within it."""
         self._inner_s.append(0.0)
         started = time.perf_counter()
         try:
@@ -29,7 +31,7 @@ class Profile:
             self.seconds[label] += spent - self._inner_s.pop()
             self._inner_s[-1] += spent
 
-    def watch(self, owner: type, method: str, label: str) -> None:
+    def time_calls(self, owner: type, method: str, label: str) -> None:
         """From now on, calls of `owner.method` are spans."""
         original: Callable[..., Any] = getattr(owner, method)
 

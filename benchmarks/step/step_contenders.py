@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from benchmarks.common.setting import (
     CONTEXT_TOKENS,
+    DEEPSPEED_CONFIG,
     MICRO_BATCHES,
     MICRO_ROWS,
     STEP_TOKENS,
@@ -42,7 +43,7 @@ LOOPS = (STOKER, DEEPSPEED, DDP)
 
 
 @dataclass(frozen=True)
-class Block:
+class MeasuredSteps:
     """`steps` measured steps of one loop, on rank 0."""
 
     loop: str
@@ -53,10 +54,11 @@ class Block:
 
     @property
     def tokens_per_s(self) -> float:
+        """Of all workers together."""
         return STEP_TOKENS * self.steps / self.wall_s
 
 
-class Clock:
+class StepClock:
     """Wall, processor and span time between `start` and `stop`."""
 
     def __init__(self) -> None:
@@ -65,27 +67,30 @@ class Clock:
         self.spans_s: dict[str, float] = {}
 
     def start(self) -> None:
+        """The first measured step begins."""
         self.profile.reset()
         self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
+        """The last measured step has ended; the time outside of all spans is `rest`."""
         self._wall_s, self._cpu_s = time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s
         spans_s = dict(self.profile.seconds)
         self.spans_s = {**spans_s, "rest": self._wall_s - sum(spans_s.values())}
 
-    def block(self, loop: str, steps: int, wall_s: float | None = None) -> Block:
-        return Block(loop, steps, wall_s or self._wall_s, self._cpu_s, self.spans_s)
+    def measured(self, loop: str, steps: int, wall_s: float | None = None) -> MeasuredSteps:
+        """What was timed between `start` and `stop`; `wall_s` where the loop's own clock is better."""
+        return MeasuredSteps(loop, steps, wall_s or self._wall_s, self._cpu_s, self.spans_s)
 
 
 def worker_process(rank: int, folder: Path, rounds: int, steps: int, out: Connection) -> None:
-    """Sends (round, Block) for each loop from rank 0, then None; or the traceback as text."""
+    """Sends (round, MeasuredSteps) for each loop from rank 0, then None; or the traceback as text."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORKERS), "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=WORKERS)
     try:
-        for index, block in _blocks(folder, rounds, steps):
+        for index, found in _measured_steps(folder, rounds, steps):
             if rank == 0:
-                out.send((index, block))
+                out.send((index, found))
         out.send(None)
     except Exception:
         out.send(f"rank {rank}:\n{traceback.format_exc()}")
@@ -93,11 +98,11 @@ def worker_process(rank: int, folder: Path, rounds: int, steps: int, out: Connec
         dist.destroy_process_group()
 
 
-def _blocks(folder: Path, rounds: int, steps: int) -> Iterator[tuple[int, Block]]:
+def _measured_steps(folder: Path, rounds: int, steps: int) -> Iterator[tuple[int, MeasuredSteps]]:
     """The loops in turn, in another order each round, so that a drift of the machine favours none."""
-    clock = Clock()
-    _watch(clock)
-    run: dict[str, Callable[[Recipe, Clock, int], Block]]
+    clock = StepClock()
+    _time_calls(clock)
+    run: dict[str, Callable[[Recipe, StepClock, int], MeasuredSteps]]
     run = {STOKER: _stoker, DEEPSPEED: _deepspeed, DDP: _ddp}
     for index in range(rounds):
         first = index % len(LOOPS)
@@ -108,7 +113,7 @@ def _blocks(folder: Path, rounds: int, steps: int) -> Iterator[tuple[int, Block]
             gc.collect()
 
 
-def _watch(clock: Clock) -> None:
+def _time_calls(clock: StepClock) -> None:
     import deepspeed
     from deepspeed.runtime.engine import DeepSpeedEngine
 
@@ -118,11 +123,11 @@ def _watch(clock: Clock) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     profile = clock.profile
     for method in ("forward", "backward", "step"):
-        profile.watch(DeepSpeedEngine, method, method)
-    profile.watch(StokerEngine, "train_step", "around the engine")
-    profile.watch(Ranks, "sum", "agreement")
+        profile.time_calls(DeepSpeedEngine, method, method)
+    profile.time_calls(StokerEngine, "train_step", "around the engine")
+    profile.time_calls(Ranks, "sum", "agreement")
     for method in ("stepped", "phase"):
-        profile.watch(Reporter, method, "reporting")
+        profile.time_calls(Reporter, method, "reporting")
     log_if_due = Reporter.log_if_due
 
     def log_and_mark(reporter: Reporter, step: int) -> None:
@@ -136,7 +141,7 @@ def _watch(clock: Clock) -> None:
     setattr(Reporter, "log_if_due", log_and_mark)  # noqa: B010
 
 
-def _stoker(recipe: Recipe, clock: Clock, steps: int) -> Block:
+def _stoker(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
     """Shards, logging and all; the time is that of its own lines in metrics.jsonl."""
     folder = RunFolder.of(recipe)
     if dist.get_rank() == 0:
@@ -151,7 +156,7 @@ def _stoker(recipe: Recipe, clock: Clock, steps: int) -> Block:
     times = {line["step"]: line["time"] for line in lines}
     wait_s = sum(line["data_wait_s"] for line in lines if line["step"] > WARM_UP_STEPS)
     clock.spans_s |= {"data wait": wait_s, "rest": clock.spans_s["rest"] - wait_s}
-    return clock.block(STOKER, steps, times[recipe.run.steps] - times[WARM_UP_STEPS])
+    return clock.measured(STOKER, steps, times[recipe.run.steps] - times[WARM_UP_STEPS])
 
 
 class MeanLoss(nn.Module):
@@ -166,7 +171,7 @@ class MeanLoss(nn.Module):
         return F.cross_entropy(self.model(tokens_BT).flatten(0, 1), targets_BT.flatten())
 
 
-def _bare(recipe: Recipe) -> tuple[MeanLoss, torch.optim.Optimizer, list[tuple[Tensor, Tensor]]]:
+def _model_and_batch(recipe: Recipe) -> tuple[MeanLoss, torch.optim.Optimizer, list[tuple[Tensor, Tensor]]]:
     """The same model and optimizer, and one step's batch held in memory."""
     task: Any = build_task(recipe)
     module = MeanLoss(task.module.model)
@@ -181,7 +186,7 @@ def _bare(recipe: Recipe) -> tuple[MeanLoss, torch.optim.Optimizer, list[tuple[T
     return module, optimizer, [(rows_BT[:, :-1].contiguous(), rows_BT[:, 1:].contiguous()) for rows_BT in rows_NBT]
 
 
-def _measure(step: Callable[[], Tensor], clock: Clock, steps: int) -> None:
+def _measure(step: Callable[[], Tensor], clock: StepClock, steps: int) -> None:
     """Warm up, then `steps` steps up to the value of the last loss."""
     for _ in range(WARM_UP_STEPS):
         step()
@@ -194,17 +199,11 @@ def _measure(step: Callable[[], Tensor], clock: Clock, steps: int) -> None:
     clock.stop()
 
 
-def _deepspeed(recipe: Recipe, clock: Clock, steps: int) -> Block:
+def _deepspeed(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
     import deepspeed
 
-    module, optimizer, batches = _bare(recipe)
-    config = {
-        "train_micro_batch_size_per_gpu": MICRO_ROWS,
-        "gradient_accumulation_steps": MICRO_BATCHES,
-        "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": 1},
-        "steps_per_print": 10**9,
-    }
+    module, optimizer, batches = _model_and_batch(recipe)
+    config = {**DEEPSPEED_CONFIG, "steps_per_print": 10**9}
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
 
     def step() -> Tensor:
@@ -216,11 +215,11 @@ def _deepspeed(recipe: Recipe, clock: Clock, steps: int) -> Block:
 
     _measure(step, clock, steps)
     engine.destroy()
-    return clock.block(DEEPSPEED, steps)
+    return clock.measured(DEEPSPEED, steps)
 
 
-def _ddp(recipe: Recipe, clock: Clock, steps: int) -> Block:
-    module, optimizer, batches = _bare(recipe)
+def _ddp(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
+    module, optimizer, batches = _model_and_batch(recipe)
     model = nn.parallel.DistributedDataParallel(module)
     span = clock.profile.span
 
@@ -238,4 +237,4 @@ def _ddp(recipe: Recipe, clock: Clock, steps: int) -> Block:
         return loss.detach()
 
     _measure(step, clock, steps)
-    return clock.block(DDP, steps)
+    return clock.measured(DDP, steps)

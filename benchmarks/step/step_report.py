@@ -7,13 +7,13 @@ from statistics import median
 
 from benchmarks.common.markdown import machine, table
 from benchmarks.common.setting import CONTEXT_TOKENS, MICRO_BATCHES, MICRO_ROWS, STEP_TOKENS, WARM_UP_STEPS, WORKERS
-from benchmarks.step.step_contenders import DDP, DEEPSPEED, LOOPS, STOKER, Block
+from benchmarks.step.step_contenders import DDP, DEEPSPEED, LOOPS, STOKER, MeasuredSteps
 
 GOAL = 0.95
 SPANS = ("forward", "backward", "step", "around the engine", "agreement", "data wait", "reporting", "rest")
 
 
-def report(rounds: Sequence[Mapping[str, Block]], starts: Mapping[str, Sequence[float]], load: float) -> str:
+def report(rounds: Sequence[Mapping[str, MeasuredSteps]], starts: Mapping[str, Sequence[float]], load: float) -> str:
     """All of it; `load` is the load average before the benchmark."""
     steps = rounds[0][STOKER].steps
     parts = [
@@ -45,7 +45,7 @@ def report(rounds: Sequence[Mapping[str, Block]], starts: Mapping[str, Sequence[
     return "\n\n".join(parts) + "\n"
 
 
-def _speed(rounds: Sequence[Mapping[str, Block]]) -> str:
+def _speed(rounds: Sequence[Mapping[str, MeasuredSteps]]) -> str:
     numbers = [str(index + 1) for index in range(len(rounds))]
     rows = [[f"{loop}, tokens/s", *_row([r[loop].tokens_per_s for r in rounds], "{:,.0f}".format)] for loop in LOOPS]
     for other in (DEEPSPEED, DDP):
@@ -56,14 +56,14 @@ def _speed(rounds: Sequence[Mapping[str, Block]]) -> str:
     return table(["round", *numbers, "median"], rows)
 
 
-def _spans(rounds: Sequence[Mapping[str, Block]]) -> str:
-    def of(loop: str, seconds: Callable[[Block], float]) -> str:
+def _spans(rounds: Sequence[Mapping[str, MeasuredSteps]]) -> str:
+    def of(loop: str, seconds: Callable[[MeasuredSteps], float]) -> str:
         return f"{median(1e3 * seconds(r[loop]) / r[loop].steps for r in rounds):.1f}"
 
-    def span(name: str) -> Callable[[Block], float]:
+    def span(name: str) -> Callable[[MeasuredSteps], float]:
         return lambda block: block.spans_s.get(name, 0.0)
 
-    columns: dict[str, Callable[[Block], float]] = {
+    columns: dict[str, Callable[[MeasuredSteps], float]] = {
         **{name: span(name) for name in SPANS},
         "total": lambda block: block.wall_s,
         "cpu": lambda block: block.cpu_s,

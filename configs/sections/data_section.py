@@ -6,10 +6,10 @@ from pydantic import Field, model_validator
 
 from configs.sections.section import Dimension, NonNegative, Positive, Section
 
-__all__ = ["Augment", "Data", "ImageData", "RandAugment", "RemoteReads", "Source", "TextData", "TokensData"]
+__all__ = ["Augment", "Data", "ImageData", "RandAugment", "RemoteReads", "SourceSettings", "TextData", "TokensData"]
 
 
-class Source(Section):
+class SourceSettings(Section):
     """One of several sources that training draws from by weight; which one a row comes from follows from position."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names it in figures and messages")
@@ -19,7 +19,9 @@ class Source(Section):
 
 
 class TrainShards(Section):
-    shards: str | list[str | Source] = Field(
+    """Shards to train on: of one source, or of several by weight."""
+
+    shards: str | list[str | SourceSettings] = Field(
         description="tar shards: a path, URL, brace range a-{000..009}.tar, glob, a list of these, or weighted sources"
     )
 
@@ -27,7 +29,7 @@ class TrainShards(Section):
     def _one_kind(self) -> Self:
         if isinstance(self.shards, str):
             return self
-        names = [entry.name for entry in self.shards if isinstance(entry, Source)]
+        names = [entry.name for entry in self.shards if isinstance(entry, SourceSettings)]
         if names and len(names) < len(self.shards):
             raise ValueError("data.train.shards mixes names and weighted sources: give each a name and a weight")
         if len(set(names)) < len(names):
@@ -35,16 +37,18 @@ class TrainShards(Section):
         return self
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[SourceSettings]:
         """What training draws from; a plain list of shards is one source."""
         if isinstance(self.shards, str):
-            return [Source(name="train", shards=self.shards, weight=1.0)]
-        weighted = [entry for entry in self.shards if isinstance(entry, Source)]
+            return [SourceSettings(name="train", shards=self.shards, weight=1.0)]
+        weighted = [entry for entry in self.shards if isinstance(entry, SourceSettings)]
         plain = [entry for entry in self.shards if isinstance(entry, str)]
-        return weighted or [Source(name="train", shards=plain, weight=1.0)]
+        return weighted or [SourceSettings(name="train", shards=plain, weight=1.0)]
 
 
 class Shards(Section):
+    """Shards to validate on, read once in their order."""
+
     shards: str | list[str] = Field(
         description="tar shards: a path, URL, brace range a-{000..009}.tar, glob, or a list of these"
     )
@@ -88,12 +92,16 @@ class _Documents(_Data):
 
 
 class TextData(_Documents):
+    """Text (a sample is a document), tokenized as it is read."""
+
     kind: Literal["text"]
     tokenizer: str = Field("bytes", description="`bytes`, or the path of a Hugging Face tokenizer.json")
     part: str = Field("txt", description="extension of the text part of a sample")
 
 
 class TokensData(_Documents):
+    """Documents as token ids made before, used as they are."""
+
     kind: Literal["tokens"]
     vocab: Dimension = Field(description="token ids are 0 … vocab-1")
     part: str = Field("npy", description="extension of the one-dimensional integer array")
@@ -122,6 +130,8 @@ class Augment(Section):
 
 
 class ImageData(_Data):
+    """Images with class labels (part cls)."""
+
     kind: Literal["image"]
     size: Dimension = Field(224, description="pixels, square")
     channels: Literal[1, 3] = 3

@@ -23,5 +23,6 @@ class Section(BaseModel):
 
 
 def divisors(value: int) -> str:
+    """All divisors, ascending, as a list for a message."""
     small = [d for d in range(1, math.isqrt(value) + 1) if value % d == 0]
     return ", ".join(str(d) for d in sorted({*small, *(value // d for d in small)}))

@@ -51,13 +51,13 @@ class JpegPicture:
         self.height = height
         self.width = width
         self._contents = contents
-        self._inks = colours in ("CMYK", "YCCK")
+        self._is_cmyk = colours in ("CMYK", "YCCK")
 
     def pixels(self, channels: int, eighths: int, reverse: bool, buffer: PixelBuffer) -> tuple[Bytes, int]:
         """(pixels_HWC, eighths of the full size that they have), in RGB or, with `reverse`, in BGR."""
         height, width = (-(-side * eighths // EIGHTHS) for side in (self.height, self.width))
         # libjpeg takes inks through memory of its own.
-        into = None if self._inks else buffer.of(height * width * channels)
+        into = None if self._is_cmyk else buffer.of(height * width * channels)
         colours = "GRAY" if channels == 1 else "BGR" if reverse else "RGB"
         try:
             pixels: Bytes = simplejpeg.decode_jpeg(

@@ -15,13 +15,13 @@ _TRIES = 10
 _AREA = (0.08, 1.0)
 _LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
 _FLIP = 0
-_CROP = slice(1, 1 + 4 * _TRIES)
-DRAWS = _CROP.stop
+_CROP_DRAWS = slice(1, 1 + 4 * _TRIES)
+DRAWS = _CROP_DRAWS.stop
 # libjpeg-turbo has vector code for these only: at 3, 5, 6 and 7 eighths it is slower than at the next of them.
 _FAST_EIGHTHS = (1, 2, 4)
 
 
-class View(NamedTuple):
+class Crop(NamedTuple):
     """`box` (left, top, right, bottom; pixels of the full picture) resized to size×size.
 
     The square is then moved right and down by `shift_x` and `shift_y`, black where it was, and mirrored left–right.
@@ -50,31 +50,31 @@ class View(NamedTuple):
         return EIGHTHS
 
 
-def centre(height: int, width: int, size: int) -> View:
+def centre_crop(height: int, width: int, size: int) -> Crop:
     """As it is when already size×size; otherwise the shorter side to size·256/224, then the centre size×size."""
     if (height, width) == (size, size):
-        return View(size, (0, 0, size, size))
+        return Crop(size, (0, 0, size, size))
     scale = round(size * _SHORT_SIDE) / min(height, width)
     resized_height, resized_width = max(size, round(height * scale)), max(size, round(width * scale))
     top, left = (resized_height - size) // 2, (resized_width - size) // 2
     x, y = width / resized_width, height / resized_height
-    return View(size, (left * x, top * y, (left + size) * x, (top + size) * y))
+    return Crop(size, (left * x, top * y, (left + size) * x, (top + size) * y))
 
 
-def drawn(height: int, width: int, size: int, how: Augment, uniforms: Sequence[float]) -> View:
-    """What the first DRAWS of `uniforms` (in [0, 1)) make of `how`."""
-    mirrored = how.flip and uniforms[_FLIP] < 0.5
-    if how.resized_crop:
-        return _resized_crop(height, width, size, mirrored, uniforms[_CROP])
-    view = centre(height, width, size)
-    if not how.crop_padding:
-        return View(size, view.box, mirrored=mirrored)
+def random_crop(height: int, width: int, size: int, augment: Augment, uniforms: Sequence[float]) -> Crop:
+    """What the first DRAWS of `uniforms` (in [0, 1)) make of `augment`."""
+    mirrored = augment.flip and uniforms[_FLIP] < 0.5
+    if augment.resized_crop:
+        return _resized_crop(height, width, size, mirrored, uniforms[_CROP_DRAWS])
+    crop = centre_crop(height, width, size)
+    if not augment.crop_padding:
+        return Crop(size, crop.box, mirrored=mirrored)
     # Black borders, then a crop of the original size anywhere (He et al. 2016, CIFAR).
-    top, left = (int(u * (2 * how.crop_padding + 1)) for u in uniforms[_CROP][:2])
-    return View(size, view.box, how.crop_padding - left, how.crop_padding - top, mirrored)
+    top, left = (int(u * (2 * augment.crop_padding + 1)) for u in uniforms[_CROP_DRAWS][:2])
+    return Crop(size, crop.box, augment.crop_padding - left, augment.crop_padding - top, mirrored)
 
 
-def _resized_crop(height: int, width: int, size: int, mirrored: bool, uniforms: Sequence[float]) -> View:
+def _resized_crop(height: int, width: int, size: int, mirrored: bool, uniforms: Sequence[float]) -> Crop:
     """A random area and aspect, resized to size×size (Szegedy et al. 2015); the centre when none fits."""
     for i in range(0, len(uniforms), 4):
         area = height * width * (_AREA[0] + uniforms[i] * (_AREA[1] - _AREA[0]))
@@ -83,5 +83,5 @@ def _resized_crop(height: int, width: int, size: int, mirrored: bool, uniforms: 
         if 0 < crop_width <= width and 0 < crop_height <= height:
             top = int(uniforms[i + 2] * (height - crop_height + 1))
             left = int(uniforms[i + 3] * (width - crop_width + 1))
-            return View(size, (left, top, left + crop_width, top + crop_height), mirrored=mirrored)
-    return View(size, centre(height, width, size).box, mirrored=mirrored)
+            return Crop(size, (left, top, left + crop_width, top + crop_height), mirrored=mirrored)
+    return Crop(size, centre_crop(height, width, size).box, mirrored=mirrored)

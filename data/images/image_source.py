@@ -12,19 +12,16 @@ from configs.sections.data_section import ImageData
 from configs.sections.model_section import ResnetModel
 from data.arrays import Array, Bytes, Ints
 from data.images.codecs import PixelBuffer, UnreadableImageError, open_picture
-from data.images.crops import DRAWS, View, centre, drawn
+from data.images.crops import DRAWS, Crop, centre_crop, random_crop
 from data.images.image_samples import ImageSamples
 from data.images.rand_augment import DRAWS_PER_OPERATION, rand_augment
-from data.images.resize import write
+from data.images.resize import write_crop
 from data.images.sample_draws import uniforms
 from data.index.catalog import Catalog, Part
-from data.order.epochs import Located, SampleStream
-from data.source import Skipped
+from data.order.epochs import LocatedSamples, SampleStream
+from data.source import IGNORED, Skipped, skipped_sample
 
 __all__ = ["open_image_source", "with_images"]
-
-
-IGNORED = -100
 
 
 def with_images(arrays: dict[str, Array]) -> dict[str, Array]:
@@ -33,7 +30,7 @@ def with_images(arrays: dict[str, Array]) -> dict[str, Array]:
     return {name: array[has_image_B] for name, array in arrays.items()} if has_image_B.any() else arrays
 
 
-class _Job(NamedTuple):
+class _DecodeJob(NamedTuple):
     """Item number `at` of those asked for."""
 
     at: int
@@ -57,7 +54,7 @@ class ImageSource:
         self.fingerprint = catalog.fingerprint
         self.count = catalog.count
         self._data = data
-        self._how = data.augment if seed is not None else None
+        self._augment = data.augment if seed is not None else None
         self._key = ("augment", name, catalog.fingerprint, str(seed))
         self._samples = ImageSamples(catalog, data.channels, classes)
         lanes = data.lanes if seed is not None else 1
@@ -82,14 +79,15 @@ class ImageSource:
         jobs = self._jobs(located, rows)
         failures: dict[int, DamagedDataError] = {}
         if self._threads is None:
-            self._work(jobs, arrays, failures)
+            self._fill_rows(jobs, arrays, failures)
         else:
-            tasks = [self._threads.submit(self._work, jobs, arrays, failures) for _ in range(self._thread_count)]
+            tasks = [self._threads.submit(self._fill_rows, jobs, arrays, failures) for _ in range(self._thread_count)]
             for task in tasks:
                 task.result()
         if failures and self._data.on_error == "stop":
             raise failures[min(failures)]
-        return [self._skipped(int(located.sample_ids[at]), failures[at]) for at in sorted(failures)]
+        bad = [(int(located.sample_ids[at]), failures[at]) for at in sorted(failures)]
+        return [skipped_sample(self.catalog, sample, self.catalog.cause(sample, error)) for sample, error in bad]
 
     def keys(self, items: Ints) -> list[str]:
         """The key of each item's sample."""
@@ -105,56 +103,56 @@ class ImageSource:
             self._threads.shutdown(cancel_futures=True)
         self.catalog.close()
 
-    def _jobs(self, located: Located, rows: Ints) -> Iterator[_Job]:
+    def _jobs(self, located: LocatedSamples, rows: Ints) -> Iterator[_DecodeJob]:
         """In the order in which the samples lie. Threads may share it: it is the iterator of a list."""
         samples = located.sample_ids
         columns = samples.tolist(), self._samples.image_parts(samples), rows.tolist(), self._draws(located)
-        jobs = [_Job(*fields) for fields in zip(range(len(samples)), *columns, strict=True)]
+        jobs = [_DecodeJob(*fields) for fields in zip(range(len(samples)), *columns, strict=True)]
+        # As they lie on the disk: neighbours are often in the same checked block or piece.
         return iter([jobs[at] for at in np.argsort(samples, kind="stable").tolist()])
 
-    def _draws(self, located: Located) -> Sequence[Sequence[float]]:
+    def _draws(self, located: LocatedSamples) -> Sequence[Sequence[float]]:
         """In [0, 1), for each item all that its augmentation may need."""
-        if self._how is None:
+        if self._augment is None:
             return [()] * len(located.sample_ids)
-        operations = self._how.rand_augment.operations if self._how.rand_augment else 0
+        operations = self._augment.rand_augment.operations if self._augment.rand_augment else 0
         count = DRAWS + DRAWS_PER_OPERATION * operations
         draws: Sequence[Sequence[float]] = uniforms(count, self._key, located.epochs, located.sample_ids).tolist()
         return draws
 
-    def _work(self, jobs: Iterator[_Job], arrays: dict[str, Array], failures: dict[int, DamagedDataError]) -> None:
+    def _fill_rows(
+        self, jobs: Iterator[_DecodeJob], arrays: dict[str, Array], failures: dict[int, DamagedDataError]
+    ) -> None:
         """Do jobs until there are no more; the row of a bad sample stays as it is."""
         images_BHWC, labels_B = arrays["images_BHWC"], arrays["labels_B"]
         for job in jobs:
             try:
+                # Before the image: a sample with a bad label costs no decoding.
                 label = self._samples.label(job.sample)
-                self._write(job, images_BHWC[job.row])
+                self._decode_into(job, images_BHWC[job.row])
             except DamagedDataError as error:
                 failures[job.at] = error
             else:
                 labels_B[job.row] = label
 
-    def _write(self, job: _Job, row_HWC: Bytes) -> None:
+    def _decode_into(self, job: _DecodeJob, row_HWC: Bytes) -> None:
         """Read, decode, crop, mirror and augment. DamagedDataError before the row is touched."""
         contents = self.catalog.view(job.part, job.sample)
         try:
             picture = open_picture(contents, job.part.name)
-            view = self._view(picture.height, picture.width, job.draws)
-            eighths = view.eighths(picture.height, picture.width)
-            pixels_HWC, eighths = picture.pixels(self._data.channels, eighths, view.mirrored, self._buffer)
+            crop = self._crop(picture.height, picture.width, job.draws)
+            eighths = crop.eighths(picture.height, picture.width)
+            pixels_HWC, eighths = picture.pixels(self._data.channels, eighths, crop.mirrored, self._buffer)
         except UnreadableImageError as error:
             raise self._samples.unreadable(job.sample, job.part, error) from error
-        write(pixels_HWC, eighths, view, row_HWC)
-        if self._how is not None and self._how.rand_augment is not None:
-            row_HWC[:] = rand_augment(row_HWC, self._how.rand_augment, job.draws[DRAWS:])
+        write_crop(pixels_HWC, eighths, crop, row_HWC)
+        if self._augment is not None and self._augment.rand_augment is not None:
+            row_HWC[:] = rand_augment(row_HWC, self._augment.rand_augment, job.draws[DRAWS:])
 
-    def _view(self, height: int, width: int, draws: Sequence[float]) -> View:
-        if self._how is None:
-            return centre(height, width, self._data.size)
-        return drawn(height, width, self._data.size, self._how, draws)
-
-    def _skipped(self, sample: int, error: DamagedDataError) -> Skipped:
-        shard = self.catalog.shards[self.catalog.place(sample)[0]].name
-        return Skipped(shard, self.catalog.key(sample), str(error).removeprefix(f"{self.catalog.where(sample)}: "))
+    def _crop(self, height: int, width: int, draws: Sequence[float]) -> Crop:
+        if self._augment is None:
+            return centre_crop(height, width, self._data.size)
+        return random_crop(height, width, self._data.size, self._augment, draws)
 
 
 def open_image_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | None) -> ImageSource:

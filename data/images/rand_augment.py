@@ -76,18 +76,18 @@ OPERATIONS: dict[str, Operation] = {
 _NAMES = tuple(OPERATIONS)
 
 
-def rand_augment(pixels_HWC: Bytes, how: RandAugment, uniforms: Sequence[float]) -> Bytes:
-    """As many operations as `how` says, drawn with replacement by `uniforms` (DRAWS_PER_OPERATION each, in [0, 1)).
+def rand_augment(pixels_HWC: Bytes, settings: RandAugment, uniforms: Sequence[float]) -> Bytes:
+    """`settings.operations` operations, drawn with replacement by `uniforms` (DRAWS_PER_OPERATION each, in [0, 1)).
 
     What comes in at the borders is black. Bilinear, as torchvision's recipes have it.
     """
     image = Image.fromarray(pixels_HWC if pixels_HWC.shape[2] == 3 else pixels_HWC[:, :, 0])
-    for which, sign in drawn_operations(how, uniforms):
-        image = OPERATIONS[which](image, sign * how.magnitude / MAX_MAGNITUDE)
+    for which, sign in random_operations(settings, uniforms):
+        image = OPERATIONS[which](image, sign * settings.magnitude / MAX_MAGNITUDE)
     return np.asarray(image).reshape(pixels_HWC.shape)
 
 
-def drawn_operations(how: RandAugment, uniforms: Sequence[float]) -> list[tuple[str, int]]:
+def random_operations(settings: RandAugment, uniforms: Sequence[float]) -> list[tuple[str, int]]:
     """(name, sign) of each operation in turn."""
-    pairs = [uniforms[i : i + DRAWS_PER_OPERATION] for i in range(0, DRAWS_PER_OPERATION * how.operations, 2)]
+    pairs = [uniforms[i : i + DRAWS_PER_OPERATION] for i in range(0, DRAWS_PER_OPERATION * settings.operations, 2)]
     return [(_NAMES[int(which * len(_NAMES))], 1 if sign < 0.5 else -1) for which, sign in pairs]

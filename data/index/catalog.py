@@ -3,7 +3,6 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +12,7 @@ from configs.errors import DamagedDataError, DataError
 from data.arrays import Ints
 from data.index.column import Column, shard_runs
 from data.index.shard_index import ShardIndex
-from data.index.shuffle_blocks import Blocks, cut_blocks
+from data.index.shuffle_blocks import ShuffleBlocks, split_into_blocks
 from data.shards.shard import Shard
 
 __all__ = ["Catalog", "Part"]
@@ -26,17 +25,6 @@ class Part:
         self.name = name
         self.offsets = offsets
         self.sizes = sizes
-
-
-@dataclass(frozen=True)
-class Places:
-    """Part parts[p] of samples[i] is bytes starts[p][i] … stops[p][i]-1 of shard shards[i]."""
-
-    parts: list[Part]
-    samples: list[int]
-    shards: list[int]
-    starts: list[list[int]]
-    stops: list[list[int]]
 
 
 class Catalog:
@@ -57,9 +45,9 @@ class Catalog:
             digest.update(f"{_base_name(shard)}\0{index.digest}\0".encode())
         return digest.hexdigest()
 
-    def blocks(self) -> Blocks:
+    def blocks(self) -> ShuffleBlocks:
         """The units in which the samples are shuffled."""
-        return cut_blocks(np.diff(self.starts), (index.group_bytes for index in self.indexes))
+        return split_into_blocks(np.diff(self.starts), (index.group_bytes for index in self.indexes))
 
     def part(self, name: str) -> Part:
         """The part of this name of every sample."""
@@ -109,6 +97,10 @@ class Catalog:
         """`shard: sample key`, the start of every message about a sample."""
         return f"{self.shards[self.place(sample)[0]].name}: sample {self.key(sample)}"
 
+    def cause(self, sample: int, error: DataError) -> str:
+        """The message of an error about the sample, without shard and key."""
+        return str(error).removeprefix(f"{self.where(sample)}: ")
+
     def read(self, part: Part, sample: int, first: int = 0, last: int | None = None) -> bytes:
         """Bytes first … last-1 of a part (all of it by default). DataError names shard and sample."""
         shard = bisect_right(self._starts, sample) - 1
@@ -117,7 +109,7 @@ class Catalog:
         try:
             return self.shards[shard].read(part.offsets.tables[shard].item(row) + first, size - first)
         except DataError as error:
-            raise self._about(sample, error) from error
+            raise self._naming(sample, error) from error
 
     def view(self, part: Part, sample: int) -> memoryview:
         """The whole of a part where it lies; see Shard.view. DataError names shard and sample."""
@@ -126,37 +118,7 @@ class Catalog:
         try:
             return self.shards[shard].view(part.offsets.tables[shard].item(row), part.sizes.tables[shard].item(row))
         except DataError as error:
-            raise self._about(sample, error) from error
-
-    def places(self, parts: Sequence[Part], samples: Ints) -> Places:
-        """Where these parts of these samples lie, worked out for all at once; no shard is touched."""
-        order = np.argsort(samples)
-        ascending = samples[order]
-        columns = [column.tables for part in parts for column in (part.offsets, part.sizes)]
-        found = np.empty((1 + len(columns), len(samples)), np.int64)
-        for shard, a, b in shard_runs(self.starts, ascending):
-            rows = ascending[a:b] - self._starts[shard]
-            found[0, a:b] = shard
-            for column, tables in enumerate(columns, 1):
-                found[column, a:b] = tables[shard][rows]
-        found[2::2] += found[1::2]
-        found[:, order] = found.copy()
-        shards, *bounds = found.tolist()
-        return Places(list(parts), samples.tolist(), shards, bounds[::2], bounds[1::2])
-
-    def views(self, places: Places, first: int, stop: int) -> list[list[memoryview]]:
-        """As `view`, of samples first … stop-1 of those placed: for each part a list."""
-        chosen = slice(first, stop)
-        shards = places.shards[chosen]
-        used = set(shards)
-        wholes = {number: whole for number in used if (whole := self.shards[number].whole()) is not None}
-        if len(wholes) < len(used):
-            return [[self.view(part, sample) for sample in places.samples[chosen]] for part in places.parts]
-        mapped = [wholes[number] for number in shards]
-        bounds = zip(places.starts, places.stops, strict=True)
-        return [
-            [m[a:b] for m, a, b in zip(mapped, starts[chosen], stops[chosen], strict=True)] for starts, stops in bounds
-        ]
+            raise self._naming(sample, error) from error
 
     def prefetch(self, samples: Ints) -> None:
         """A hint that these samples are read soon, to shards that are not local files; returns at once."""
@@ -164,6 +126,7 @@ class Catalog:
         for shard, a, b in shard_runs(self.starts, ascending):
             if self.shards[shard].folder is None:
                 index, rows = self.indexes[shard], ascending[a:b] - self._starts[shard]
+                # The parts of a sample are neighbours: one range holds them all.
                 offsets, sizes = index.part_offsets[:, rows], index.part_sizes[:, rows]
                 first = np.where(offsets < 0, np.iinfo(np.int64).max, offsets).min(axis=0)
                 last = (offsets + sizes).max(axis=0)
@@ -179,7 +142,8 @@ class Catalog:
         for shard in self.shards:
             shard.close()
 
-    def _about(self, sample: int, error: DataError) -> DataError:
+    def _naming(self, sample: int, error: DataError) -> DataError:
+        # The message begins with the shard's name already, and `where` gives it again.
         name = self.shards[self.place(sample)[0]].name
         kind = DamagedDataError if isinstance(error, DamagedDataError) else DataError
         return kind(f"{self.where(sample)}: {str(error).removeprefix(f'{name}: ')}")
@@ -194,7 +158,7 @@ def _absent(index: ShardIndex) -> Ints:
 
 
 def _lacking(index: ShardIndex, names: Sequence[str]) -> npt.NDArray[np.intp]:
-    """The samples of a shard that have none of these parts; the tables are read only where counts do not tell."""
+    """The samples of a shard that have none of these parts; the tables are read only where the counts leave it open."""
     rows = [row for row, name in enumerate(index.part_names) if name in names]
     if any(int(index.part_counts[row]) == index.count for row in rows):
         return np.empty(0, np.intp)
@@ -202,4 +166,5 @@ def _lacking(index: ShardIndex, names: Sequence[str]) -> npt.NDArray[np.intp]:
 
 
 def _base_name(shard: Shard) -> str:
+    # A data set that was moved is the same data set, and a run of it goes on.
     return shard.identity.partition("?")[0].rpartition("/")[2]

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from data.arrays import Ints, equal_runs
-from data.index.shuffle_blocks import Blocks
+from data.index.shuffle_blocks import ShuffleBlocks
 
 __all__ = ["Column"]
 
@@ -37,12 +37,13 @@ class Column:
             found[order[a:b]] = self.tables[shard][ascending[a:b] - self._starts[shard]]
         return found
 
-    def block_totals(self, blocks: Blocks) -> Ints:
+    def block_totals(self, blocks: ShuffleBlocks) -> Ints:
         """The sum over each block."""
-        cuts = np.searchsorted(blocks.shard, np.arange(len(self.tables) + 1)).tolist()
+        # No block lies across two shards: each table is summed where it is mapped, without a copy.
+        bounds = np.searchsorted(blocks.shard, np.arange(len(self.tables) + 1)).tolist()
         sums = [
             np.add.reduceat(table, blocks.first[a:b] - self._starts[shard], dtype=np.int64)
-            for shard, (table, a, b) in enumerate(zip(self.tables, cuts, cuts[1:], strict=False))
+            for shard, (table, a, b) in enumerate(zip(self.tables, bounds, bounds[1:], strict=False))
         ]
         return np.concatenate(sums)
 

@@ -13,7 +13,7 @@ from data.shards.shard import Shard
 _SUFFIX = ".idx"
 
 
-def compare(shard: Shard, starts: Ints, end: int, say: Say) -> None:
+def compare_starts(shard: Shard, starts: Ints, end: int, say: Say) -> None:
     """Say so when Energon's index is there and disagrees with the starts of the samples, or where the archive ends."""
     contents = shard.beside(_SUFFIX)
     if contents is None or not shard.name.endswith(".tar"):

@@ -38,6 +38,7 @@ class Grouping:
             dot = name.find(b".", base)
             if dot <= base or (name.startswith(b"__") and _META.match(name)):
                 continue
+            # Members of a sample are neighbours: a key that comes again later is refused in `tables`.
             if name[:dot] != current:
                 current = name[:dot]
                 keys.append(current)
@@ -65,6 +66,7 @@ class Grouping:
         self._refuse_many(names, len(samples))
         row_of = np.empty(len(names), np.int64)
         row_of[[self._parts[name] for name in names]] = np.arange(len(names))
+        # Two members in one cell are a part that a sample has twice.
         cells = row_of[parts] * len(self.keys) + samples
         self._refuse_repeated(cells, names)
         tables = np.full((2, len(names) * len(self.keys)), -1, np.int64)

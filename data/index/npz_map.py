@@ -38,11 +38,13 @@ def write_npz(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy")
             before = whole.tell() + _LOCAL_HEADER.size + len(member.filename) + _PADDING_FIELD.size
+            # An extra field of the header is as long as it takes to align the array, so that it is used where it lies.
             padding = -before % _ALIGNMENT
             member.extra = _PADDING_FIELD.pack(_PADDING_ID, padding) + bytes(padding)
             contents = io.BytesIO()
             np.lib.format.write_array(contents, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
             archive.writestr(member, contents.getbuffer())
+        # The place of the checksum, which is known only when all bytes before it are.
         archive.comment = bytes(_SUM_BYTES)
     written = whole.getbuffer()
     file.write(written[:-_SUM_BYTES])
@@ -76,7 +78,7 @@ def parse_npz(contents: bytes | mmap.mmap) -> dict[str, Array]:
 
 
 def _array(whole: memoryview, start: int) -> tuple[Array, int]:
-    """The array whose .npy form starts there, and where it ends. Its own header tells its size, zip's to 4 GiB only."""
+    """The array whose .npy form starts there, and where it ends. Its own header has its size, zip's ends at 4 GiB."""
     if whole[start : start + len(_NPY_MAGIC)] != _NPY_MAGIC:
         raise ValueError("not an array")
     text = start + len(_NPY_MAGIC) + 2

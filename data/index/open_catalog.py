@@ -8,17 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from configs.sections.data_section import RemoteReads
-from data.arrays import Say, silent
+from data.arrays import PROGRESS_S, Say, silent
 from data.index.catalog import Catalog
 from data.index.shard_index import ShardIndex, load_index
-from data.index.shard_patterns import expand, is_url
+from data.index.shard_patterns import expand_patterns, is_url
 from data.shards.local_shard import LocalShard
 from data.shards.shard import Shard
 
-__all__ = ["PROGRESS_S", "open_catalog", "open_shards"]
+__all__ = ["open_catalog", "open_shards"]
 
 
-PROGRESS_S = 2.0
 # Reading and checksums leave Python to other threads; more of them than this only queue for the disk.
 _MAX_THREADS = 8
 # Shards that are far away are waited for: at each there are answers of a few bytes to come.
@@ -28,8 +27,8 @@ _DEFAULT_REMOTE = RemoteReads()
 
 
 def open_shards(patterns: str | Sequence[str], remote: RemoteReads = _DEFAULT_REMOTE) -> list[Shard]:
-    """Shards by name; none is opened yet. DataError: see shard_patterns.expand."""
-    return [_open_shard(name, remote) for name in expand(patterns)]
+    """Shards by name; none is opened yet. DataError: see shard_patterns.expand_patterns."""
+    return [_open_shard(name, remote) for name in expand_patterns(patterns)]
 
 
 def open_catalog(
@@ -42,7 +41,7 @@ def open_catalog(
 
     Without `verify_reads` only a local file's size and time are compared.
 
-    DataError: see shard_patterns.expand and shard_index.build_index; of several, the first shard's.
+    DataError: see shard_patterns.expand_patterns and shard_index.build_index; of several, the first shard's.
     """
     shards = open_shards(patterns, remote)
     indexes = load_indexes(shards, say, remote.connections)
@@ -68,13 +67,14 @@ def load_indexes(
     try:
         futures = {i: pool.submit(load_index, shards[i], say) for i in (*range(start, len(shards)), *range(start))}
         in_order = [futures[i] for i in range(len(shards))]
-        _tell_progress(in_order, shards, say)
+        _report_progress(in_order, shards, say)
         return [future.result() for future in in_order]
     finally:
+        # After a failure the shards not begun are left: they may be terabytes.
         pool.shutdown(cancel_futures=True)
 
 
-def _tell_progress(futures: Sequence[Future[ShardIndex]], shards: Sequence[Shard], say: Say) -> None:
+def _report_progress(futures: Sequence[Future[ShardIndex]], shards: Sequence[Shard], say: Say) -> None:
     """Until all are done or one has failed."""
     while (state := wait(futures, PROGRESS_S, FIRST_EXCEPTION)).not_done:
         if any(future.exception() for future in state.done):

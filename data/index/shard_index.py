@@ -16,10 +16,10 @@ from data.index.shuffle_blocks import GROUP_SAMPLES
 from data.index.tar import TarParser
 from data.shards.shard import CHECKED_BYTES, Checksums, Shard, Stat, checksum
 
-__all__ = ["SIDECAR", "ShardIndex", "build_index", "last_kept_index", "load_index", "summed"]
+__all__ = ["SIDECAR", "ShardIndex", "build_index", "last_kept_index", "load_index", "with_checksums"]
 
 
-VERSION = 2
+VERSION = 2  # of the file: one of another version is built again
 SIDECAR = "idx"
 
 
@@ -48,7 +48,7 @@ class ShardIndex:
 
     @property
     def stamp(self) -> str:
-        """What a derived file must agree with to be trusted."""
+        """What a derived file must agree with to be used."""
         return self.digest
 
     def key(self, sample: int) -> str:
@@ -67,21 +67,23 @@ def load_index(shard: Shard, say: Say = silent) -> ShardIndex:
     DataError: see `build_index`.
     """
     stat = shard.stat()  # once: far away, each costs a request
-    kept = _kept_of(shard, stat)
+    kept = _kept_index_of(shard, stat)
     if kept is not None:
         return kept
-    with sidecar.building(shard, SIDECAR):
-        return _kept_of(shard, stat) or _adopted(shard, stat, say) or _rebuilt(shard, stat, say)
+    with sidecar.build_lock(shard, SIDECAR):
+        return (
+            _kept_index_of(shard, stat) or _adopt_published_index(shard, stat, say) or _rebuild_index(shard, stat, say)
+        )
 
 
 def read_kept_index(shard: Shard) -> ShardIndex | None:
     """The index kept for the shard as it is now, if any. DataError: the shard cannot be read."""
-    return _kept_of(shard, shard.stat())
+    return _kept_index_of(shard, shard.stat())
 
 
 def last_kept_index(shard: Shard) -> ShardIndex | None:
     """The index kept for the shard as it is now or, when there is none, as it was before."""
-    return read_kept_index(shard) or next(_kept(shard), None) or _published(shard)
+    return read_kept_index(shard) or next(_kept_indexes(shard), None) or _published_index(shard)
 
 
 def build_index(shard: Shard, say: Say = silent, stat: Stat | None = None) -> ShardIndex:
@@ -92,13 +94,14 @@ def build_index(shard: Shard, say: Say = silent, stat: Stat | None = None) -> Sh
     stat = stat or shard.stat()
     sums: list[int] = []
     parser, grouping = TarParser(shard.name, stat.size), Grouping(shard.name)
-    for members in parser.members(summed(shard.stream(), sums)):
+    for members in parser.members(with_checksums(shard.stream(), sums)):
         grouping.add(members)
+    # Its beginning may be of one version and its end of another, which no checksum would show.
     if shard.stat() != stat:
         raise DataError(f"{shard.name}: the shard changed while it was indexed: leave shards alone once they are made")
     part_names, part_offsets, part_sizes, starts = grouping.tables()
     if parser.end is not None:
-        energon.compare(shard, starts, parser.end, say)
+        energon.compare_starts(shard, starts, parser.end, say)
     key_blob, key_offsets = key_table(grouping.keys)
     checksums = Checksums(stat, np.array(sums, np.uint64))
     layout = _layout(key_blob, key_offsets, part_names, part_offsets, part_sizes)
@@ -115,21 +118,21 @@ def build_index(shard: Shard, say: Say = silent, stat: Stat | None = None) -> Sh
     )
 
 
-def summed(pieces: Iterator[bytes], sums: list[int]) -> Iterator[bytes]:
-    """The same pieces of a shard; the checksum of each block is appended to `sums`."""
-    for piece in pieces:
-        view = memoryview(piece)
-        sums += [checksum(view[at : at + CHECKED_BYTES]) for at in range(0, len(piece), CHECKED_BYTES)]
-        yield piece
+def with_checksums(chunks: Iterator[bytes], sums: list[int]) -> Iterator[bytes]:
+    """The same chunks of a shard; the checksum of each block is appended to `sums`."""
+    for chunk in chunks:
+        view = memoryview(chunk)
+        sums += [checksum(view[at : at + CHECKED_BYTES]) for at in range(0, len(chunk), CHECKED_BYTES)]
+        yield chunk
 
 
-def _kept_of(shard: Shard, stat: Stat) -> ShardIndex | None:
-    return next((index for index in _kept(shard) if index.checksums.stat == stat), None)
+def _kept_index_of(shard: Shard, stat: Stat) -> ShardIndex | None:
+    return next((index for index in _kept_indexes(shard) if index.checksums.stat == stat), None)
 
 
-def _adopted(shard: Shard, stat: Stat, say: Say) -> ShardIndex | None:
+def _adopt_published_index(shard: Shard, stat: Stat, say: Say) -> ShardIndex | None:
     """The index beside a remote shard, taken for its own when size, first and last block agree; kept in the cache."""
-    index = _published(shard)
+    index = _published_index(shard)
     if index is None:
         return None
     if index.checksums.stat.size != stat.size or not _ends_agree(shard, index.checksums):
@@ -145,12 +148,13 @@ def _adopted(shard: Shard, stat: Stat, say: Say) -> ShardIndex | None:
 
 def _ends_agree(shard: Shard, expected: Checksums) -> bool:
     size = expected.stat.size
+    # Two blocks, not all: whatever else differs is refused when it is read.
     starts = sorted({0, (len(expected.blocks) - 1) * CHECKED_BYTES})
     found = [checksum(shard.read(start, min(CHECKED_BYTES, size - start))) for start in starts]
     return found == [int(expected.blocks[start // CHECKED_BYTES]) for start in starts]
 
 
-def _published(shard: Shard) -> ShardIndex | None:
+def _published_index(shard: Shard) -> ShardIndex | None:
     if shard.folder is not None:  # it was looked for as a file
         return None
     contents = shard.beside(sidecar.suffix(SIDECAR))
@@ -160,10 +164,11 @@ def _published(shard: Shard) -> ShardIndex | None:
         return None
 
 
-def _rebuilt(shard: Shard, stat: Stat, say: Say) -> ShardIndex:
-    stale = next(_kept(shard), None)
+def _rebuild_index(shard: Shard, stat: Stat, say: Say) -> ShardIndex:
+    stale = next(_kept_indexes(shard), None)
     index = build_index(shard, say, stat)
     if stale is not None and stale.layout == index.layout and stale.checksums.stat.size == index.checksums.stat.size:
+        # The same samples in the same places, and other bytes: more often damage than a change.
         changed = int((stale.checksums.blocks != index.checksums.blocks).sum())
         if changed:
             say(
@@ -179,8 +184,8 @@ def _save(shard: Shard, index: ShardIndex, say: Say) -> None:
     sidecar.save(shard, SIDECAR, _stamp(index.checksums.stat), _to_arrays(index), say)
 
 
-def _kept(shard: Shard) -> Iterator[ShardIndex]:
-    for arrays in sidecar.found(shard, SIDECAR):
+def _kept_indexes(shard: Shard) -> Iterator[ShardIndex]:
+    for arrays in sidecar.load_intact(shard, SIDECAR):
         index = _from_arrays(arrays)
         if index is not None:
             yield index

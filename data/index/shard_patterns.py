@@ -17,7 +17,7 @@ _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def expand(patterns: str | Sequence[str]) -> list[str]:
+def expand_patterns(patterns: str | Sequence[str]) -> list[str]:
     """Paths and URLs in the given order, sorted within a glob. DataError: nothing matches, or a shard comes twice.
 
     `*` and `?` stay within a folder, `**` does not; `~/` is the home folder. URLs are looked up only where they are
@@ -25,7 +25,7 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     """
     names: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        names += _expand_urls(pattern) if is_url(pattern) else _expand_pattern(_at_home(pattern))
+        names += _expand_urls(pattern) if is_url(pattern) else _expand_pattern(_expand_home(pattern))
     if not names:
         raise DataError("the list of shards is empty: name at least one .tar shard")
     _refuse_duplicates(names)
@@ -40,14 +40,14 @@ def is_url(name: str) -> bool:
 def globs_match(patterns: str | Sequence[str], path: Path) -> bool:
     """Whether a glob among them stands for this file, be it there or not."""
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        names = [] if is_url(pattern) or Path(_at_home(pattern)).is_file() else expand_braces(_at_home(pattern))
+        names = [] if is_url(pattern) or Path(_expand_home(pattern)).is_file() else expand_braces(_expand_home(pattern))
         globs = (os.path.abspath(name) for name in names if glob.has_magic(name))  # noqa: PTH100 - .. is resolved too
         if any(glob_as_regex(name).fullmatch(os.path.abspath(path)) for name in globs):  # noqa: PTH100
             return True
     return False
 
 
-def _at_home(pattern: str) -> str:
+def _expand_home(pattern: str) -> str:
     return str(Path(pattern).expanduser()) if pattern.startswith("~/") else pattern
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from data.arrays import Ints, ranges_of
 
-__all__ = ["Blocks", "Int32s"]
+__all__ = ["Int32s", "ShuffleBlocks"]
 
 
 GROUP_SAMPLES = 64  # an index sums bytes over this many samples
@@ -19,7 +19,7 @@ Int32s = npt.NDArray[np.int32]  # of blocks there are fewer than 2**31
 
 
 @dataclass(frozen=True)
-class Blocks:
+class ShuffleBlocks:
     """Runs of consecutive samples, none across two shards.
 
     Block b is samples first[b] … first[b] + samples[b] - 1, of bytes[b] bytes together, of shard shard[b].
@@ -44,7 +44,7 @@ def block_samples(shard_samples: Ints) -> int:
     return size
 
 
-def cut_blocks(shard_samples: Ints, group_bytes: Iterable[Ints]) -> Blocks:
+def split_into_blocks(shard_samples: Ints, group_bytes: Iterable[Ints]) -> ShuffleBlocks:
     """Cut shards of these many samples (each at least one) into blocks of at most `block_samples`.
 
     `group_bytes` has, for each shard, the bytes of every GROUP_SAMPLES samples.
@@ -55,13 +55,14 @@ def cut_blocks(shard_samples: Ints, group_bytes: Iterable[Ints]) -> Blocks:
     samples = np.diff(first, append=shard_samples.sum())
     totals = np.empty(len(first), np.int64)
     at = 0
+    # Many small shards in one call of numpy; not all, for their groups are then in memory together.
     groups, shards_at_once = iter(group_bytes), 1 + _SAMPLES_AT_ONCE // int(shard_samples.max())
     group_counts, done = -(-shard_samples // GROUP_SAMPLES), 0
     while shards := list(islice(groups, shards_at_once)):
         sums = _sums(shards, group_counts[done : done + len(shards)], size // GROUP_SAMPLES)
         totals[at : at + len(sums)] = sums
         at, done = at + len(sums), done + len(shards)
-    return Blocks(first, samples, totals, np.repeat(np.arange(len(per_shard), dtype=np.int32), per_shard))
+    return ShuffleBlocks(first, samples, totals, np.repeat(np.arange(len(per_shard), dtype=np.int32), per_shard))
 
 
 def _sums(shards: list[Ints], counts: Ints, length: int) -> Ints:

@@ -4,32 +4,32 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from data.arrays import Array, Say
-from data.atomic import published
+from data.atomic import atomic_file
 from data.index.npz_map import map_npz, write_npz
 from data.index.shard_patterns import SIDECAR_MARK
 from data.shards.shard import Shard
 
-__all__ = ["building", "load", "publish", "save", "share_in", "suffix"]
+__all__ = ["load_or_build", "publish", "share_in", "suffix"]
 
 
 # A builder that takes longer, or was stopped, is not waited for: the others then build too.
-BUILDER_PATIENCE_S = 20.0
+BUILDER_WAIT_S = 20.0
 _POLL_S = 0.05
 # Of this process: the folder that all hosts of a run see, and the shards far away that it has looked for.
-_shared: list[Path] = []
-_far: set[str] = set()
+_shared_folders: list[Path] = []
+_remote_digests: set[str] = set()
 
 
 def share_in(folder: Path) -> None:
     """From now on, what is derived from shards that are far away is looked for in `folder` too, and kept there."""
-    _shared[:] = [folder]
+    _shared_folders[:] = [folder]
 
 
 def publish() -> None:
@@ -37,24 +37,27 @@ def publish() -> None:
 
     Raises OSError when the folder cannot be written.
     """
-    for folder in _shared:
-        for path in (path for digest in _far for path in _cache_folder().glob(f"{digest}{SIDECAR_MARK}*.npz")):
+    for folder in _shared_folders:
+        for path in (
+            path for digest in _remote_digests for path in _cache_folder().glob(f"{digest}{SIDECAR_MARK}*.npz")
+        ):
             target = folder / path.name
+            # A shard that changed since was indexed anew.
             if not target.exists() or target.stat().st_mtime < path.stat().st_mtime:
                 folder.mkdir(parents=True, exist_ok=True)
-                with published(target) as file:
+                with atomic_file(target) as file:
                     file.write(path.read_bytes())
 
 
 def load(shard: Shard, name: str, stamp: str) -> dict[str, Array] | None:
     """The arrays saved under `name`, or None when there are none, they are stale (another stamp) or damaged."""
-    for arrays in found(shard, name):
+    for arrays in load_intact(shard, name):
         if arrays.pop("stamp").tolist() == stamp:
             return arrays
     return None
 
 
-def found(shard: Shard, name: str) -> Iterator[dict[str, Array]]:
+def load_intact(shard: Shard, name: str) -> Iterator[dict[str, Array]]:
     """All intact arrays under `name`, of any stamp (which is among them)."""
     for path in _places(shard, name):
         try:
@@ -71,7 +74,7 @@ def save(shard: Shard, name: str, stamp: str, arrays: dict[str, Array], say: Say
     for path in _places(shard, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with published(path) as file:
+            with atomic_file(path) as file:
                 write_npz(file, {"stamp": np.array(stamp), **arrays})
         except OSError as error:
             failure = error
@@ -82,18 +85,38 @@ def save(shard: Shard, name: str, stamp: str, arrays: dict[str, Array], say: Say
         say(f"cannot keep the {name} of {shard.name} ({failure}): it will be built again by each process")
 
 
+def load_or_build(
+    shard: Shard,
+    name: str,
+    stamp: str,
+    build: Callable[[], dict[str, Array]],
+    say: Say,
+    is_usable: Callable[[dict[str, Array]], bool] = lambda _: True,
+) -> dict[str, Array]:
+    """The arrays kept under `name`, if they are usable, or those that `build` gives, which are then kept."""
+    kept = load(shard, name, stamp)
+    if kept is None or not is_usable(kept):
+        with build_lock(shard, name):
+            kept = load(shard, name, stamp)  # another process may have built them meanwhile
+            if kept is None or not is_usable(kept):
+                kept = build()
+                save(shard, name, stamp, kept, say)
+    return kept
+
+
 @contextmanager
-def building(shard: Shard, name: str) -> Iterator[None]:
+def build_lock(shard: Shard, name: str) -> Iterator[None]:
     """One process of this machine at a time builds `name`; look again whether it is there once inside.
 
-    A builder that is killed frees the others at once; one that is stopped, after BUILDER_PATIENCE_S.
+    A builder that is killed frees the others at once; one that is stopped, after BUILDER_WAIT_S.
     """
     path = _cache_folder() / f"{_digest(shard)}{SIDECAR_MARK}{name}.lock"
-    lock = _locked(path)
+    lock = _wait_for_lock(path)
     try:
         yield
     finally:
         if lock is not None:
+            # Before it is unlocked: whoever waits for this file finds that its name is gone, and opens another.
             path.unlink(missing_ok=True)
             os.close(lock)
 
@@ -106,8 +129,8 @@ def suffix(name: str) -> str:
 def _places(shard: Shard, name: str) -> list[Path]:
     cached = _cache_folder() / f"{_digest(shard)}{suffix(name)}"
     if shard.folder is None:
-        _far.add(_digest(shard))
-        return [cached, *(folder / cached.name for folder in _shared)]
+        _remote_digests.add(_digest(shard))
+        return [cached, *(folder / cached.name for folder in _shared_folders)]
     return [shard.folder / f"{Path(shard.identity).name}{suffix(name)}", cached]
 
 
@@ -119,9 +142,9 @@ def _digest(shard: Shard) -> str:
     return hashlib.sha256(shard.identity.encode()).hexdigest()
 
 
-def _locked(path: Path) -> int | None:
+def _wait_for_lock(path: Path) -> int | None:
     """An open, locked file; None when it cannot be had, be it for lack of a writable folder or of patience."""
-    deadline = time.monotonic() + BUILDER_PATIENCE_S
+    deadline = time.monotonic() + BUILDER_WAIT_S
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while (descriptor := _try_lock(path)) is None and time.monotonic() < deadline:

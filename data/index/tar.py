@@ -46,7 +46,7 @@ class Members:
 
 
 class TarParser:
-    """Reads one tar from its pieces, which may be of any size; `end` is where its end mark starts, once reached."""
+    """Reads one tar from its chunks, which may be of any size; `end` is where its end mark starts, once reached."""
 
     def __init__(self, name: str, shard_bytes: int) -> None:
         self.end: int | None = None
@@ -54,100 +54,101 @@ class TarParser:
         self._shard_bytes = shard_bytes
         self._seen = 0
         self._next = 0  # where the next header starts
-        self._carried = b""  # of a header, or of its extension, that goes on in the next piece
+        self._carried = b""  # of a header, or of its extension, that goes on in the next chunk
         self._intact = 0  # headers found intact so far
         self._problem: str | None = None
         self._named: dict[str, bytes] = {}  # of the next member
         self._defaults: dict[str, bytes] = {}
-        self._rows: list[int] = []  # headers within the piece
+        self._rows: list[int] = []  # headers within the chunk
         self._headers: list[Bytes] = []
         self._places: list[Ints] = []
         self._sizes: list[int] = []  # of each header's contents
         self._paths: dict[int, bytes] = {}  # names that extensions give, by header
 
-    def members(self, pieces: Iterable[bytes]) -> Iterator[Members]:
+    def members(self, chunks: Iterable[bytes]) -> Iterator[Members]:
         """The regular files of the whole archive, thousands at a time.
 
         DataError: not a tar, damaged, truncated, or holding links or sparse files.
         """
-        for piece in pieces:
-            self._take(self._carried + piece if self._carried else piece, self._seen - len(self._carried))
-            self._seen += len(piece)
+        for chunk in chunks:
+            self._read_chunk(self._carried + chunk if self._carried else chunk, self._seen - len(self._carried))
+            self._seen += len(chunk)
+            # Not between an extended header and the header whose name it gives.
             enough = len(self._sizes) >= HEADERS_AT_ONCE and self._sizes[-1] != _EXTENDS
             if enough or self._problem is not None:
-                yield self._checked()
+                yield self._checked_members()
         if self.end is None or self._seen < self.end + _END_BYTES:
-            self._problem = self._truncated()
-        yield self._checked()
+            self._problem = self._truncation()
+        yield self._checked_members()
 
-    def _take(self, piece: bytes, start: int) -> None:
-        """Note the headers in a piece that starts at byte `start` of the tar."""
+    def _read_chunk(self, chunk: bytes, start: int) -> None:
+        """Note the headers in a chunk that starts at byte `start` of the tar."""
         at = self._next - start
         self._carried = b""
         if self.end is None:
-            at = self._hop(piece, start, at)
+            at = self._scan_headers(chunk, start, at)
         if self.end is not None:
-            self._check_end(piece[max(at, 0) :], start + max(at, 0))
-        elif at < len(piece):
-            self._carried = piece[at:]
-        self._gather(piece, start)
+            self._check_end(chunk[max(at, 0) :], start + max(at, 0))
+        elif at < len(chunk):
+            self._carried = chunk[at:]
+        self._collect_headers(chunk, start)
         self._next = start + at
 
-    def _hop(self, piece: bytes, start: int, at: int) -> int:
-        """From header to header, as far as they are whole; gives where the next one starts within the piece."""
+    def _scan_headers(self, chunk: bytes, start: int, at: int) -> int:
+        """From header to header, as far as they are whole; gives where the next one starts within the chunk."""
         rows, sizes, named, defaults = self._rows, self._sizes, self._named, self._defaults
-        last = len(piece) - HEADER_BYTES
+        last = len(chunk) - HEADER_BYTES
         while at <= last:
-            digits, closing, kind = _SIZE_AND_KIND(piece, at + 124)
+            digits, closing, kind = _SIZE_AND_KIND(chunk, at + 124)
             if kind == _PLAIN and not (closing or named or defaults or digits.translate(None, OCTAL_DIGITS)):
                 size = int(digits, 8)
                 sizes.append(size)
                 rows.append(at)
-            elif (found := self._unusual(piece, start, at)) is None:
+            elif (found := self._read_unusual(chunk, start, at)) is None:
                 break
             else:
                 size = found
             at += HEADER_BYTES + (size + 511 & ~511)
         return at
 
-    def _unusual(self, piece: bytes, start: int, at: int) -> int | None:
+    def _read_unusual(self, chunk: bytes, start: int, at: int) -> int | None:
         """The size of what follows a header of any other form; None at the end, at a problem, or when cut off."""
-        header, kind = piece[at : at + HEADER_BYTES], piece[at + 156 : at + 157]
+        header, kind = chunk[at : at + HEADER_BYTES], chunk[at + 156 : at + 157]
         if header == _ZERO_BLOCK:
             self.end = start + at
             return None
         if kind in _EXTENSIONS:
-            return self._extension(kind, header, piece, start, at)
+            return self._read_extension(kind, header, chunk, start, at)
         attributes = {**self._defaults, **self._named}
         if kind in _REGULAR:
-            return self._regular(header, attributes, start, at)
-        self._note(at, _NO_MEMBER)
+            return self._read_regular(header, attributes, start, at)
+        self._record_header(at, _NO_MEMBER)
         self._named.clear()
         if kind != _FOLDER:
-            name = attributes.get("path") or tar_headers.names(_matrix(header))[0]
-            self._problem = _refused(_REFUSED.get(kind, f"an entry of unknown type {kind!r}"), _shown(name))
+            name = attributes.get("path") or tar_headers.names(_as_matrix(header))[0]
+            self._problem = _refusal(_REFUSED.get(kind, f"an entry of unknown type {kind!r}"), _as_text(name))
             return None
         return 0  # a folder's size is a hint about the file system, not contents
 
-    def _regular(self, header: bytes, attributes: dict[str, bytes], start: int, at: int) -> int | None:
+    def _read_regular(self, header: bytes, attributes: dict[str, bytes], start: int, at: int) -> int | None:
         named = attributes.get("size")
         size = tar_headers.size(header) if named is None else tar_headers.decimal(named)
         if "path" in attributes:
             self._paths[len(self._sizes)] = attributes["path"]
-        self._note(at, size)
+        self._record_header(at, size)
         self._named.clear()
-        return self._sound(size, start + at)
+        return self._checked_size(size, start + at)
 
-    def _extension(self, kind: bytes, header: bytes, piece: bytes, start: int, at: int) -> int | None:
+    def _read_extension(self, kind: bytes, header: bytes, chunk: bytes, start: int, at: int) -> int | None:
         size, contents = tar_headers.size(header), at + HEADER_BYTES
         if size > _MAX_EXTENSION_BYTES:
             self._problem = f"a {size}-byte extended header at byte {start + contents}: make the shard again"
-        elif contents + size > len(piece):
+        elif contents + size > len(chunk):
             return None
-        self._note(at, _NO_MEMBER if kind == _PAX_GLOBAL else _EXTENDS)
-        if self._problem or self._sound(size, start + at) is None:
+        self._record_header(at, _NO_MEMBER if kind == _PAX_GLOBAL else _EXTENDS)
+        if self._problem or self._checked_size(size, start + at) is None:
             return None
-        found = self._attributes(kind, piece[contents : contents + size], start + contents)
+        found = self._attributes(kind, chunk[contents : contents + size], start + contents)
         (self._defaults if kind == _PAX_GLOBAL else self._named).update(found)
         return size if self._problem is None else None
 
@@ -162,25 +163,26 @@ class TarParser:
             self._problem = f"damaged pax header at byte {place}: make or copy the shard again"
             return {}
         if any(key.startswith("GNU.sparse") for key in found):
-            self._problem = _refused("a sparse file", f"the member whose header is at byte {place}")
+            self._problem = _refusal("a sparse file", f"the member whose header is at byte {place}")
         return {key: found[key] for key in ("path", "size") if key in found}
 
-    def _sound(self, size: int, place: int) -> int | None:
+    def _checked_size(self, size: int, place: int) -> int | None:
         if size < 0:
             self._problem = f"damaged size in the tar header at byte {place}: copy the shard again"
         elif size > self._shard_bytes:
-            self._problem = self._truncated()
+            self._problem = self._truncation()
         return size if self._problem is None else None
 
-    def _note(self, at: int, size: int) -> None:
+    def _record_header(self, at: int, size: int) -> None:
         self._rows.append(at)
         self._sizes.append(size)
 
-    def _gather(self, piece: bytes, start: int) -> None:
-        """Keep the headers of this piece until there are enough to check at once."""
+    def _collect_headers(self, chunk: bytes, start: int) -> None:
+        """Keep the headers of this chunk until there are enough to check at once."""
         if self._rows:
             rows = np.array(self._rows, np.int64)
-            blocks = np.ndarray(len(piece) - HEADER_BYTES + 1, f"V{HEADER_BYTES}", piece, strides=1)
+            # A view of a header at every byte; of these only the real ones are copied.
+            blocks = np.ndarray(len(chunk) - HEADER_BYTES + 1, f"V{HEADER_BYTES}", chunk, strides=1)
             self._headers.append(blocks[rows].view(np.uint8).reshape(-1, HEADER_BYTES))
             self._places.append(rows + start)
             self._rows.clear()
@@ -191,15 +193,15 @@ class TarParser:
         if self.end is None or not nonzero.any():
             return
         found = place + int(np.argmax(nonzero != 0))
-        self._problem = self._truncated()
+        self._problem = self._truncation()
         if found >= self.end + _END_BYTES:
             self._problem = (
                 f"data follows the end of the archive at byte {found}, as after `cat a.tar b.tar`: "
                 "keep one archive per shard"
             )
 
-    def _checked(self) -> Members:
-        """What was gathered, once every header of it proved intact; a problem is told only then.
+    def _checked_members(self) -> Members:
+        """What was gathered, once every header of it proved intact; a problem is reported only then.
 
         A damaged size leads anywhere, and what is found there is not what is wrong.
         """
@@ -226,7 +228,7 @@ class TarParser:
         if first < len(damaged):
             found = f"damaged tar header at byte {places[first]}: make or copy the shard again"
             if self._intact + first == 0:
-                hint = _compressed(headers[0].tobytes()) or "name a .tar shard"
+                hint = _compression_hint(headers[0].tobytes()) or "name a .tar shard"
                 found = f"not a tar archive: {hint}"
             raise DataError(f"{self._name}: {found}")
         self._intact += len(damaged)
@@ -241,13 +243,13 @@ class TarParser:
         except UnicodeDecodeError as error:
             name = next(name for name in names if not _is_utf8(name))
             raise DataError(f"{self._name}: the member name {name!r} is not UTF-8: rename the file") from error
-        return [_below(name) if name.startswith(b"./") else name for name in names]
+        return [_without_dot_slash(name) if name.startswith(b"./") else name for name in names]
 
-    def _truncated(self) -> str:
+    def _truncation(self) -> str:
         if self._shard_bytes == 0:
             return "the file is empty, not a tar archive: make or copy the shard again"
         if self._shard_bytes < HEADER_BYTES:
-            why = _compressed(self._carried) or f"only {self._shard_bytes} bytes: make the shard again"
+            why = _compression_hint(self._carried) or f"only {self._shard_bytes} bytes: make the shard again"
             return f"not a tar archive: {why}"
         return (
             f"truncated: the file ends at byte {self._shard_bytes}, before the end of its archive: "
@@ -261,21 +263,21 @@ def _first_rows(ends: npt.NDArray[np.bool_]) -> Ints:
     return np.concatenate([np.zeros(1, np.int64), last_ends])[:-1]
 
 
-def _refused(what: str, where: str) -> str:
+def _refusal(what: str, where: str) -> str:
     return f"{where} is {what}, but samples are plain files: make the shard without it"
 
 
-def _below(name: bytes) -> bytes:
+def _without_dot_slash(name: bytes) -> bytes:
     while name.startswith(b"./"):
         name = name[2:]
     return name
 
 
-def _matrix(header: bytes) -> Bytes:
+def _as_matrix(header: bytes) -> Bytes:
     return np.frombuffer(header, np.uint8).reshape(1, HEADER_BYTES)
 
 
-def _shown(name: bytes) -> str:
+def _as_text(name: bytes) -> str:
     return name.decode(errors="backslashreplace")
 
 
@@ -287,7 +289,7 @@ def _is_utf8(name: bytes) -> bool:
     return True
 
 
-def _compressed(start: bytes) -> str | None:
+def _compression_hint(start: bytes) -> str | None:
     """What to do about an archive that starts like this, if it is compressed."""
     known = start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
     return "it is compressed; decompress it" if known else None

@@ -61,6 +61,7 @@ def _octals(fields_NW: Bytes) -> Ints:
     digits = fields_NW - np.uint8(ord("0"))
     is_digit = digits < 8
     is_padding = (fields_NW == 0) | (fields_NW == ord(" "))
+    # Digits on both sides of a space are no number.
     runs = is_digit[:, 0] + (is_digit[:, 1:] & ~is_digit[:, :-1]).sum(axis=1)
     values = np.zeros(len(fields_NW), np.int64)
     for column, present in zip(digits.T, is_digit.T, strict=True):

@@ -7,28 +7,29 @@ import numpy as np
 
 from data import draws
 from data.arrays import Ints, equal_runs, ranges_of
-from data.index.shuffle_blocks import Blocks, Int32s
+from data.index.shuffle_blocks import Int32s, ShuffleBlocks
 
 __all__ = ["overlaps"]
 
 
-_FEW_PLACES = 256
+_FEW_PLACES = 256  # up to so many, one look-up each is faster than sorting them by window
 
 
 @dataclass(frozen=True)
 class LaneBlocks:
     """Which blocks each lane reads in every epoch: lane l has blocks order[starts[l]] … order[starts[l + 1] - 1]."""
 
-    blocks: Blocks
+    blocks: ShuffleBlocks
     order: Int32s
     starts: Ints
 
     @property
     def lanes(self) -> int:
+        """How many lanes there are."""
         return len(self.starts) - 1
 
 
-def lay_lanes(blocks: Blocks, lanes: int, key: draws.Key | None, weights: Ints | None = None) -> LaneBlocks:
+def assign_lanes(blocks: ShuffleBlocks, lanes: int, key: draws.Key | None, weights: Ints | None = None) -> LaneBlocks:
     """Shards permuted by `key`, then cut into lanes of nearly equal weight: by default of samples, else per block.
 
     With `key` None the shards keep their order.
@@ -36,8 +37,9 @@ def lay_lanes(blocks: Blocks, lanes: int, key: draws.Key | None, weights: Ints |
     order = _blocks_of_permuted_shards(blocks.shard, key)
     weight = (blocks.samples if weights is None else weights)[order]
     ends = np.cumsum(weight, dtype=np.int64)
-    cuts = np.searchsorted(ends, np.arange(1, lanes) * int(ends[-1]) // lanes, "right")
-    return LaneBlocks(blocks, order, np.concatenate(([0], cuts, [len(order)])))
+    # Lane l starts at the block into which the end of the l-th of `lanes` equal shares of the weight falls.
+    bounds = np.searchsorted(ends, np.arange(1, lanes) * int(ends[-1]) // lanes, "right")
+    return LaneBlocks(blocks, order, np.concatenate(([0], bounds, [len(order)])))
 
 
 def _blocks_of_permuted_shards(shard: Int32s, key: draws.Key | None) -> Int32s:
@@ -61,8 +63,8 @@ class EpochOrder:
     def __init__(self, lanes: LaneBlocks, window_bytes: int, key: draws.Key | None, epoch: int) -> None:
         self.blocks = lanes.blocks
         self._key = None if key is None else (*key, epoch)
-        self.block_order = lanes.order if self._key is None else _permuted(lanes, self._key)
-        self.window_blocks = _cut_windows(self.blocks.bytes[self.block_order], lanes.starts, window_bytes)
+        self.block_order = lanes.order if self._key is None else _permuted_blocks(lanes, self._key)
+        self.window_blocks = _window_starts(self.blocks.bytes[self.block_order], lanes.starts, window_bytes)
         self.window_samples = self.cumulative(self.blocks.samples)
         # A batch meets one window of each lane, and the next one where a window ends.
         self.window = lru_cache(maxsize=2 * lanes.lanes)(self._window)
@@ -94,25 +96,29 @@ class EpochOrder:
     def _window(self, window: int) -> Ints:
         """Sample ids of one window, in order."""
         chosen = self.block_order[self.window_blocks[window] : self.window_blocks[window + 1]]
+        # The key has the window's number, so that any window is worked out without those before it.
         ids = ranges_of(self.blocks.first[chosen], self.blocks.samples[chosen], 1)
         return ids if self._key is None else ids[draws.permutation(len(ids), ("window", *self._key, window))]
 
 
-def _permuted(lanes: LaneBlocks, key: draws.Key) -> Int32s:
+def _permuted_blocks(lanes: LaneBlocks, key: draws.Key) -> Int32s:
     """The blocks of each lane in an order of their own."""
     order = lanes.order.copy()
     for lane in range(lanes.lanes):
         blocks = order[lanes.starts[lane] : lanes.starts[lane + 1]]
+        # A lane keeps its blocks in every epoch: what a node has cached of them serves it again.
         blocks[:] = blocks[draws.permutation(len(blocks), ("blocks", *key, lane))]
     return order
 
 
-def _cut_windows(block_bytes: Ints, lane_starts: Ints, window_bytes: int) -> Ints:
+def _window_starts(block_bytes: Ints, lane_starts: Ints, window_bytes: int) -> Ints:
     """Where each window starts, and the number of blocks at the end; no window crosses lanes."""
+    # Bytes before each block, counted from the start of its lane; empty lanes have no first block to count from.
     before = np.cumsum(block_bytes) - block_bytes
     sizes = np.diff(lane_starts)
     filled = lane_starts[:-1][sizes > 0]
     before -= np.repeat(before[filled], sizes[sizes > 0])
+    # A block lies in the window that its first byte falls into.
     before //= max(1, window_bytes // len(sizes))
     opens = np.ones(len(before) + 1, np.bool_)
     np.not_equal(before[1:], before[:-1], out=opens[1:-1])

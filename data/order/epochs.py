@@ -6,15 +6,15 @@ from functools import lru_cache
 import numpy as np
 
 from data.arrays import Ints, equal_runs
-from data.index.shuffle_blocks import Blocks
+from data.index.shuffle_blocks import ShuffleBlocks
 from data.order import lanes as lane_places
-from data.order.epoch import EpochOrder, lay_lanes
+from data.order.epoch import EpochOrder, assign_lanes
 
-__all__ = ["Located", "SampleStream", "split_epochs"]
+__all__ = ["LocatedSamples", "SampleStream", "split_epochs"]
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedSamples:
     """`sample_ids[i]` is read in epoch `epochs[i]`."""
 
     epochs: Ints
@@ -29,7 +29,7 @@ class SampleStream:
 
     def __init__(
         self,
-        blocks: Blocks,
+        blocks: ShuffleBlocks,
         window_bytes: int,
         fingerprint: str,
         seed: int | None,
@@ -40,15 +40,16 @@ class SampleStream:
         self.count = blocks.count
         self.lanes = lanes
         self._window_bytes = window_bytes
+        # With the fingerprint: the same data in another place has the same order, other data under its name has not.
         self._key = None if seed is None else (fingerprint, seed)
-        self._lane_blocks = lay_lanes(blocks, lanes, self._key, weights)
+        self._lane_blocks = assign_lanes(blocks, lanes, self._key, weights)
         # Two epochs meet in one batch; natural order is the same in each.
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> EpochOrder:
         return EpochOrder(self._lane_blocks, self._window_bytes, self._key, epoch)
 
-    def locate(self, items: Ints) -> Located:
+    def locate(self, items: Ints) -> LocatedSamples:
         """Item q is position q % count of epoch q // count."""
         epochs, positions = np.divmod(items, self.count)
         places = lane_places.places(positions, self.count, self.lanes)
@@ -57,15 +58,15 @@ class SampleStream:
         for epoch, a, b in equal_runs(epochs[by_epoch]):
             chosen = by_epoch[a:b]
             sample_ids[chosen] = self.order(epoch).at(places[chosen])
-        return Located(epochs, sample_ids)
+        return LocatedSamples(epochs, sample_ids)
 
 
 def split_epochs(start: int, stop: int, epoch_length: int) -> list[tuple[int, int, int]]:
-    """(epoch, a, b) pieces of start … stop-1, with a and b counted within the epoch."""
-    pieces = []
+    """(epoch, a, b) ranges of start … stop-1, with a and b counted within the epoch."""
+    ranges = []
     while start < stop:
         epoch, a = divmod(start, epoch_length)
         b = min(a + stop - start, epoch_length)
-        pieces.append((epoch, a, b))
+        ranges.append((epoch, a, b))
         start += b - a
-    return pieces
+    return ranges

@@ -13,7 +13,7 @@ __all__ = ["Arrangement"]
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedItems:
     """Item items[i] of source sources[i], position by position."""
 
     sources: Ints
@@ -33,28 +33,29 @@ class Arrangement:
         self._lanes = lanes
         self._batch_size = batch
         # A step may meet the end of one batch and the start of the next.
-        self._batch = lru_cache(maxsize=2)(self._arranged)
+        self._batch = lru_cache(maxsize=2)(self._arrange_batch)
 
-    def at(self, start: int, stop: int) -> Placed:
+    def at(self, start: int, stop: int) -> PlacedItems:
         """What lies at positions start … stop-1."""
-        size, pieces = self._batch_size, list[Placed]()
+        size, batches = self._batch_size, list[PlacedItems]()
         for number in range(start // size, -(-stop // size)):
             batch, first = self._batch(number), number * size
             a, b = max(start - first, 0), stop - first
-            pieces.append(Placed(batch.sources[a:b], batch.items[a:b]))
-        if len(pieces) == 1:
-            return pieces[0]
+            batches.append(PlacedItems(batch.sources[a:b], batch.items[a:b]))
+        if len(batches) == 1:
+            return batches[0]
         none = np.empty(0, np.int64)
-        return Placed(
-            np.concatenate([none, *(piece.sources for piece in pieces)]),
-            np.concatenate([none, *(piece.items for piece in pieces)]),
+        return PlacedItems(
+            np.concatenate([none, *(found.sources for found in batches)]),
+            np.concatenate([none, *(found.items for found in batches)]),
         )
 
-    def _arranged(self, number: int) -> Placed:
+    def _arrange_batch(self, number: int) -> PlacedItems:
         first = number * self._batch_size
         stop = (
             first + self._batch_size if self._mixture.end is None else min(first + self._batch_size, self._mixture.end)
         )
         sources, items = self._mixture.locate(np.arange(first, stop))
+        # Stable, so that the order is the same on every machine.
         by_lane = np.argsort(items % self._counts[sources] % self._lanes, kind="stable")
-        return Placed(sources[by_lane], items[by_lane])
+        return PlacedItems(sources[by_lane], items[by_lane])

@@ -15,6 +15,7 @@ def lane_starts(count: int, lanes: int) -> Ints:
 def places(positions: Ints, count: int, lanes: int) -> Ints:
     """The place of each position of an epoch: position p is number p // lanes of lane p % lanes."""
     numbers, lane = np.divmod(positions, lanes)
+    # The first `longer` lanes have one place more.
     size, longer = divmod(count, lanes)
     found: Ints = lane * size + np.minimum(lane, longer) + numbers
     return found

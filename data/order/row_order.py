@@ -14,13 +14,13 @@ __all__ = ["ROW_WINDOW_TOKENS", "VERSION", "RowGroup", "RowOrder"]
 
 
 ROW_WINDOW_TOKENS = 8 << 20
-VERSION = 2
+VERSION = 2  # of the order of rows, which is part of a data set's fingerprint
 
 
 class RowGroup(NamedTuple):
-    """Rows first … stop-1 of pass `turn`."""
+    """Rows first … stop-1 of pass `pass_number`."""
 
-    turn: int
+    pass_number: int
     number: int  # within the pass
     first: int
     stop: int
@@ -38,6 +38,7 @@ class RowOrder:
         self._pass_rows = pass_rows
         self._lanes = lanes
         self._lane_starts = lane_starts(pass_rows, lanes)
+        # Of a lane; all lanes together then have a window's tokens in their current groups.
         self._lane_groups = -(-pass_rows * row_tokens // window_tokens)
         self._key = key
         self._group = lru_cache(maxsize=2 * lanes)(self._group_of)
@@ -45,26 +46,27 @@ class RowOrder:
 
     def rows(self, items: Ints) -> Iterator[tuple[RowGroup, int]]:
         """The group of each item, and its row within the pass."""
-        turns, positions = np.divmod(items, self._pass_rows)
+        passes, positions = np.divmod(items, self._pass_rows)
         indexes, lanes = np.divmod(positions, self._lanes)
         sizes = self._lane_starts[lanes + 1] - self._lane_starts[lanes]
         # The last group that starts at or before the row, where number i starts at row i·size // groups.
         numbers = ((indexes + 1) * self._lane_groups - 1) // sizes
         offsets = indexes - numbers * sizes // self._lane_groups
         numbers += lanes * self._lane_groups
-        for turn, number, offset in zip(turns.tolist(), numbers.tolist(), offsets.tolist(), strict=True):
-            group = self._group(turn, number)
+        for pass_number, number, offset in zip(passes.tolist(), numbers.tolist(), offsets.tolist(), strict=True):
+            group = self._group(pass_number, number)
             yield group, self._rows(group)[offset]
 
-    def _group_of(self, turn: int, number: int) -> RowGroup:
+    def _group_of(self, pass_number: int, number: int) -> RowGroup:
         lane, within = divmod(number, self._lane_groups)
         start, stop = self._lane_starts[lane : lane + 2].tolist()
+        # Groups of a lane differ by one row at most: a small last group would be read alone, and mix with nothing.
         first, last = (start + i * (stop - start) // self._lane_groups for i in (within, within + 1))
-        return RowGroup(turn, number, first, last)
+        return RowGroup(pass_number, number, first, last)
 
     def _permuted(self, group: RowGroup) -> "memoryview[int]":
         rows = np.arange(group.first, group.stop)
         if self._key is not None:
-            rows = rows[draws.permutation(len(rows), ("rows", *self._key, group.turn, group.number))]
+            rows = rows[draws.permutation(len(rows), ("rows", *self._key, group.pass_number, group.number))]
         # One number is looked up several times as fast in a memoryview as in an array.
         return rows.data

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.atomic import published
+from data.atomic import atomic_file
 from data.pack.pack_plan import Json, LeftOut, LeftOuts
 
 __all__ = ["MANIFEST", "read_json"]
@@ -30,10 +30,12 @@ class ShardRecord:
     left_out: LeftOuts
 
     def to_json(self) -> Json:
+        """Plain data for the record's file in OUT.partial."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: Json) -> "ShardRecord":
+        """The record that `to_json` gave `fields` for."""
         left_out = fields["left_out"]
         first = [LeftOut(*entry) for entry in left_out["first"]]
         return cls(**{**fields, "left_out": LeftOuts(left_out["count"], first)})
@@ -74,7 +76,7 @@ def _entry(name: str, record: ShardRecord) -> Json:
 
 def write_json(path: Path, value: Any) -> None:
     """Atomic; the same value gives the same bytes."""
-    with published(path) as file:
+    with atomic_file(path) as file:
         file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 

@@ -16,10 +16,10 @@ from data.pack.shard_writer import END_BYTES, Parts, ShardLimits
 __all__ = [
     "Draws",
     "Inputs",
-    "Job",
     "Json",
     "LeftOut",
     "LeftOuts",
+    "PackJob",
     "Sample",
     "digest_of",
     "hash_fraction",
@@ -53,7 +53,7 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-class Job(Protocol):
+class PackJob(Protocol):
     """The inputs of one shard, read in another process perhaps: plain data, small."""
 
     def samples(self) -> Iterator[Sample | LeftOut]:
@@ -68,11 +68,13 @@ class LeftOuts:
     first: list[LeftOut] = field(default_factory=list)
 
     def add(self, left_out: LeftOut) -> None:
+        """Count one more; the first FIRST_LEFT_OUT are named too."""
         self.count += 1
         if len(self.first) < FIRST_LEFT_OUT:
             self.first.append(left_out)
 
     def merge(self, other: "LeftOuts") -> None:
+        """Count those of `other`, which come after these."""
         self.count += other.count
         self.first += other.first[: FIRST_LEFT_OUT - len(self.first)]
 
@@ -83,17 +85,18 @@ class Inputs:
 
     kind: str
     options: Json  # all that was chosen and changes the shards
-    sizes: Ints  # bytes of each in an archive, headers included; an estimate where only reading tells
+    sizes: Ints  # bytes of each in an archive, headers included; an estimate where it must be read to be known
     order: Ints  # the order in which they are packed
     draws: Draws  # in [0, 1), the lowest go to val; they follow from names, so adding inputs moves no other
     digest: str  # changes when the inputs do, by name or size
     modified: str  # changes when their times of modification do
-    job: Callable[[Ints], Job]
+    job: Callable[[Ints], PackJob]
     facts: Json = field(default_factory=dict)  # of the manifest: classes, tokenizer, vocab
     left_out: LeftOuts = field(default_factory=LeftOuts)  # known without reading
 
     @property
     def count(self) -> int:
+        """How many inputs there are."""
         return len(self.sizes)
 
 
@@ -107,10 +110,12 @@ class PlannedShard:
 
     @property
     def name(self) -> str:
+        """The file name in OUT.partial."""
         return shard_name(self.split, self.number)
 
 
 def shard_name(split: str, number: int) -> str:
+    """`train-000000.tar` and so on; sorted names are in order of number."""
     return f"{split}-{number:06d}.tar"
 
 
@@ -123,7 +128,7 @@ def plan_shards(inputs: Inputs, val_fraction: float, limits: ShardLimits) -> lis
     shards = []
     for split, chosen in (("train", ~is_val), ("val", is_val)):
         numbers = inputs.order[chosen[inputs.order]]
-        ends = _cut(inputs.sizes[numbers], limits)
+        ends = _shard_ends(inputs.sizes[numbers], limits)
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             shards.append(PlannedShard(split, number, numbers[start:end]))
     if not shards or shards[0].split == "val":
@@ -138,7 +143,7 @@ def _is_val(draws: Draws, val_fraction: float) -> npt.NDArray[np.bool_]:
     return draws < val_fraction
 
 
-def _cut(sizes: Ints, limits: ShardLimits) -> list[int]:
+def _shard_ends(sizes: Ints, limits: ShardLimits) -> list[int]:
     """Where each shard ends, for inputs of these sizes in order."""
     totals = np.concatenate(([0], np.cumsum(sizes)))
     ends: list[int] = []

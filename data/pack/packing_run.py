@@ -12,14 +12,14 @@ from data.arrays import Say, silent
 from data.pack.pack_manifest import VERSION, ShardRecord
 from data.pack.pack_plan import Inputs, Json, PlannedShard, plan_shards
 from data.pack.partial_folder import WorkFolder, partial_folder, work_folder
-from data.pack.shard_tasks import Task, run_here, run_in_processes
+from data.pack.shard_tasks import PackTask, run_in_processes, run_in_this_process
 from data.pack.shard_writer import ShardLimits
 
-__all__ = ["How", "Packed", "Progress", "Watch", "pack"]
+__all__ = ["PackOptions", "PackProgress", "PackSummary", "ReportProgress", "pack_shards"]
 
 
 @dataclass(frozen=True)
-class Progress:
+class PackProgress:
     """How far packing is: inputs read and shards finished, with those of an earlier attempt."""
 
     inputs: int
@@ -28,11 +28,11 @@ class Progress:
     total_shards: int
 
 
-Watch = Callable[[Progress], None]
+ReportProgress = Callable[[PackProgress], None]
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackSummary:
     """What was written; `bytes` are those of the shards, `skipped` counts inputs left out."""
 
     train_samples: int
@@ -44,15 +44,17 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class How:
+class PackOptions:
     """What changes nothing in the shards."""
 
     workers: int = 1
     say: Say = silent
-    watch: Watch | None = None
+    report_progress: ReportProgress | None = None
 
 
-def pack(inputs: Inputs, out: Path, val_fraction: float, limits: ShardLimits, how: How) -> Packed:
+def pack_shards(
+    inputs: Inputs, out: Path, val_fraction: float, limits: ShardLimits, options: PackOptions
+) -> PackSummary:
     """Make the shards of `inputs` and their manifest in `out`, or go on where an interrupted call stopped.
 
     DataError: an input cannot be used; `out` or `out`.partial is of other inputs or options; the disk is full (what is
@@ -60,11 +62,11 @@ def pack(inputs: Inputs, out: Path, val_fraction: float, limits: ShardLimits, ho
     """
     _refuse_occupied(out)
     planned = plan_shards(inputs, val_fraction, limits)
-    manifest = _make(inputs, planned, _plan_json(inputs, val_fraction, limits), out, how)
-    how.say(_summary(out, manifest))
+    manifest = _make_shards(inputs, planned, _plan_json(inputs, val_fraction, limits), out, options)
+    options.say(_summary_line(out, manifest))
     if val_fraction and not manifest["val"]["samples"]:
-        how.say(f"{out}: no sample is left for val, though val_fraction is {val_fraction:g}: pack more inputs")
-    return _packed(manifest)
+        options.say(f"{out}: no sample is left for val, though val_fraction is {val_fraction:g}: pack more inputs")
+    return _summary_of(manifest)
 
 
 def _plan_json(inputs: Inputs, val_fraction: float, limits: ShardLimits) -> Json:
@@ -83,40 +85,44 @@ def _refuse_occupied(out: Path) -> None:
         raise DataError(f"{out}: already exists: name another output folder, or remove it first")
 
 
-def _make(inputs: Inputs, planned: Sequence[PlannedShard], plan: Json, out: Path, how: How) -> Json:
+def _make_shards(inputs: Inputs, planned: Sequence[PlannedShard], plan: Json, out: Path, options: PackOptions) -> Json:
     try:
         with work_folder(out, plan, inputs.modified) as work:
             finished = work.finished(planned)
             if finished:
-                how.say(f"{work.folder}: going on, {len(finished)} of {len(planned)} shards are finished")
-            _warn_of_space(work, inputs, planned, finished, how.say)
-            _finish(inputs, planned, finished, work, how)
+                options.say(f"{work.folder}: going on, {len(finished)} of {len(planned)} shards are finished")
+            _warn_of_space(work, inputs, planned, finished, options.say)
+            _make_missing(inputs, planned, finished, work, options)
             return work.publish(plan, inputs.left_out, [finished[shard.name] for shard in planned])
     except OSError as error:
-        raise DataError(_stopped(out, error, planned)) from error
+        raise DataError(_stop_message(out, error, planned)) from error
     except BrokenProcessPool as error:
         raise ResourceError(
             f"packing {out} stopped: one of its processes was killed, perhaps for want of memory; "
-            f"{_kept(out, planned)}: the same command goes on, with a smaller --workers if need be"
+            f"{_kept_message(out, planned)}: the same command goes on, with a smaller --workers if need be"
         ) from error
 
 
-def _finish(
-    inputs: Inputs, planned: Sequence[PlannedShard], finished: dict[str, ShardRecord], work: WorkFolder, how: How
+def _make_missing(
+    inputs: Inputs,
+    planned: Sequence[PlannedShard],
+    finished: dict[str, ShardRecord],
+    work: WorkFolder,
+    options: PackOptions,
 ) -> None:
     """Make the shards that are missing and add their records to `finished`."""
     todo = [shard for shard in planned if shard.name not in finished]
-    tasks = (Task(work, shard.name, shard.split, inputs.job(shard.inputs)) for shard in todo)
+    tasks = (PackTask(work, shard.name, shard.split, inputs.job(shard.inputs)) for shard in todo)
     before = sum(len(shard.inputs) for shard in planned) - sum(len(shard.inputs) for shard in todo)
 
-    def watch(read: int) -> None:
-        if how.watch is not None:
-            how.watch(Progress(before + read, inputs.count, len(finished), len(planned)))
+    def report(read: int) -> None:
+        if options.report_progress is not None:
+            options.report_progress(PackProgress(before + read, inputs.count, len(finished), len(planned)))
 
-    workers = min(how.workers, len(todo))
-    for record in run_in_processes(tasks, workers, watch) if workers > 1 else run_here(tasks, watch):
+    workers = min(options.workers, len(todo))
+    for record in run_in_processes(tasks, workers, report) if workers > 1 else run_in_this_process(tasks, report):
         finished[record.name] = record
-    watch(inputs.count - before)
+    report(inputs.count - before)
 
 
 def _warn_of_space(
@@ -129,23 +135,23 @@ def _warn_of_space(
         say(f"{work.folder}: about {wanted / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free")
 
 
-def _stopped(out: Path, error: OSError, planned: Sequence[PlannedShard]) -> str:
+def _stop_message(out: Path, error: OSError, planned: Sequence[PlannedShard]) -> str:
     where = f" ({error.filename})" if error.filename else ""
     remedy = "make space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
     return (
-        f"packing {out} stopped: {error.strerror or error}{where}; {_kept(out, planned)}: {remedy}, and the same "
-        "command goes on"
+        f"packing {out} stopped: {error.strerror or error}{where}; {_kept_message(out, planned)}: {remedy}, and the "
+        "same command goes on"
     )
 
 
-def _kept(out: Path, planned: Sequence[PlannedShard]) -> str:
+def _kept_message(out: Path, planned: Sequence[PlannedShard]) -> str:
     finished = len(WorkFolder(out).finished(planned))
     return f"{finished} of {len(planned)} shards are kept in {partial_folder(out)}"
 
 
-def _packed(manifest: Json) -> Packed:
+def _summary_of(manifest: Json) -> PackSummary:
     train, val = manifest["train"], manifest["val"]
-    return Packed(
+    return PackSummary(
         train["samples"],
         val["samples"],
         train["bytes"] + val["bytes"],
@@ -155,8 +161,8 @@ def _packed(manifest: Json) -> Packed:
     )
 
 
-def _summary(out: Path, manifest: Json) -> str:
-    packed, skipped = _packed(manifest), manifest["skipped"]
+def _summary_line(out: Path, manifest: Json) -> str:
+    packed, skipped = _summary_of(manifest), manifest["skipped"]
     tokens = f" ({packed.tokens} tokens)" if packed.tokens else ""
     line = (
         f"packed {out}: {packed.train_samples} train and {packed.val_samples} val samples{tokens}, "

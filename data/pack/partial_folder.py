@@ -42,19 +42,20 @@ class WorkFolder:
         path = self.shards / record.name
         return self._published.exists() or (path.is_file() and path.stat().st_size == record.bytes)
 
-    def keep(self, record: ShardRecord) -> None:
+    def save_record(self, record: ShardRecord) -> None:
         """The shard is whole: do not make it again."""
         write_json(self.records / f"{record.name}.json", record.to_json())
 
     def publish(self, plan: Json, left_out: LeftOuts, records: Sequence[ShardRecord]) -> Json:
         """Shards under their final names, then the manifest, then OUT; gives the manifest. May be repeated."""
-        manifest = make_manifest(plan, left_out, named := _numbered(records))
+        manifest = make_manifest(plan, left_out, named := _published_names(records))
         if not manifest["train"]["samples"]:
             skipped = manifest["skipped"]
             raise DataError(
                 f"{self.out}: no sample is left to train on ({skipped['count']} inputs left out, the first: "
-                f"{_shown(skipped)}): correct the inputs, or lower val_fraction"
+                f"{_first_skipped(skipped)}): correct the inputs, or lower val_fraction"
             )
+        # Killed anywhere below, the same command finds every record and does the rest.
         self._published.mkdir(exist_ok=True)
         for name, record in named:
             if record.samples:
@@ -97,7 +98,7 @@ def work_folder(out: Path, plan: Json, modified: str) -> Iterator[WorkFolder]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"{out}: another process is packing it: wait for it, or name another folder") from error
-        _claim(work, {**plan, "modified": modified})
+        _check_plan(work, {**plan, "modified": modified})
         try:
             yield work
         except DataError:
@@ -106,7 +107,7 @@ def work_folder(out: Path, plan: Json, modified: str) -> Iterator[WorkFolder]:
         shutil.rmtree(work.folder)
 
 
-def _claim(work: WorkFolder, plan: Json) -> None:
+def _check_plan(work: WorkFolder, plan: Json) -> None:
     path = work.folder / "plan.json"
     found = read_json(path)
     if found is None:
@@ -137,7 +138,7 @@ def _difference(found: Json, wanted: Json) -> str:
     return "inputs changed since" if found["modified"] != wanted["modified"] else "other classes or another tokenizer"
 
 
-def _numbered(records: Sequence[ShardRecord]) -> list[tuple[str, ShardRecord]]:
+def _published_names(records: Sequence[ShardRecord]) -> list[tuple[str, ShardRecord]]:
     """Each record with its published name: numbers without a gap, though all inputs of a shard may be left out."""
     counts = {"train": 0, "val": 0}
     named = []
@@ -147,6 +148,6 @@ def _numbered(records: Sequence[ShardRecord]) -> list[tuple[str, ShardRecord]]:
     return named
 
 
-def _shown(skipped: Json) -> str:
+def _first_skipped(skipped: Json) -> str:
     first = skipped["first"]
     return f"{first[0]['name']}, {first[0]['reason']}" if first else "none"

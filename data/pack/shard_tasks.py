@@ -16,29 +16,29 @@ from typing import Any
 
 from data.index.shard_index import load_index
 from data.pack.pack_manifest import ShardRecord
-from data.pack.pack_plan import Job, LeftOut, LeftOuts, Sample
+from data.pack.pack_plan import LeftOut, LeftOuts, PackJob, Sample
 from data.pack.partial_folder import WorkFolder
 from data.pack.shard_writer import Parts, write_shard
 from data.shards.local_shard import LocalShard
 
-WATCH_S = 0.1
+REPORT_S = 0.1
 _QUEUED = 2  # shards per worker, so that none waits
 
 Advance = Callable[[], None]  # called after each input
 
 
 @dataclass(frozen=True)
-class Task:
+class PackTask:
     """One shard to make."""
 
     work: WorkFolder
     name: str
     split: str
-    job: Job
+    job: PackJob
 
     def run(self, advance: Advance) -> ShardRecord:
         """Write the shard, then its record."""
-        reading = _Reading(self.job, advance)
+        reading = _CountedSamples(self.job, advance)
         path = self.work.shards / self.name
         shard = write_shard(path, reading.samples())
         if shard.samples:
@@ -53,14 +53,14 @@ class Task:
             parts=sorted(reading.parts),
             left_out=reading.left_out,
         )
-        self.work.keep(record)
+        self.work.save_record(record)
         return record
 
 
-class _Reading:
+class _CountedSamples:
     """Counts what a job gives."""
 
-    def __init__(self, job: Job, advance: Advance) -> None:
+    def __init__(self, job: PackJob, advance: Advance) -> None:
         self._job = job
         self._advance = advance
         self.left_out = LeftOuts()
@@ -68,6 +68,7 @@ class _Reading:
         self.tokens = 0
 
     def samples(self) -> Iterator[tuple[str, Parts]]:
+        """Keys and parts of the job's samples, counted as they pass."""
         for found in self._job.samples():
             self._advance()
             if isinstance(found, LeftOut):
@@ -81,22 +82,22 @@ class _Reading:
         self.parts.update(sample.parts)
 
 
-def run_here(tasks: Iterator[Task], watch: Callable[[int], None]) -> Iterator[ShardRecord]:
+def run_in_this_process(tasks: Iterator[PackTask], report: Callable[[int], None]) -> Iterator[ShardRecord]:
     """One shard after the other in this process."""
     read, seen = 0, time.monotonic()
 
     def advance() -> None:
         nonlocal read, seen
         read += 1
-        if time.monotonic() - seen > WATCH_S:
+        if time.monotonic() - seen > REPORT_S:
             seen = time.monotonic()
-            watch(read)
+            report(read)
 
     for task in tasks:
         yield task.run(advance)
 
 
-def run_in_processes(tasks: Iterator[Task], workers: int, watch: Callable[[int], None]) -> Iterator[ShardRecord]:
+def run_in_processes(tasks: Iterator[PackTask], workers: int, report: Callable[[int], None]) -> Iterator[ShardRecord]:
     """Records in the order in which shards are finished."""
     # Spawned, not forked: tokenizers and pyarrow have threads.
     context = get_context("spawn")
@@ -106,13 +107,16 @@ def run_in_processes(tasks: Iterator[Task], workers: int, watch: Callable[[int],
         try:
             while True:
                 with _ctrl_c_blocked():
-                    waiting.update(pool.submit(_run, task) for task in islice(tasks, workers * _QUEUED - len(waiting)))
+                    waiting.update(
+                        pool.submit(_run_task, task) for task in islice(tasks, workers * _QUEUED - len(waiting))
+                    )
                 if not waiting:
                     return
-                done, waiting = wait(waiting, WATCH_S, FIRST_COMPLETED)
+                done, waiting = wait(waiting, REPORT_S, FIRST_COMPLETED)
                 yield from [future.result() for future in done]
-                watch(read.value)
+                report(read.value)
         except BaseException:
+            # A worker looks at this between two inputs; else it would end its shard, which may take minutes.
             stop.value = True
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -151,6 +155,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _run(task: Task) -> ShardRecord:
+def _run_task(task: PackTask) -> ShardRecord:
     assert _advance is not None
     return task.run(_advance)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from configs.errors import DataError
-from data.atomic import published
+from data.atomic import atomic_file
 
-__all__ = ["BLOCK_BYTES", "DEFAULT_LIMITS", "ShardLimits", "tar_bytes"]
+__all__ = ["DEFAULT_LIMITS", "TAR_BLOCK_BYTES", "ShardLimits", "tar_bytes"]
 
 
-BLOCK_BYTES = 512
-END_BYTES = 2 * BLOCK_BYTES  # of zeros, at least
-RECORD_BYTES = 20 * BLOCK_BYTES  # an archive is a multiple of this
+TAR_BLOCK_BYTES = 512
+END_BYTES = 2 * TAR_BLOCK_BYTES  # of zeros, at least
+RECORD_BYTES = 20 * TAR_BLOCK_BYTES  # an archive is a multiple of this
 _MAX_NAME_BYTES = 100
 _MAX_PART_BYTES = (8 << 30) - 1  # eleven octal digits
 _WRITE_BYTES = 1 << 20
@@ -65,7 +65,7 @@ class TarStream:
         for part, contents in parts.items():
             self._append(_header(f"{key}.{part}", len(contents)))
             self._append(contents)
-            if rest := -len(contents) % BLOCK_BYTES:
+            if rest := -len(contents) % TAR_BLOCK_BYTES:
                 self._append(bytes(rest))
             self._content_bytes += len(contents)
         self._samples += 1
@@ -76,9 +76,9 @@ class TarStream:
         self._flush()
         return WrittenShard(self._written, self._content_bytes, self._samples, self._digest.hexdigest())
 
-    def _append(self, piece: bytes) -> None:
-        self._pending.append(piece)
-        self._pending_bytes += len(piece)
+    def _append(self, chunk: bytes) -> None:
+        self._pending.append(chunk)
+        self._pending_bytes += len(chunk)
         if self._pending_bytes >= _WRITE_BYTES:
             self._flush()
 
@@ -92,7 +92,7 @@ class TarStream:
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Parts]]) -> WrittenShard:
     """Write keys and parts to `path`, which appears when it is whole. Memory: one sample and 1 MiB."""
-    with published(path) as file:
+    with atomic_file(path) as file:
         tar = TarStream(file)
         for key, parts in samples:
             tar.add(key, parts)
@@ -101,7 +101,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Parts]]) -> WrittenShar
 
 def tar_bytes(sizes: Iterable[int]) -> int:
     """What parts of these sizes take in an archive."""
-    return sum(BLOCK_BYTES + size + -size % BLOCK_BYTES for size in sizes)
+    return sum(TAR_BLOCK_BYTES + size + -size % TAR_BLOCK_BYTES for size in sizes)
 
 
 def _header(name: str, size: int) -> bytes:

@@ -11,10 +11,11 @@ from PIL import Image
 
 from configs.errors import ResourceError
 from data.arrays import Array, Ints, Say, silent
-from data.pack.pack_plan import Draws, Inputs, Job, Sample, digest_of, hash_fraction, hash_order
-from data.pack.packing_run import How, Packed, pack
+from data.images.image_samples import LABEL_PART
+from data.pack.pack_plan import Draws, Inputs, PackJob, Sample, digest_of, hash_fraction, hash_order
+from data.pack.packing_run import PackOptions, PackSummary, pack_shards
 from data.pack.shard_writer import ShardLimits, tar_bytes
-from data.pack_inputs.file_inputs import LABEL_PART, text_inputs
+from data.pack_inputs.file_inputs import text_inputs
 from data.pack_inputs.list_files import list_files
 
 __all__ = ["pack_digits", "pack_stdlib"]
@@ -38,6 +39,7 @@ class DigitJob:
     labels: Ints
 
     def samples(self) -> Iterator[Sample]:
+        """A sample per digit: parts png and cls."""
         for key, image_HW, label in zip(self.keys, self.images, self.labels.tolist(), strict=True):
             pixels_HW = np.rint(image_HW * (255 / _MAX_GREY)).astype(np.uint8)
             file = io.BytesIO()
@@ -45,12 +47,12 @@ class DigitJob:
             yield Sample(key, {"png": file.getvalue(), LABEL_PART: b"%d" % label})
 
 
-def pack_digits(out: Path, limits: ShardLimits = DIGITS_LIMITS, say: Say = silent) -> Packed:
+def pack_digits(out: Path, limits: ShardLimits = DIGITS_LIMITS, say: Say = silent) -> PackSummary:
     """1797 handwritten digits, 8×8 grey PNG with part cls; a fifth of each class is val."""
     images_NHW, labels_N = _load_digits()
     keys = [f"digit-{number:04d}" for number in range(len(labels_N))]
 
-    def job(numbers: Ints) -> Job:
+    def job(numbers: Ints) -> PackJob:
         return DigitJob([keys[n] for n in numbers], images_NHW[numbers], labels_N[numbers])
 
     inputs = Inputs(
@@ -58,19 +60,19 @@ def pack_digits(out: Path, limits: ShardLimits = DIGITS_LIMITS, say: Say = silen
         options={},
         sizes=np.full(len(keys), tar_bytes([_PNG_BYTES, 1])),
         order=hash_order(keys),
-        draws=_stratified(keys, labels_N),
+        draws=_stratified_draws(keys, labels_N),
         digest=digest_of(keys),
         modified="",
         job=job,
     )
-    return pack(inputs, out, DIGITS_VAL_FRACTION, limits, How(say=say))
+    return pack_shards(inputs, out, DIGITS_VAL_FRACTION, limits, PackOptions(say=say))
 
 
-def pack_stdlib(out: Path, limits: ShardLimits = STDLIB_LIMITS, say: Say = silent) -> Packed:
+def pack_stdlib(out: Path, limits: ShardLimits = STDLIB_LIMITS, say: Say = silent) -> PackSummary:
     """The Python files of this interpreter's standard library, without its tests, as part txt."""
     listing = list_files(Path(sysconfig.get_paths()["stdlib"]), "**/*.py", [], say)
     listing = listing.only([not _NOT_LIBRARY & set(name.split("/")) for name in listing.names])
-    return pack(text_inputs(listing, {}, None), out, STDLIB_VAL_FRACTION, limits, How(say=say))
+    return pack_shards(text_inputs(listing, {}, None), out, STDLIB_VAL_FRACTION, limits, PackOptions(say=say))
 
 
 def _load_digits() -> tuple[Array, Array]:
@@ -82,7 +84,7 @@ def _load_digits() -> tuple[Array, Array]:
     return digits.images, digits.target
 
 
-def _stratified(names: Sequence[str], labels_N: Ints) -> Draws:
+def _stratified_draws(names: Sequence[str], labels_N: Ints) -> Draws:
     """Draws that are even within each class: any fraction takes the same share of every one."""
     hashes = np.array([hash_fraction(f"val {name}") for name in names])
     draws = np.empty(len(names))

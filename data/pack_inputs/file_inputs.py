@@ -9,12 +9,11 @@ import numpy as np
 from configs.errors import DataError
 from data.arrays import Ints
 from data.images.codecs import IMAGE_PARTS, decode_image
-from data.pack.pack_plan import Inputs, Job, Json, LeftOut, LeftOuts, Sample, hash_order, unique_keys, val_draws
+from data.images.image_samples import LABEL_PART
+from data.pack.pack_plan import Inputs, Json, LeftOut, LeftOuts, PackJob, Sample, hash_order, unique_keys, val_draws
 from data.pack.shard_writer import tar_bytes
 from data.pack_inputs.list_files import Listing, read_listed
 from data.pack_inputs.text_part import Encoding, refuse_text, text_part
-
-LABEL_PART = "cls"
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class TextJob:
     encoding: Encoding | None
 
     def samples(self) -> Iterator[Sample | LeftOut]:
+        """A sample per file. DataError: a file is not as long as when it was listed."""
         for key, name, size in self.files:
             text = read_listed(self.folder, name, size)
             if refused := refuse_text(name, text):
@@ -39,7 +39,7 @@ def text_inputs(listing: Listing, options: Json, encoding: Encoding | None) -> I
     """A sample per file, part txt, or npy with an encoding. Empty files and those that are not UTF-8 are left out."""
     keys = unique_keys(listing.names)
 
-    def job(numbers: Ints) -> Job:
+    def job(numbers: Ints) -> PackJob:
         files = [(keys[n], listing.names[n], int(listing.sizes[n])) for n in numbers]
         return TextJob(listing.folder, files, encoding)
 
@@ -58,6 +58,7 @@ class ImageJob:
     check: bool
 
     def samples(self) -> Iterator[Sample | LeftOut]:
+        """A sample per image, bytes unchanged. DataError: a file is not as long as when it was listed."""
         for key, name, size, label in self.files:
             contents, part = read_listed(self.folder, name, size), image_part(name)
             assert part is not None
@@ -84,7 +85,7 @@ def image_inputs(listing: Listing, classes: list[str] | None, check: bool) -> In
             raise DataError(f"{listing.folder / name}: not among the {len(number)} classes given: add it to the file")
     keys = unique_keys(images.names)
 
-    def job(numbers: Ints) -> Job:
+    def job(numbers: Ints) -> PackJob:
         names = [images.names[n] for n in numbers]
         labels = [number[name.split("/")[0]] for name in names]
         sizes = images.sizes[numbers].tolist()
@@ -100,7 +101,7 @@ def file_inputs(
     options: Json,
     listing: Listing,
     archived_bytes: list[int],
-    job: Callable[[Ints], Job],
+    job: Callable[[Ints], PackJob],
     facts: Json,
     left_out: Sequence[LeftOut] = (),
 ) -> Inputs:

@@ -11,13 +11,8 @@ from typing import TypeVar
 import numpy as np
 
 from configs.errors import DataError
-from data.arrays import Ints, Say
+from data.arrays import PROGRESS_S, Ints, Say
 from data.pack.pack_plan import LeftOut, digest_of
-
-__all__ = ["PROGRESS_S"]
-
-
-PROGRESS_S = 2.0
 
 Item = TypeVar("Item")
 
@@ -33,12 +28,15 @@ class Listing:
     left_out: list[LeftOut]
 
     def digest(self) -> str:
+        """sha256 over names and sizes, so that a packing goes on only with the same files."""
         return digest_of(part for pair in zip(self.names, self.sizes.tolist(), strict=True) for part in pair)
 
     def modified(self) -> str:
+        """sha256 over the times of modification."""
         return digest_of(self.modified_ns.tolist())
 
     def only(self, wanted: Sequence[bool]) -> "Listing":
+        """The files for which `wanted` is true; `left_out` stays."""
         chosen = np.array(wanted, np.bool_)
         names = [name for name, is_wanted in zip(self.names, wanted, strict=True) if is_wanted]
         return Listing(self.folder, names, self.sizes[chosen], self.modified_ns[chosen], self.left_out)
@@ -53,7 +51,7 @@ def list_files(folder: Path, pattern: str, without: Sequence[Path], say: Say) ->
         raise DataError(f"glob {pattern!r} must be relative to the folder {folder}, such as **/*.txt")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder: correct the path")
-    matches = dict(_matches(folder, told(folder.glob(pattern), say, f"listing {folder}"), without))
+    matches = dict(_matches(folder, report_count(folder.glob(pattern), say, f"listing {folder}"), without))
     left_out = [LeftOut(name, match) for name, match in sorted(matches.items()) if isinstance(match, str)]
     found = {name: match for name, match in matches.items() if not isinstance(match, str)}
     if not found:
@@ -87,13 +85,13 @@ def _matches(
             yield name, status
 
 
-def told(items: Iterable[Item], say: Say, what: str) -> Iterator[Item]:
-    """The items; a line now and then tells how many have passed."""
-    said = time.monotonic()
+def report_count(items: Iterable[Item], say: Say, what: str) -> Iterator[Item]:
+    """The items; a line now and then says how many have passed."""
+    said_at = time.monotonic()
     for number, item in enumerate(items):
-        if time.monotonic() - said > PROGRESS_S:
+        if time.monotonic() - said_at > PROGRESS_S:
             say(f"{what}: {number} so far")
-            said = time.monotonic()
+            said_at = time.monotonic()
         yield item
 
 

@@ -1,7 +1,7 @@
 """Files, tables and arrays -> train and val shards with a manifest: what `stoker data pack` calls.
 
-Every function makes OUT/train-*.tar, OUT/val-*.tar and OUT/manifest.json as `packing_run.pack` says, in the same bytes
-whatever `how` is, and raises its DataErrors.
+Every function makes OUT/train-*.tar, OUT/val-*.tar and OUT/manifest.json as `packing_run.pack_shards` says, in the same
+bytes whatever `options` is, and raises its DataErrors.
 """
 
 import json
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import DataError
-from data.pack.packing_run import How, Packed, pack
+from data.pack.packing_run import PackOptions, PackSummary, pack_shards
 from data.pack.partial_folder import partial_folder
 from data.pack.shard_writer import DEFAULT_LIMITS, ShardLimits
 from data.pack_inputs.file_inputs import image_inputs, text_inputs
 from data.pack_inputs.list_files import list_files
 from data.pack_inputs.table_inputs import Columns, table_inputs
 from data.pack_inputs.text_part import Encoding, open_encoding
-from data.pack_inputs.token_arrays import Cuts, array_inputs
+from data.pack_inputs.token_arrays import ArraySplit, array_inputs
 
 __all__ = ["pack_arrays", "pack_images", "pack_table", "pack_text", "read_classes"]
 
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_HERE = How()
+_DEFAULT_OPTIONS = PackOptions()
 
 
 def pack_text(
@@ -33,17 +33,17 @@ def pack_text(
     out: Path,
     val_fraction: float,
     limits: ShardLimits = DEFAULT_LIMITS,
-    how: How = _HERE,
+    options: PackOptions = _DEFAULT_OPTIONS,
     tokenizer: str | None = None,
-) -> Packed:
+) -> PackSummary:
     """Files of `folder` that match a glob, as part txt, or with a tokenizer (`bytes`, or a tokenizer.json) as part npy.
 
     Files that are empty or not UTF-8 are left out and counted. DataError: nothing matches.
     """
     with _planning(folder, out):
-        listing = list_files(folder, pattern, _outputs(out), how.say)
+        listing = list_files(folder, pattern, _outputs(out), options.say)
         inputs = text_inputs(listing, {"glob": pattern}, _encoding(tokenizer))
-    return pack(inputs, out, val_fraction, limits, how)
+    return pack_shards(inputs, out, val_fraction, limits, options)
 
 
 def pack_images(
@@ -51,48 +51,48 @@ def pack_images(
     out: Path,
     val_fraction: float,
     limits: ShardLimits = DEFAULT_LIMITS,
-    how: How = _HERE,
+    options: PackOptions = _DEFAULT_OPTIONS,
     classes: list[str] | None = None,
     check: bool = False,
-) -> Packed:
+) -> PackSummary:
     """`folder`/CLASS/*.jpg (jpeg, png, webp), bytes kept, with part cls; out/classes.json lists the classes by number.
 
     Files of other kinds are left out and counted; with `check`, images that cannot be decoded too.
     DataError: there are no images, or a class is not among `classes`.
     """
     with _planning(folder, out):
-        inputs = image_inputs(list_files(folder, "**/*", _outputs(out), how.say), classes, check)
-    return pack(inputs, out, val_fraction, limits, how)
+        inputs = image_inputs(list_files(folder, "**/*", _outputs(out), options.say), classes, check)
+    return pack_shards(inputs, out, val_fraction, limits, options)
 
 
 def pack_table(
-    source: Path,
+    path: Path,
     columns: Columns,
     out: Path,
     val_fraction: float,
     limits: ShardLimits = DEFAULT_LIMITS,
-    how: How = _HERE,
+    options: PackOptions = _DEFAULT_OPTIONS,
     tokenizer: str | None = None,
-) -> Packed:
+) -> PackSummary:
     """Rows of a CSV, TSV, JSONL or Parquet file, or of all in a folder. DataError: see table_inputs.py."""
-    with _planning(source, out):
-        inputs = table_inputs(source, columns, _encoding(tokenizer), _outputs(out), how.say)
-    return pack(inputs, out, val_fraction, limits, how)
+    with _planning(path, out):
+        inputs = table_inputs(path, columns, _encoding(tokenizer), _outputs(out), options.say)
+    return pack_shards(inputs, out, val_fraction, limits, options)
 
 
 def pack_arrays(
-    source: Path,
-    cuts: Cuts,
+    path: Path,
+    split: ArraySplit,
     out: Path,
     val_fraction: float,
     limits: ShardLimits = DEFAULT_LIMITS,
-    how: How = _HERE,
+    options: PackOptions = _DEFAULT_OPTIONS,
     vocab: int | None = None,
-) -> Packed:
+) -> PackSummary:
     """Token ids of .npy files as part npy. DataError: see token_arrays.py."""
-    with _planning(source, out):
-        inputs = array_inputs(source, cuts, vocab, _outputs(out), how.say)
-    return pack(inputs, out, val_fraction, limits, how)
+    with _planning(path, out):
+        inputs = array_inputs(path, split, vocab, _outputs(out), options.say)
+    return pack_shards(inputs, out, val_fraction, limits, options)
 
 
 def read_classes(path: Path) -> list[str]:
@@ -117,14 +117,12 @@ def _outputs(out: Path) -> list[Path]:
 
 
 @contextmanager
-def _planning(source: Path, out: Path) -> Iterator[None]:
-    """DataError: a place is not local, or the source cannot be read."""
-    for path in (source, out):
-        if _URL.match(str(path)):
-            raise DataError(f"{path}: only local folders can be packed: pack there, then copy the shards")
+def _planning(path: Path, out: Path) -> Iterator[None]:
+    """DataError: a place is not local, or the path cannot be read."""
+    for place in (path, out):
+        if _URL.match(str(place)):
+            raise DataError(f"{place}: only local folders can be packed: pack there, then copy the shards")
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{error.filename or source}: cannot be read ({error.strerror or error}): correct it"
-        ) from error
+        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error}): correct it") from error

@@ -40,8 +40,8 @@ class ParquetRowFile:
         """Rows of these ascending numbers. A row group larger than a shard is decoded for each of its shards."""
         starts = np.concatenate(([0], np.cumsum(self._group_rows)))
         ends = np.searchsorted(numbers, starts[1:])
-        pieces = np.split(numbers, ends[:-1])
-        groups = [(group, int(starts[group]), rows) for group, rows in enumerate(pieces) if len(rows)]
+        by_group = np.split(numbers, ends[:-1])
+        groups = [(group, int(starts[group]), rows) for group, rows in enumerate(by_group) if len(rows)]
         return ParquetRows(self.path, list(columns), groups)
 
 
@@ -54,6 +54,7 @@ class ParquetRows:
     groups: list[tuple[int, int, Ints]]
 
     def rows(self) -> Iterator[Row]:
+        """In ascending order. DataError: a row group cannot be read."""
         with _opened(self.path) as file:
             for group, first, numbers in self.groups:
                 yield from self._group(file, group, first, numbers)

@@ -11,8 +11,9 @@ import numpy as np
 
 from configs.errors import DataError
 from data.arrays import Array
+from data.images.image_samples import LABEL_PART
 from data.pack.pack_plan import LeftOut
-from data.pack_inputs.file_inputs import LABEL_PART, image_part
+from data.pack_inputs.file_inputs import image_part
 from data.pack_inputs.text_part import TOKENS_PART, Encoding, npy_bytes, refuse_text, text_part, token_dtype
 from data.pack_inputs.text_rows import Row
 
@@ -32,7 +33,7 @@ class Field(NamedTuple):
     is_path: bool = False
 
 
-class Converted(NamedTuple):
+class ConvertedPart(NamedTuple):
     """A part, its contents, and how many tokens they are."""
 
     part: str
@@ -50,19 +51,19 @@ class Conversion:
     vocab: int | None  # of a column of tokens
     check: bool  # that images can be decoded
 
-    def convert(self, row: Row, field: Field) -> Converted | LeftOut:
+    def convert(self, row: Row, field: Field) -> ConvertedPart | LeftOut:
         """One part of the row's sample. DataError names the row and the column that cannot be used."""
         value = column_value(row, field)
         if value is None:
             return LeftOut(row.where, f"{field.column} is empty")
         if field.role == "label":
-            return Converted(LABEL_PART, b"%d" % self._label(row, field, value))
+            return ConvertedPart(LABEL_PART, b"%d" % self._label(row, field, value))
         if field.role == "tokens":
             return self._tokens(row, field, value)
         if field.role == "image":
             return self._image(row, field, value)
-        contents = self._file(row, field, value) if field.is_path else _contents(value)
-        return self._text(row, field, contents) if field.role == "text" else Converted(field.part, contents)
+        contents = self._file(row, field, value) if field.is_path else _as_bytes(value)
+        return self._text(row, field, contents) if field.role == "text" else ConvertedPart(field.part, contents)
 
     def path(self, row: Row, field: Field) -> Path:
         """The file that a column names."""
@@ -75,9 +76,9 @@ class Conversion:
     def _file(self, row: Row, field: Field, _value: object) -> bytes:
         return self.path(row, field).read_bytes()
 
-    def _text(self, row: Row, field: Field, text: bytes) -> Converted | LeftOut:
+    def _text(self, row: Row, field: Field, text: bytes) -> ConvertedPart | LeftOut:
         refused = refuse_text(row.where, text)
-        return refused or Converted(*text_part(text, self.encoding))
+        return refused or ConvertedPart(*text_part(text, self.encoding))
 
     def _label(self, row: Row, field: Field, value: object) -> int:
         name = label_name(row, field, value)
@@ -90,28 +91,28 @@ class Conversion:
             )
         return self.classes[name]
 
-    def _tokens(self, row: Row, field: Field, value: object) -> Converted | LeftOut:
+    def _tokens(self, row: Row, field: Field, value: object) -> ConvertedPart | LeftOut:
         ids = np.asarray(value) if isinstance(value, list | np.ndarray) else np.empty((0, 0))
         assert self.vocab is not None
         if isinstance(value, list | np.ndarray) and len(value) == 0:
             return LeftOut(row.where, f"{field.column} is empty")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise DataError(f"{row.where}: column {field.column} is {_shown(value)}, expected a list of integers")
-        contents = npy_bytes(narrow(f"{row.where}: column {field.column}", ids, self.vocab))
-        return Converted(TOKENS_PART, contents, len(ids))
+        contents = npy_bytes(narrow_ids(f"{row.where}: column {field.column}", ids, self.vocab))
+        return ConvertedPart(TOKENS_PART, contents, len(ids))
 
-    def _image(self, row: Row, field: Field, value: object) -> Converted | LeftOut:
+    def _image(self, row: Row, field: Field, value: object) -> ConvertedPart | LeftOut:
         if field.is_path:
             path = self.path(row, field)
             contents, part = path.read_bytes(), image_part(path.name)
         else:
-            contents, part = _embedded(row, field, value)
+            contents, part = _embedded_image(row, field, value)
         if part is None:
             return LeftOut(row.where, f"{field.column} is not an image of a known kind")
         from data.pack_inputs.file_inputs import refuse_image
 
         refused = refuse_image(row.where, contents, part) if self.check else None
-        return refused or Converted(part, contents)
+        return refused or ConvertedPart(part, contents)
 
 
 def column_value(row: Row, field: Field) -> Any:
@@ -137,7 +138,7 @@ def is_number(name: str) -> bool:
     return _INTEGER.fullmatch(name) is not None
 
 
-def narrow(where: str, ids: Array, vocab: int) -> Array:
+def narrow_ids(where: str, ids: Array, vocab: int) -> Array:
     """Token ids as they are kept. DataError: one is not below `vocab`."""
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest < 0 or highest >= vocab:
@@ -159,7 +160,7 @@ def part_fields(pairs: Sequence[str], role: Role, option: str) -> list[Field]:
     return fields
 
 
-def _contents(value: Any) -> bytes:
+def _as_bytes(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
@@ -168,7 +169,7 @@ def _contents(value: Any) -> bytes:
     return json.dumps(plain, ensure_ascii=False, default=str).encode(errors="surrogatepass")
 
 
-def _embedded(row: Row, field: Field, value: object) -> tuple[bytes, str | None]:
+def _embedded_image(row: Row, field: Field, value: object) -> tuple[bytes, str | None]:
     contents = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(contents, bytes):
         raise DataError(f"{row.where}: column {field.column} is {_shown(value)}, expected the bytes of an image")

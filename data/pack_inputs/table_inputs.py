@@ -9,10 +9,10 @@ import numpy as np
 
 from configs.errors import DataError
 from data.arrays import Ints, Say
-from data.pack.pack_plan import Inputs, Job, Json, LeftOut, Sample, digest_of
-from data.pack.shard_writer import BLOCK_BYTES, tar_bytes
+from data.pack.pack_plan import Inputs, Json, LeftOut, PackJob, Sample, digest_of
+from data.pack.shard_writer import TAR_BLOCK_BYTES, tar_bytes
 from data.pack_inputs.file_inputs import number_classes
-from data.pack_inputs.list_files import told
+from data.pack_inputs.list_files import report_count
 from data.pack_inputs.table_fields import IMAGE, Conversion, Field, column_value, is_number, label_name, part_fields
 from data.pack_inputs.table_rows import RowsOfFiles, Table, find_tables, first_columns, open_table
 from data.pack_inputs.text_part import Encoding
@@ -54,6 +54,7 @@ class TableJob:
     conversion: Conversion
 
     def samples(self) -> Iterator[Sample | LeftOut]:
+        """A sample per row. DataError names the row and the column that cannot be used."""
         for key, row in self.rows.rows():
             yield self._sample(key, row)
 
@@ -80,7 +81,7 @@ def table_inputs(
     _refuse_mismatch(fields, columns, encoding)
     wanted = sorted({field.column for field in fields})
     table = open_table(folder, names, wanted, say)
-    fields = [_located(table, field) for field in fields]
+    fields = [_with_path(table, field) for field in fields]
     conversion = Conversion(columns.root or folder, None, encoding, columns.vocab, columns.check)
     scan = _scan(table, fields, conversion, columns.classes is None, say)
     classes = columns.classes or scan.classes
@@ -88,11 +89,11 @@ def table_inputs(
         conversion.root, number_classes(classes) if classes else None, encoding, columns.vocab, columns.check
     )
 
-    def job(numbers: Ints) -> Job:
+    def job(numbers: Ints) -> PackJob:
         return TableJob(table.rows(numbers, wanted), fields, conversion)
 
     keeps_order = table.ascending or not any(field.is_path for field in fields)
-    sizes = _archived(table, fields, encoding, scan.file_bytes)
+    sizes = _archived_bytes(table, fields, encoding, scan.file_bytes)
     return Inputs(
         kind="table",
         options=_options(columns, fields),
@@ -139,7 +140,7 @@ def _refuse_mismatch(fields: Sequence[Field], columns: Columns, encoding: Encodi
             raise DataError(f"{option} has no meaning: leave it out, or name the column")
 
 
-def _located(table: Table, field: Field) -> Field:
+def _with_path(table: Table, field: Field) -> Field:
     if field.role != "image":
         return field
     return field._replace(is_path=not table.files[0].embeds(field.column))
@@ -147,7 +148,7 @@ def _located(table: Table, field: Field) -> Field:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What only reading the rows tells: what their files take in an archive, and the classes (None: numbers).
+    """What is known only once the rows are read: what their files take in an archive, and the classes (None: numbers).
 
     `modified` changes when those files may: where they lie, and their times of modification.
     """
@@ -165,7 +166,7 @@ def _scan(table: Table, fields: Sequence[Field], conversion: Conversion, name_cl
     sizes, names = np.zeros(len(table.sizes), np.int64), set[str]()
     modified_ns = np.zeros((len(table.sizes), len(paths)), np.int64)
     rows = table.rows(np.arange(len(sizes)), [field.column for field in (*paths, *labels)])
-    for number, (_, row) in enumerate(told(rows.rows(), say, f"reading the rows of {table.folder}")):
+    for number, (_, row) in enumerate(report_count(rows.rows(), say, f"reading the rows of {table.folder}")):
         files = [_file_status(row, field, conversion) for field in paths]
         sizes[number] = tar_bytes(file.st_size if file else 0 for file in files)
         modified_ns[number] = [file.st_mtime_ns if file else 0 for file in files]
@@ -191,11 +192,11 @@ def _file_status(row: Row, field: Field, conversion: Conversion) -> os.stat_resu
         ) from error
 
 
-def _archived(table: Table, fields: Sequence[Field], encoding: Encoding | None, file_bytes: Ints | None) -> Ints:
+def _archived_bytes(table: Table, fields: Sequence[Field], encoding: Encoding | None, file_bytes: Ints | None) -> Ints:
     """What each row takes in an archive: its files, and headers and contents of the other parts, roughly."""
     values = sum(not field.is_path for field in fields)
     sizes = table.sizes * (1 if encoding is None else encoding.bytes_per_byte)
-    archived = 2 * values * BLOCK_BYTES + (sizes if values > _labels(fields) else 0)
+    archived = 2 * values * TAR_BLOCK_BYTES + (sizes if values > _labels(fields) else 0)
     return np.asarray(archived + (0 if file_bytes is None else file_bytes) + np.zeros_like(table.sizes))
 
 

@@ -22,10 +22,11 @@ _LONGEST_NAME = 60
 class RowsOfFiles:
     """Rows of several files, each with the key of its sample."""
 
-    pieces: list[tuple[str, Ints, RowReader]]  # the start of the keys, numbers within the file, and the rows
+    parts_of_files: list[tuple[str, Ints, RowReader]]  # the start of the keys, numbers within the file, and the rows
 
     def rows(self) -> Iterator[tuple[str, Row]]:
-        for name, numbers, reader in self.pieces:
+        """(key of the sample, row), in the order chosen."""
+        for name, numbers, reader in self.parts_of_files:
             for number, row in zip(numbers.tolist(), reader.rows(), strict=True):
                 yield f"{name}-{number:08d}", row
 
@@ -73,9 +74,9 @@ class Table:
         """These rows in this order, which ascends where `ascending`."""
         owners = np.searchsorted(self._starts, numbers, side="right") - 1
         runs = np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(owners)) + 1) if len(numbers) else []
-        return RowsOfFiles([self._piece(int(owners[run[0]]), numbers[run], columns) for run in runs])
+        return RowsOfFiles([self._part_of_file(int(owners[run[0]]), numbers[run], columns) for run in runs])
 
-    def _piece(self, owner: int, numbers: Ints, columns: Sequence[str]) -> tuple[str, Ints, RowReader]:
+    def _part_of_file(self, owner: int, numbers: Ints, columns: Sequence[str]) -> tuple[str, Ints, RowReader]:
         within = numbers - self._starts[owner]
         return self._keys[owner], within, self.files[owner].reader(within, columns)
 

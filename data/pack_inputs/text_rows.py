@@ -46,7 +46,8 @@ class RowFile(Protocol):
     def embeds(self, column: str) -> bool:
         """The column holds files, not their paths."""
 
-    def reader(self, numbers: Ints, columns: Sequence[str]) -> RowReader: ...
+    def reader(self, numbers: Ints, columns: Sequence[str]) -> RowReader:
+        """Rows of these numbers, of which these columns are needed."""
 
 
 class TextRowFile:
@@ -87,6 +88,7 @@ class TextRows:
     bounds: Ints
 
     def rows(self) -> Iterator[Row]:
+        """In the order chosen. DataError: bytes at these bounds are no row of this kind."""
         parse: Callable[[bytes], Values] = _parse_json
         if self.path.suffix in DELIMITERS:
             parse = self._parse_csv

@@ -28,7 +28,9 @@ class Address:
     @property
     def identity(self) -> str:
         """The URL without secrets; a query that selects contents enters as its hash."""
-        chosen = [(name, value) for name, value in parse_qsl(self.query, keep_blank_values=True) if not _secret(name)]
+        chosen = [
+            (name, value) for name, value in parse_qsl(self.query, keep_blank_values=True) if not _is_secret(name)
+        ]
         return self._bare + (f"?{xxhash.xxh3_64_hexdigest(repr(chosen).encode())}" if chosen else "")
 
     @property
@@ -45,30 +47,30 @@ class Address:
         return replace(self, path=self.path + suffix)
 
 
-def parse(url: str) -> Address:
+def parse_address(url: str) -> Address:
     """DataError: another scheme, or no bucket or host, or no path."""
     scheme, mark, rest = url.partition("://")
     if not mark or scheme not in SCHEMES:
         raise DataError(f"shard {scheme}{mark}…: unknown kind of address: write one of {', '.join(SCHEMES)} or a path")
-    address = _store(scheme, rest) if scheme in STORES else _web(url)
+    address = _store_address(scheme, rest) if scheme in STORES else _web_address(url)
     if not address.place or not address.path:
         what = {"s3": "s3://bucket/key", "gs": "gs://bucket/key", "az": "az://container/key"}.get(scheme)
         raise DataError(f"shard {address.name}: incomplete: write {what or f'{scheme}://host/path'}")
     return address
 
 
-def _store(scheme: str, rest: str) -> Address:
+def _store_address(scheme: str, rest: str) -> Address:
     # Keys may hold ? and #, so they are not parsed as URLs are.
     place, _, path = rest.partition("/")
     return Address(scheme, place, path)
 
 
-def _web(url: str) -> Address:
+def _web_address(url: str) -> Address:
     parts = urlsplit(url)
     login, _, place = parts.netloc.rpartition("@")
     return Address(parts.scheme, place, parts.path.lstrip("/"), parts.query, unquote(login))
 
 
-def _secret(name: str) -> bool:
+def _is_secret(name: str) -> bool:
     lower = name.lower()
     return lower.startswith(_SECRETS) or lower in (*_SAS, *_TOKENS)

@@ -19,8 +19,8 @@ _PARTIAL = ".tmp"
 _USED = struct.Struct("<Q")
 
 
-class Room:
-    """Makes room for new files in `folder` by removing those used least recently (by modification time).
+class CacheLimit:
+    """Keeps `folder` below `limit_bytes` by removing those used least recently (by modification time).
 
     `used` counts the bytes of all files, those being written included: it may be too high after a crash, never too
     low, and each process counts anew before its first file and whenever the limit is reached.
@@ -36,11 +36,11 @@ class Room:
     def reserve(self, size: int) -> tuple[Path, BinaryIO] | None:
         """An empty file of `size` bytes to be filled and renamed; None: it is too large, or another holds the lock.
 
-        It stays locked (flock) until closed, which tells it from what a killed process left behind. OSError: the
+        It stays locked (flock) until closed, which sets it apart from what a killed process left behind. OSError: the
         folder cannot be written.
         """
         # Threads wait for the first lock, which wakes them; processes look at the second now and then.
-        with self._threads, file_locks.held(self.lock_file, _LOCK_NUMBER, 1, _LOCK_WAIT_S) as alone:
+        with self._threads, file_locks.locked_range(self.lock_file, _LOCK_NUMBER, 1, _LOCK_WAIT_S) as alone:
             if not alone:
                 return None
             used = self._last_used() if self._counted else None
@@ -54,11 +54,12 @@ class Room:
 
     def publish(self, partial: Path, path: Path) -> None:
         """Rename a filled file; not while another process counts, which could see it under neither name."""
-        with self._threads, file_locks.held(self.lock_file, _LOCK_NUMBER, 1, _LOCK_WAIT_S):
+        with self._threads, file_locks.locked_range(self.lock_file, _LOCK_NUMBER, 1, _LOCK_WAIT_S):
             partial.replace(path)
 
     @property
     def lock_file(self) -> Path:
+        """Lock number 0 of it guards the size; other numbers are pieces' (`PieceKey.lock_number`)."""
         return self._folder / "locks"
 
     def _create(self, size: int) -> tuple[Path, BinaryIO]:
@@ -95,7 +96,7 @@ class Room:
         for _, file_bytes, path in found:
             if used <= goal:
                 break
-            if not path.name.endswith(_PARTIAL):
+            if not path.name.endswith(_PARTIAL):  # the others are being written by living processes
                 path.unlink(missing_ok=True)
                 used -= file_bytes
         return used

@@ -9,31 +9,31 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Pool(Generic[T]):
+class DownloadThreads(Generic[T]):
     """At most `threads` pieces of work at once. The threads are daemons: a stalled server never delays an exit."""
 
     def __init__(self, threads: int) -> None:
         self._limit = threads
         self._threads = 0
         self._idle = 0
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._urgent: deque[tuple[Future[T], Callable[[], T]]] = deque()
         self._later: deque[tuple[Future[T], Callable[[], T]]] = deque()
 
     def submit(self, work: Callable[[], T], urgent: bool) -> Future[T]:
         """Do it soon, or when nothing urgent waits."""
         future: Future[T] = Future()
-        with self._news:
+        with self._changed:
             (self._urgent if urgent else self._later).append((future, work))
             if not self._idle and self._threads < self._limit:
                 self._threads += 1
                 threading.Thread(target=self._serve, name="stoker-download", daemon=True).start()
-            self._news.notify()
+            self._changed.notify()
         return future
 
-    def hurry(self, future: Future[T]) -> None:
+    def make_urgent(self, future: Future[T]) -> None:
         """Somebody waits for it now."""
-        with self._news:
+        with self._changed:
             for waiting in self._later:
                 if waiting[0] is future:
                     self._later.remove(waiting)
@@ -54,8 +54,8 @@ class Pool(Generic[T]):
                 future.set_exception(error)
 
     def _next(self) -> tuple[Future[T], Callable[[], T]]:
-        with self._news:
+        with self._changed:
             self._idle += 1
-            self._news.wait_for(lambda: self._urgent or self._later)
+            self._changed.wait_for(lambda: self._urgent or self._later)
             self._idle -= 1
             return (self._urgent or self._later).popleft()

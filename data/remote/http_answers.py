@@ -39,11 +39,12 @@ class Range:
     stat: Stat | None = None
 
 
-def checked(name: str, status: int, headers: Mapping[str, str], body: bytes, asked: Range) -> Stat:
+def check_answer(name: str, status: int, headers: Mapping[str, str], body: bytes, asked: Range) -> Stat:
     """The object as the answer has it, if the answer is to what was asked.
 
     `body` is the beginning of the answer to a refused request. RequestFailedError: worth another try. DataError: final.
     """
+    # An empty object has no first byte to ask for.
     if status == 416 and asked.stat is None and headers.get("Content-Range") == "bytes */0":
         return Stat(0, version(headers))
     if status == 200:
@@ -53,13 +54,14 @@ def checked(name: str, status: int, headers: Mapping[str, str], body: bytes, ask
         raise RequestFailedError(f"HTTP {status}", _retry_after_s(headers.get("Retry-After")))
     if status != 206:
         raise _refusal(name, status, headers, body)
+    # Offsets would count compressed bytes.
     if headers.get("Content-Encoding", "identity") != "identity":
         raise DataError(f"{name}: the server compresses the shard on its way: serve it as it is")
     return _stat(name, headers, asked)
 
 
 def version(headers: Mapping[str, str]) -> str:
-    """Empty when the server tells neither ETag nor time."""
+    """Empty when the server gives neither ETag nor time."""
     return headers.get("ETag") or headers.get("Last-Modified") or ""
 
 
@@ -69,7 +71,8 @@ def only_if_unchanged(asked: Range) -> dict[str, str]:
     return {"If-Match": known} if known.startswith('"') else {}
 
 
-def changed(name: str) -> DataError:
+def changed_error(name: str) -> DataError:
+    """The error for an object whose version or size is no longer the one that was indexed."""
     return DataError(
         f"{name}: the shard changed after it was indexed: leave shards alone while they are read; "
         "start again to index it anew"
@@ -82,10 +85,11 @@ def _stat(name: str, headers: Mapping[str, str], asked: Range) -> Stat:
         raise RequestFailedError(
             f"the answer has no usable Content-Range ({headers.get('Content-Range', 'none')!r:.60})"
         )
+    # Bytes of another range would be taken for those asked for, and kept.
     first, last, size = map(int, span.groups())
     stat = Stat(size, version(headers))
     if asked.stat is not None and stat.version != asked.stat.version:
-        raise changed(name)
+        raise changed_error(name)
     stop = min(asked.stop, asked.stat.size if asked.stat else size)
     if (first, last + 1) != (asked.start, stop) or (asked.stat and size != asked.stat.size):
         wanted = f"{asked.start}-{stop - 1}" + (f"/{asked.stat.size}" if asked.stat else "")
@@ -101,7 +105,7 @@ def _refusal(name: str, status: int, headers: Mapping[str, str], body: bytes) ->
     if region := headers.get("x-amz-bucket-region") if status in (301, 307, 400) else None:
         return DataError(f"{name}: the bucket lies in region {region:.40}: set AWS_REGION={region:.40}")
     if status == 412:
-        return changed(name)
+        return changed_error(name)
     what_to_do = {
         401: "access is refused: give credentials (see docs/remote.md)",
         403: "access is refused: check the credentials and their rights (see docs/remote.md)",

@@ -10,7 +10,7 @@ from obstore.exceptions import BaseError
 
 from configs.errors import DataError
 from data.remote import object_stores
-from data.remote.address import STORES, Address, parse
+from data.remote.address import STORES, Address, parse_address
 from data.shards.globs import glob_as_regex
 
 __all__ = ["list_remote"]
@@ -24,7 +24,7 @@ def list_remote(pattern: str) -> list[str]:
 
     DataError: http(s) has no listings, or the bucket cannot be listed. No match gives [].
     """
-    address = parse(pattern)
+    address = parse_address(pattern)
     if address.scheme not in STORES:
         raise DataError(f"shards {address.name}: web servers do not list files: write a brace range a-{{000..009}}.tar")
     if _MAGIC.search(address.place):

@@ -24,7 +24,7 @@ Store = S3Store | GCSStore | AzureStore
 _SIGNED_FOR = timedelta(hours=1)
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE")
 _ECS = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
-_NAMED = {
+_CREDENTIALS = {
     "s3": (*_S3_KEYS, *_ECS, "AWS_PROFILE"),
     "gs": (
         *("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"),
@@ -36,7 +36,7 @@ _NAMED = {
     ),
 }
 # No signatures at all; no question to the machine's metadata server.
-_OFF = {
+_UNSIGNED_SWITCHES = {
     "s3": ("AWS_SKIP_SIGNATURE", "AWS_EC2_METADATA_DISABLED"),
     "gs": ("GOOGLE_SKIP_SIGNATURE", "NO_GCE_CHECK"),
     "az": ("AZURE_SKIP_SIGNATURE", "AZURE_SKIP_SIGNATURE"),
@@ -49,13 +49,13 @@ def signing_store(address: Address, environment: Mapping[str, str]) -> Store | N
 
     DataError: credentials are named by the environment, but cannot be used; or the endpoint cannot.
     """
-    named = [name for name in _NAMED[address.scheme] if environment.get(name)]
+    named = [name for name in _CREDENTIALS[address.scheme] if environment.get(name)]
     if _unsigned(address, environment, named):
         return None
     _base_url(address, environment)  # what is wrong with the endpoint is no fault of the credentials
     try:
         store = _open(address, environment)
-        sign(store, address)
+        sign_url(store, address)
         return store
     except (DataError, BaseError, ValueError) as error:
         if not named:
@@ -73,7 +73,7 @@ def listing_store(address: Address, environment: Mapping[str, str]) -> Store:
     return signing_store(address, environment) or _open(address, environment, skip_signature=True)
 
 
-def sign(store: Store, address: Address) -> str:
+def sign_url(store: Store, address: Address) -> str:
     """The URL that lets anyone GET the object for an hour. DataError: the credentials do not work."""
     _refuse_after_fork(address)
     try:
@@ -119,18 +119,18 @@ def _refuse_after_fork(address: Address) -> None:
 
 
 def _unsigned(address: Address, environment: Mapping[str, str], named: list[str]) -> bool:
-    skip, no_metadata = _OFF[address.scheme]
-    if _true(environment, skip):
+    skip, no_metadata = _UNSIGNED_SWITCHES[address.scheme]
+    if _is_true(environment, skip):
         return True
     # Where nothing is named the role of the machine is asked for, unless that is switched off.
     has_profile = address.scheme == "s3" and _credentials_file(environment).is_file()
-    return not named and not has_profile and _true(environment, no_metadata)
+    return not named and not has_profile and _is_true(environment, no_metadata)
 
 
 def _base_url(address: Address, environment: Mapping[str, str]) -> str:
     bases: dict[str, Callable[[Mapping[str, str]], str]] = {"s3": _s3_base, "gs": _gs_base, "az": _azure_base}
     base = bases[address.scheme](environment)
-    if base.startswith("http://") and address.scheme == "s3" and not _true(environment, "AWS_ALLOW_HTTP"):
+    if base.startswith("http://") and address.scheme == "s3" and not _is_true(environment, "AWS_ALLOW_HTTP"):
         raise DataError(f"{address.name}: the endpoint {base} has no TLS: set AWS_ALLOW_HTTP=true or use https")
     return f"{base}/{quote(address.place)}"
 
@@ -144,7 +144,7 @@ def _gs_base(_environment: Mapping[str, str]) -> str:
 
 
 def _azure_base(environment: Mapping[str, str]) -> str:
-    if _true(environment, "AZURE_STORAGE_USE_EMULATOR"):
+    if _is_true(environment, "AZURE_STORAGE_USE_EMULATOR"):
         return "http://127.0.0.1:10000/devstoreaccount1"
     account = environment.get("AZURE_STORAGE_ACCOUNT_NAME")
     endpoint = environment.get("AZURE_STORAGE_ENDPOINT") or (account and f"https://{account}.blob.core.windows.net")
@@ -183,7 +183,7 @@ def _profile(address: Address, environment: Mapping[str, str]) -> dict[str, Any]
     return {key: value for key in keys if (value := file.get(profile, f"aws_{key}", fallback=""))}
 
 
-def _true(environment: Mapping[str, str], name: str) -> bool:
+def _is_true(environment: Mapping[str, str], name: str) -> bool:
     return environment.get(name, "").lower() in ("1", "true", "yes")
 
 

@@ -16,7 +16,7 @@ from urllib3.exceptions import (
 )
 
 from configs.errors import DataError
-from data.remote.http_answers import Range, RequestFailedError, checked, only_if_unchanged
+from data.remote.http_answers import Range, RequestFailedError, check_answer, only_if_unchanged
 from data.remote.signed_url import Request
 from data.shards.shard import Stat
 
@@ -26,7 +26,7 @@ _REFUSAL_BYTES = 2048
 _REDIRECTS = urllib3.Retry(total=3, connect=0, read=0, status=0, other=0, redirect=3, raise_on_redirect=False)
 
 
-class Connections:
+class ConnectionPool:
     """Connections kept open, for any number of threads."""
 
     def __init__(self, keep: int) -> None:
@@ -34,7 +34,7 @@ class Connections:
         self._lock = threading.Lock()
         self._managers: dict[str | None, urllib3.PoolManager] = {}
 
-    def get(self, name: str, request: Request, asked: Range, timeout_s: float) -> "Body":
+    def get(self, name: str, request: Request, asked: Range, timeout_s: float) -> "ResponseBody":
         """Ask for a range; `timeout_s` is the longest wait for any one byte.
 
         RequestFailedError: worth another try. DataError: refused for good.
@@ -51,10 +51,11 @@ class Connections:
                 timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s),
             )
         except (HTTPError, OSError) as error:
-            raise _failed(error, timeout_s) from None
+            raise _as_failure(error, timeout_s) from None
         try:
-            return Body(response, _stat(name, request, response, asked), asked, timeout_s)
+            return ResponseBody(response, _stat(name, request, response, asked), asked, timeout_s)
         except BaseException:
+            # A connection whose answer was not read to its end cannot be used for another.
             response.close()
             raise
 
@@ -70,30 +71,30 @@ class Connections:
             return self._managers[proxy]
 
 
-class Body:
+class ResponseBody:
     """The bytes of a range. RequestFailedError: none came in time, or they ended early."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, stat: Stat, asked: Range, timeout_s: float) -> None:
         self.stat = stat
         self._response = response
-        self._left = min(asked.stop, stat.size) - asked.start
+        self._bytes_left = min(asked.stop, stat.size) - asked.start
         self._timeout_s = timeout_s
 
     def read_into(self, into: memoryview) -> int:
         """As many bytes as have come; 0 at the end."""
-        if not self._left:
+        if not self._bytes_left:
             return 0
         try:
-            chunk = self._response.read1(min(_READ_BYTES, self._left))
+            chunk = self._response.read1(min(_READ_BYTES, self._bytes_left))
         except (HTTPError, OSError, ValueError) as error:
-            raise _failed(error, self._timeout_s) from None
+            raise _as_failure(error, self._timeout_s) from None
         if not chunk:
             raise RequestFailedError("the body ended early")
         into[: len(chunk)] = chunk
-        self._left -= len(chunk)
+        self._bytes_left -= len(chunk)
         return len(chunk)
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         """Give the rest up, from any thread: a read that waits for it ends."""
         # It may have ended, or be closed, at this very moment.
         with suppress(ValueError, RuntimeError, OSError):
@@ -101,7 +102,7 @@ class Body:
 
     def close(self) -> None:
         """Keep the connection for the next request if every byte was read."""
-        if self._left == 0 and self._response.length_remaining == 0:
+        if self._bytes_left == 0 and self._response.length_remaining == 0:
             self._response.release_conn()
         else:
             self._response.close()
@@ -116,10 +117,10 @@ def _stat(name: str, request: Request, response: urllib3.BaseHTTPResponse, asked
             body = response.read(_REFUSAL_BYTES)
         except (HTTPError, OSError) as error:
             raise RequestFailedError(f"HTTP {response.status}, then {type(error).__name__}") from None
-    return checked(name, response.status, response.headers, body, asked)
+    return check_answer(name, response.status, response.headers, body, asked)
 
 
-def _failed(error: Exception, timeout_s: float) -> RequestFailedError:
+def _as_failure(error: Exception, timeout_s: float) -> RequestFailedError:
     """Without the errors' own texts, which may show a signed URL."""
     causes = list(_causes(error))
     if any(isinstance(cause, NameResolutionError) for cause in causes):

@@ -52,7 +52,7 @@ class _Signer:
         # Without a lock, which a fork could leave taken: two threads may sign, which costs nothing.
         latest = self._latest
         if latest is None or time.monotonic() - latest[0] > _SIGN_AGAIN_S:
-            latest = self._latest = (time.monotonic(), Request(object_stores.sign(self._store, self._address)))
+            latest = self._latest = (time.monotonic(), Request(object_stores.sign_url(self._store, self._address)))
         return latest[1]
 
 

@@ -11,20 +11,19 @@ __all__ = ["glob_as_regex"]
 
 
 
-
-_GLOB_PIECES = re.compile(r"((?<![^/])\*\*/|\*\*|\*|\?|\[!?[^\]]+\])")
+_GLOB_TOKENS = re.compile(r"((?<![^/])\*\*/|\*\*|\*|\?|\[!?[^\]]+\])")
 _GLOB_AS_REGEX = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 def glob_as_regex(pattern: str) -> re.Pattern[str]:
     """What matches the same paths."""
-    return re.compile("".join(map(_piece_as_regex, _GLOB_PIECES.split(pattern))), re.DOTALL)
+    return re.compile("".join(map(_token_as_regex, _GLOB_TOKENS.split(pattern))), re.DOTALL)
 
 
-def _piece_as_regex(piece: str) -> str:
-    if piece in _GLOB_AS_REGEX:
-        return _GLOB_AS_REGEX[piece]
-    if piece.startswith("[") and piece.endswith("]") and len(piece) > 2:
-        inside = piece[1:-1].replace("\\", "\\\\")
+def _token_as_regex(token: str) -> str:
+    if token in _GLOB_AS_REGEX:
+        return _GLOB_AS_REGEX[token]
+    if token.startswith("[") and token.endswith("]") and len(token) > 2:
+        inside = token[1:-1].replace("\\", "\\\\")
         return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
-    return re.escape(piece)
+    return re.escape(token)

@@ -20,11 +20,11 @@ __all__ = ["LocalShard"]
 
 
 MAX_OPEN = 256
-_STREAMED_BYTES = 2 * CHECKED_BYTES  # larger pieces leave the processor's cache before they are parsed
+_STREAMED_BYTES = 2 * CHECKED_BYTES  # larger chunks leave the processor's cache before they are parsed
 
 
 class LocalShard:
-    """A storage.Shard. Contents that are expected are checked in whole blocks, when first read; a bad one each time."""
+    """A data.shards.shard.Shard. Contents that are expected are checked in whole blocks, when first read; a bad one each time."""
 
     def __init__(self, path: str | Path) -> None:
         self.name = str(path)
@@ -34,8 +34,8 @@ class LocalShard:
         self._expected: Stat | None = None
         self._shard_bytes = 0
         self._blocks = np.empty(0, np.uint64)
-        self._good = bytearray()  # 1 for each block known to be as expected
-        self._all_good = True
+        self._checked = bytearray()  # 1 for each block known to be as expected
+        self._all_checked = True
         self._file: _OpenFile | None = None
 
     def stat(self) -> Stat:
@@ -46,11 +46,11 @@ class LocalShard:
             raise self._unreadable(error) from error
 
     def expect(self, checksums: Checksums) -> None:
-        """See storage.Shard. Without blocks only size and time are compared, at each opening."""
+        """See data.shards.shard.Shard. Without blocks only size and time are compared, at each opening."""
         self.close()
         self._expected, self._shard_bytes, self._blocks = checksums.stat, checksums.stat.size, checksums.blocks
-        self._good = bytearray(len(checksums.blocks))
-        self._all_good = not self._good
+        self._checked = bytearray(len(checksums.blocks))
+        self._all_checked = not self._checked
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes."""
@@ -60,7 +60,7 @@ class LocalShard:
             contents = os.pread(file.descriptor, size, offset)
             if len(contents) != size:
                 contents = self._read_rest(file, offset, memoryview(bytearray(size))).tobytes()
-            if not self._all_good:
+            if not self._all_checked:
                 self._check(file, offset, size, contents)
         except OSError as error:
             raise self._unreadable(error) from error
@@ -69,7 +69,7 @@ class LocalShard:
     def view(self, offset: int, size: int) -> memoryview:
         """Exactly `size` bytes of the mapped file, which a held view keeps mapped (with a descriptor of its own).
 
-        Blocks not known to be good are read, never touched here, so what is wrong with them is a DataError. Whoever
+        ShuffleBlocks not known to be good are read, never touched here, so what is wrong with them is a DataError. Whoever
         touches a page that the file no longer has, or that the disk cannot read again, is killed by SIGBUS.
         """
         file = self._file or self._open()
@@ -78,19 +78,11 @@ class LocalShard:
             found = file.mapped[offset : offset + size]
             if len(found) != size:
                 raise self._changed()
-            if not self._all_good:
+            if not self._all_checked:
                 self._check(file, offset, size)
         except OSError as error:
             raise self._unreadable(error) from error
         return found
-
-    def whole(self) -> memoryview | None:
-        """See storage.Shard: while the file is open and each of its blocks is known to be good, or none is compared."""
-        file = self._file
-        if file is None or self._expected is None or not self._all_good:
-            return None
-        file.used = True
-        return file.mapped if len(file.mapped) == self._shard_bytes else None
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Nothing: the system reads ahead by itself."""
@@ -101,9 +93,9 @@ class LocalShard:
             file = _OpenFile(self._path)
             os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             offset = 0
-            while piece := os.pread(file.descriptor, _STREAMED_BYTES, offset):
-                yield piece
-                offset += len(piece)
+            while chunk := os.pread(file.descriptor, _STREAMED_BYTES, offset):
+                yield chunk
+                offset += len(chunk)
         except OSError as error:
             raise self._unreadable(error) from error
 
@@ -144,10 +136,10 @@ class LocalShard:
     def _check(self, file: "_OpenFile", offset: int, size: int, contents: bytes = b"") -> None:
         """Compare the blocks that these bytes lie in, unless they are known to be good; `contents` where read."""
         first, last = offset // CHECKED_BYTES, (offset + size - 1) // CHECKED_BYTES
-        if self._good.find(0, first, last + 1) < 0:
+        if self._checked.find(0, first, last + 1) < 0:
             return
         for block in range(first, last + 1):
-            if not self._good[block]:
+            if not self._checked[block]:
                 self._check_block(file, block, offset, memoryview(contents))
 
     def _check_block(self, file: "_OpenFile", block: int, offset: int, contents: memoryview) -> None:
@@ -160,8 +152,8 @@ class LocalShard:
             found = self._read_rest(file, start, _scratch()[: stop - start])
         if checksum(found) != self._blocks[block]:
             raise self._damaged(start, stop)
-        self._good[block] = 1
-        self._all_good = 0 not in self._good
+        self._checked[block] = 1
+        self._all_checked = 0 not in self._checked
 
     def _damaged(self, start: int, stop: int) -> DamagedDataError:
         return DamagedDataError(

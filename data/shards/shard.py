@@ -71,14 +71,11 @@ class Shard(Protocol):
     def view(self, offset: int, size: int) -> memoryview:
         """Exactly `size` bytes, read-only; of a local file those of the page cache, for as long as the view is held."""
 
-    def whole(self) -> memoryview | None:
-        """All bytes as `view` gives them, where nothing is left to open or to compare; None: ask for views."""
-
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """A hint that these (offset, size) are read soon; returns at once."""
 
     def stream(self) -> Iterator[bytes]:
-        """The whole shard in order, in pieces of a multiple of CHECKED_BYTES (the last may be shorter)."""
+        """The whole shard in order, in chunks of a multiple of CHECKED_BYTES (the last may be shorter)."""
 
     def beside(self, suffix: str) -> bytes | None:
         """The file named like the shard plus `suffix`; None when there is none."""

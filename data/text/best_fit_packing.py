@@ -9,17 +9,17 @@ import numpy as np
 
 from data.arrays import Array, Ints
 
-VERSION = 1
+VERSION = 1  # of the rows, and of what is kept beside shards: raise it when either changes
 # Documents are fitted among about this many: few enough to lie close together, enough to leave few gaps.
 SEGMENT_TOKENS = 1 << 18
 SEGMENT_ROWS = 512
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Rows of a shard, in order of the first document in each: row r has pieces starts[r] … starts[r+1]-1.
+class PackedRows:
+    """Rows of a shard, in order of the first document in each: row r has spans starts[r] … starts[r+1]-1.
 
-    Piece p is made of inputs first[p] … first[p] + row_tokens - 1 of document documents[p], or up to its last input.
+    Span p is made of inputs first[p] … first[p] + row_tokens - 1 of document documents[p], or up to its last input.
     Segment s is rows segments[s] … segments[s+1]-1, with segment_inputs[s] inputs: all those of neighbouring documents.
     """
 
@@ -30,7 +30,7 @@ class Packed:
     segment_inputs: Array
 
 
-def pack(lengths: Ints, row_tokens: int) -> Packed:
+def pack_best_fit(lengths: Ints, row_tokens: int) -> PackedRows:
     """Fit documents of `lengths` tokens into rows of `row_tokens` inputs, none cut unless it is longer than a row.
 
     A document has one input, and one target, fewer than tokens. Longer ones are cut into full rows and a remainder;
@@ -40,7 +40,7 @@ def pack(lengths: Ints, row_tokens: int) -> Packed:
     ranges = list(_segments(inputs, row_tokens))
     found = [_pack_segment(a, inputs[a:b], row_tokens) for a, b in ranges]
     counts, documents, first = (_joined([part[i] for part in found]) for i in range(3))
-    return Packed(
+    return PackedRows(
         starts=_narrow(np.concatenate(([0], np.cumsum(counts)))),
         documents=_narrow(documents),
         first=_narrow(first),
@@ -56,6 +56,7 @@ def segment_tokens(row_tokens: int) -> int:
 
 def _segments(inputs: Ints, row_tokens: int) -> Iterator[tuple[int, int]]:
     """Ranges of documents of about equally many inputs; each has some."""
+    # Only documents with inputs open a segment, so that none is empty.
     learnt = np.flatnonzero(inputs)
     before = np.cumsum(inputs[learnt]) - inputs[learnt]
     total = int(inputs.sum())
@@ -65,27 +66,28 @@ def _segments(inputs: Ints, row_tokens: int) -> Iterator[tuple[int, int]]:
 
 
 def _pack_segment(origin: int, inputs: Ints, row_tokens: int) -> tuple[Ints, Ints, Ints]:
-    """Pieces of each row; then the document and the first input of each piece, row after row."""
-    documents, first = _pieces(inputs, row_tokens)
+    """Spans of each row; then the document and the first input of each span, row after row."""
+    documents, first = _spans(inputs, row_tokens)
     sizes = np.minimum(inputs[documents] - first, row_tokens)
     largest_first = np.argsort(-sizes, kind="stable")
     fitted = np.empty(len(sizes), np.int64)
     fitted[largest_first] = best_fit_decreasing(sizes[largest_first].tolist(), row_tokens)
+    # Rows in the order of their first documents: what is near in the shard is read about together.
     _, earliest = np.unique(fitted, return_index=True)
     rows = np.argsort(np.argsort(earliest))[fitted]
     row_after_row = np.argsort(rows, kind="stable")
     return np.bincount(rows), origin + documents[row_after_row], first[row_after_row]
 
 
-def _pieces(inputs: Ints, row_tokens: int) -> tuple[Ints, Ints]:
-    """The document and the first input of each piece, document after document."""
+def _spans(inputs: Ints, row_tokens: int) -> tuple[Ints, Ints]:
+    """The document and the first input of each span, document after document."""
     counts = -(-inputs // row_tokens)
     documents = np.repeat(np.arange(len(inputs)), counts)
     return documents, (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * row_tokens
 
 
 def best_fit_decreasing(sizes: Sequence[int], row_tokens: int) -> list[int]:
-    """The row of each piece; sizes fall from at most `row_tokens`. Each goes where it leaves the least space."""
+    """The row of each span; sizes fall from at most `row_tokens`. Each goes where it leaves the least space."""
     chosen = []
     rows = 0
     rows_with: dict[int, list[int]] = {}  # by the space left in them
@@ -102,6 +104,7 @@ def best_fit_decreasing(sizes: Sequence[int], row_tokens: int) -> list[int]:
             rows += 1
         chosen.append(row)
         left = space - size
+        # A row that is full takes nothing more and is forgotten.
         if left in rows_with:
             rows_with[left].append(row)
         elif left:

@@ -3,23 +3,23 @@
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from data import draws
 from data.arrays import Ints
-from data.index.shuffle_blocks import Blocks
 from data.order.epoch import overlaps
 from data.order.epochs import SampleStream, split_epochs
 from data.order.row_order import ROW_WINDOW_TOKENS, RowGroup, RowOrder
+from data.text.document_lengths import DocumentLengths
 
 
-class Piece(NamedTuple):
+class TokenSpan(NamedTuple):
     """Inputs first … last-1 of a document (a sample id), from place `at` of a row.
 
-    With `has_next`, the document's token `last` is the target of the last of them. A piece may have no inputs, but
-    the target of the piece before it.
+    With `has_next`, the document's token `last` is the target of the last of them. A span may have no inputs, but
+    the target of the span before it.
     """
 
     sample: int
@@ -29,14 +29,7 @@ class Piece(NamedTuple):
     has_next: bool
 
 
-class Lengths(Protocol):
-    """A number of tokens per sample."""
-
-    def take(self, samples: Ints) -> Ints: ...
-    def block_totals(self, blocks: Blocks) -> Ints: ...
-
-
-class Stretch:
+class DocumentRange:
     """Documents in stream order: `samples[i]` is stream tokens starts[i] … starts[i+1]-1."""
 
     def __init__(self, samples: Ints, starts: Ints) -> None:
@@ -44,19 +37,20 @@ class Stretch:
         self._samples = samples.data
         self._starts = starts.data
 
-    def pieces(self, start: int, stop: int) -> list[Piece]:
-        """What a row with inputs start … stop-1 is made of; token `stop`, the last target, is in the stretch too."""
-        pieces = []
+    def spans(self, start: int, stop: int) -> list[TokenSpan]:
+        """What a row with inputs start … stop-1 is made of; token `stop`, the last target, is in the documents too."""
+        spans = []
         i = bisect_right(self._starts, start) - 1
         token, has_next = start, False
+        # On to the document with token `stop`, the target of the last input.
         while not has_next:
             origin, end = self._starts[i], self._starts[i + 1]
-            if end > token:
+            if end > token:  # empty documents have no token in the stream
                 last, has_next = min(end, stop), end > stop
-                pieces.append(Piece(self._samples[i], token - origin, last - origin, token - start, has_next))
+                spans.append(TokenSpan(self._samples[i], token - origin, last - origin, token - start, has_next))
                 token = last
             i += 1
-        return pieces
+        return spans
 
 
 class TokenStream:
@@ -65,14 +59,14 @@ class TokenStream:
     `lengths` counts a document's tokens, its end-of-document token included.
     """
 
-    def __init__(self, stream: SampleStream, lengths: Lengths, block_tokens: Ints) -> None:
+    def __init__(self, stream: SampleStream, lengths: DocumentLengths, block_tokens: Ints) -> None:
         self._stream = stream
         self._lengths = lengths
         self._block_tokens = block_tokens
         self.epoch_tokens = int(block_tokens.sum())
         self._window_tokens = lru_cache(maxsize=2)(self._tokens_before_windows)
 
-    def stretch(self, start: int, stop: int) -> Stretch:
+    def documents(self, start: int, stop: int) -> DocumentRange:
         """The documents that stream tokens start … stop-1 (at least one) belong to; only their windows are read."""
         samples, before = [], []
         for epoch, a, b in split_epochs(start, stop, self.epoch_tokens):
@@ -82,7 +76,7 @@ class TokenStream:
                 before.append(skipped)
         joined = np.concatenate(samples)
         lengths = self._lengths.take(joined)
-        return Stretch(joined, start - before[0] + np.concatenate(([0], np.cumsum(lengths))))
+        return DocumentRange(joined, start - before[0] + np.concatenate(([0], np.cumsum(lengths))))
 
     def _in_window(self, epoch: int, window: int, start: int, stop: int) -> tuple[Ints, int]:
         """Documents that meet tokens start … stop-1 of a window, and the first one's tokens before `start`."""
@@ -112,19 +106,20 @@ class ConcatenatedRows:
         full = tokens.epoch_tokens // row_tokens
         self.count = max(1, full) if self._end is None else -(-self._end // row_tokens)
         self._order = RowOrder(self.count, row_tokens, ROW_WINDOW_TOKENS, key, lanes)
-        self._stretch = lru_cache(maxsize=2 * lanes)(self._stretch_of)
+        self._documents = lru_cache(maxsize=2 * lanes)(self._documents_of)
 
-    def pieces(self, items: Ints) -> Iterator[list[Piece]]:
+    def spans(self, items: Ints) -> Iterator[list[TokenSpan]]:
         """What the row of each item is made of, in order of place."""
         for group, row in self._order.rows(items):
-            yield self._stretch(group).pieces(*self._inputs(group.turn, row, row + 1))
+            yield self._documents(group).spans(*self._inputs(group.pass_number, row, row + 1))
 
-    def _stretch_of(self, group: RowGroup) -> Stretch:
-        start, stop = self._inputs(group.turn, group.first, group.stop)
-        return self._tokens.stretch(start, stop + 1)
+    def _documents_of(self, group: RowGroup) -> DocumentRange:
+        start, stop = self._inputs(group.pass_number, group.first, group.stop)
+        # With the target of the last input.
+        return self._tokens.documents(start, stop + 1)
 
-    def _inputs(self, turn: int, first: int, stop: int) -> tuple[int, int]:
+    def _inputs(self, pass_number: int, first: int, stop: int) -> tuple[int, int]:
         """The stream tokens that are inputs of rows first … stop-1 of a pass."""
-        origin = turn * self._tokens.epoch_tokens
+        origin = pass_number * self._tokens.epoch_tokens
         start, end = origin + first * self._row_tokens, origin + stop * self._row_tokens
         return start, end if self._end is None else min(end, self._end)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from data.arrays import Array
 
-Encoded = npt.NDArray[np.int32]
+Encoded = npt.NDArray[np.int32]  # half the memory of int64; vocabularies are far smaller
 
 
 class DocumentCache:
@@ -55,6 +55,7 @@ class DocumentCache:
                 self._kept[sample] = ids = encoded.astype(np.int32, copy=False)
                 self._tokens += len(ids)
                 self._shares += min(len(ids), self._max_share)
+                # Needed again so soon, it should not have been dropped.
                 if sample in self._dropped:
                     del self._dropped[sample]
                     self._max_tokens += len(ids)

@@ -13,21 +13,21 @@ from configs.sections.data_section import TextData, TokensData
 from data.arrays import Array, Ints, Say
 from data.index.catalog import Catalog
 from data.index.column import Column
-from data.index.shuffle_blocks import Blocks
+from data.index.shuffle_blocks import ShuffleBlocks
 from data.order.row_order import ROW_WINDOW_TOKENS
 from data.text import npy
 from data.text.document_cache import DocumentCache
-from data.text.document_lengths import Lengths, MeasuredLengths, Note
+from data.text.document_lengths import DocumentLengths, MeasuredLengths, OnUnreadable
 from data.text.tokenizer import ByteTokenizer, HuggingFaceTokenizer, open_tokenizer
 
 __all__ = ["open_documents"]
 
 
-BATCH_DOCUMENTS = 256
+BATCH_DOCUMENTS = 256  # given to the tokenizer at once, which encodes them on all cores
 
 
 @dataclass(frozen=True)
-class Reuse:
+class ReadWindow:
     """The rows of a long document are read within about `window_tokens` of each other, over all lanes."""
 
     window_tokens: int = ROW_WINDOW_TOKENS
@@ -38,22 +38,34 @@ class Documents(Protocol):
     """`identity` changes when the tokens of the same shards change, `stamp` when the lengths of one shard do."""
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """The tokenizer, the part, and which documents cannot be read: it enters the fingerprint."""
+
     @property
-    def name(self) -> str: ...  # of files kept beside shards
+    def name(self) -> str:
+        """Of files kept beside shards."""
+
     @property
-    def lengths(self) -> Lengths: ...
+    def lengths(self) -> DocumentLengths:
+        """Tokens of each document, by sample id."""
+
     @property
-    def blank(self) -> int: ...  # fills what is not trained on
+    def blank(self) -> int:
+        """The token that fills what is not trained on."""
+
     @property
-    def unreadable(self) -> Mapping[int, str]: ...  # sample -> why its length cannot be known
+    def unreadable(self) -> Mapping[int, str]:
+        """Sample -> why its length cannot be known."""
+
     @property
-    def window_tokens(self) -> int | None: ...  # a long document is read at once within so many tokens; None: by range
+    def window_tokens(self) -> int | None:
+        """Rows of a long document, which is read as a whole, lie within so many tokens; None: it is read by range."""
 
     def shard_lengths(self, shard: int) -> Ints:
-        """Of the samples of one shard."""
+        """Tokens of the samples of one shard."""
 
-    def stamp(self, shard: int) -> str: ...
+    def stamp(self, shard: int) -> str:
+        """What files derived from the lengths of this shard are kept under."""
 
     def prepare(self, samples: Iterable[int]) -> None:
         """These are about to be read."""
@@ -74,7 +86,7 @@ class _TextLengths:
     def take(self, samples: Ints) -> Ints:
         return self._sizes.take(samples) + 1
 
-    def block_totals(self, blocks: Blocks) -> Ints:
+    def block_totals(self, blocks: ShuffleBlocks) -> Ints:
         return self._sizes.block_totals(blocks) + blocks.samples
 
 
@@ -90,12 +102,14 @@ class ByteDocuments:
         self.blank = ByteTokenizer.end_of_document
         self._catalog = catalog
         self._part = catalog.required_part(part)
-        self.lengths: Lengths = _TextLengths(self._part.sizes)
+        self.lengths: DocumentLengths = _TextLengths(self._part.sizes)
 
     def shard_lengths(self, shard: int) -> Ints:
+        """A token per byte, and end of document."""
         return self._part.sizes.tables[shard] + 1
 
     def stamp(self, shard: int) -> str:
+        """The digest of the shard's index: lengths follow from its contents alone."""
         return self._catalog.indexes[shard].digest
 
     def prepare(self, samples: Iterable[int]) -> None:
@@ -106,6 +120,7 @@ class ByteDocuments:
         text_bytes = self._part.sizes[sample]
         text = self._catalog.read(self._part, sample, first, min(last, text_bytes)) if first < text_bytes else b""
         ids = np.frombuffer(text, np.uint8)
+        # End of document is 256, which a byte cannot hold.
         return np.append(ids.astype(np.uint16), self.blank) if last > text_bytes else ids
 
 
@@ -113,23 +128,30 @@ class EncodedDocuments:
     """Text through a Hugging Face tokenizer, which must be run to know a document's length."""
 
     def __init__(
-        self, catalog: Catalog, part: str, tokenizer: HuggingFaceTokenizer, reuse: Reuse, stops: bool, say: Say
+        self,
+        catalog: Catalog,
+        part: str,
+        tokenizer: HuggingFaceTokenizer,
+        read_window: ReadWindow,
+        raises: bool,
+        say: Say,
     ) -> None:
         self.name = f"len-{tokenizer.identity[:16]}-{part}"
         self.blank = tokenizer.end_of_document
-        self.window_tokens = reuse.window_tokens
+        self.window_tokens = read_window.window_tokens
         self._catalog = catalog
         self._part = catalog.required_part(part)
         self._tokenizer = tokenizer
         # Two windows: one may share long documents with the next.
-        self._encoded = DocumentCache(self._encode, 2 * reuse.window_tokens, reuse.lanes)
-        self._measured = MeasuredLengths(catalog, self.name, self._measure, stops, say)
+        self._encoded = DocumentCache(self._encode, 2 * read_window.window_tokens, read_window.lanes)
+        self._measured = MeasuredLengths(catalog, self.name, self._measure, raises, say)
         self.identity = f"{tokenizer.identity} {part}{self._measured.identity}"
         self.lengths = self._measured.columns["lengths"]
         self.stamp = self._measured.stamp
         self.unreadable: Mapping[int, str] = self._measured.unreadable
 
     def shard_lengths(self, shard: int) -> Ints:
+        """Tokens of each sample of the shard; 1 where it cannot be read."""
         return self.lengths.tables[shard]
 
     def prepare(self, samples: Iterable[int]) -> None:
@@ -141,16 +163,18 @@ class EncodedDocuments:
         if len(texts) > 1:
             for sample, ids in zip(texts, self._tokenizer.encode_many(list(texts.values())), strict=True):
                 with suppress(DataError):
-                    self._encoded.keep(sample, self._ended(sample, ids))
+                    self._encoded.keep(sample, self._with_end(sample, ids))
 
     def read(self, sample: int, first: int, last: int) -> Array:
+        """Tokens first … last-1, int32. DataError: unreadable, or not of the length that it had."""
         return self._encoded.read(sample)[first:last]
 
     def _encode(self, sample: int) -> Array:
         self._measured.refuse_unreadable(sample)
-        return self._ended(sample, self._tokenizer.encode_many([self._text(sample)])[0])
+        return self._with_end(sample, self._tokenizer.encode_many([self._text(sample)])[0])
 
-    def _ended(self, sample: int, ids: Array) -> Array:
+    def _with_end(self, sample: int, ids: Array) -> Array:
+        # Lengths decide what lies in which row: another one would move all tokens behind it.
         if len(ids) + 1 != self.lengths[sample]:
             raise DataError(
                 f"{self._catalog.where(sample)}: the tokenizer gives {len(ids)} tokens, where it gave "
@@ -159,7 +183,8 @@ class EncodedDocuments:
             )
         return np.append(ids, self.blank)
 
-    def _measure(self, samples: range, note: Note) -> dict[str, Array]:
+    def _measure(self, samples: range, on_unreadable: OnUnreadable) -> dict[str, Array]:
+        # End of document; a document that cannot be read has this token alone.
         lengths = np.ones(len(samples), np.int64)
         for first in range(0, len(samples), BATCH_DOCUMENTS):
             texts: dict[int, str] = {}
@@ -167,7 +192,7 @@ class EncodedDocuments:
                 try:
                     texts[sample] = self._text(sample)
                 except DamagedDataError as error:
-                    note(sample, error)
+                    on_unreadable(sample, error)
             for sample, ids in zip(texts, self._tokenizer.encode_many(list(texts.values())), strict=True):
                 lengths[sample - samples.start] += len(ids)
         return {"lengths": lengths}
@@ -188,13 +213,13 @@ class ArrayDocuments:
 
     window_tokens = None
 
-    def __init__(self, catalog: Catalog, part: str, vocab: int, stops: bool, say: Say) -> None:
+    def __init__(self, catalog: Catalog, part: str, vocab: int, raises: bool, say: Say) -> None:
         self.name = f"npy-{part}"
         self.blank = 0
         self._catalog = catalog
         self._part = catalog.required_part(part)
         self._vocab = vocab
-        self._measured = MeasuredLengths(catalog, self.name, self._measure, stops, say)
+        self._measured = MeasuredLengths(catalog, self.name, self._measure, raises, say)
         self.identity = f"tokens {part}{self._measured.identity}"
         self.lengths = self._measured.columns["lengths"]
         self._dtypes = self._measured.columns["dtypes"]
@@ -202,6 +227,7 @@ class ArrayDocuments:
         self.unreadable: Mapping[int, str] = self._measured.unreadable
 
     def shard_lengths(self, shard: int) -> Ints:
+        """Tokens of each sample of the shard; 1 where it cannot be read."""
         return self.lengths.tables[shard]
 
     def prepare(self, samples: Iterable[int]) -> None:
@@ -212,7 +238,8 @@ class ArrayDocuments:
         self._measured.refuse_unreadable(sample)
         dtype = npy.DTYPES[self._dtypes[sample]]
         place = npy.byte_range(self._part.sizes[sample], self.lengths[sample], dtype, first, last)
-        ids = npy.parse(self._catalog.read(self._part, sample, *place), dtype)
+        ids = npy.parse_elements(self._catalog.read(self._part, sample, *place), dtype)
+        # The model's embedding would fail on it too, without naming the sample, and on a GPU for good.
         if len(ids) and (int(ids.max()) >= self._vocab or int(ids.min()) < 0):
             outside = ids[(ids < 0) | (ids >= self._vocab)]
             raise DamagedDataError(
@@ -221,13 +248,13 @@ class ArrayDocuments:
             )
         return ids
 
-    def _measure(self, samples: range, note: Note) -> dict[str, Array]:
+    def _measure(self, samples: range, on_unreadable: OnUnreadable) -> dict[str, Array]:
         lengths, dtypes = np.ones(len(samples), np.int64), np.zeros(len(samples), np.uint8)
         for number, sample in enumerate(samples):
             try:
                 lengths[number], dtype = self._header(sample)
             except DamagedDataError as error:
-                note(sample, error)
+                on_unreadable(sample, error)
             else:
                 dtypes[number] = npy.DTYPES.index(dtype)
         return {"lengths": lengths, "dtypes": dtypes}
@@ -244,12 +271,14 @@ class ArrayDocuments:
             ) from error
 
 
-def open_documents(catalog: Catalog, data: TextData | TokensData, say: Say, reuse: Reuse = Reuse()) -> Documents:
+def open_documents(
+    catalog: Catalog, data: TextData | TokensData, say: Say, read_window: ReadWindow = ReadWindow()
+) -> Documents:
     """Documents as the recipe reads them. DataError: a sample lacks the part, or it is not what the recipe says."""
-    stops = data.on_error == "stop"
+    raises = data.on_error == "stop"
     if data.kind == "tokens":
-        return ArrayDocuments(catalog, data.part, data.vocab, stops, say)
+        return ArrayDocuments(catalog, data.part, data.vocab, raises, say)
     tokenizer = open_tokenizer(data.tokenizer)
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        return EncodedDocuments(catalog, data.part, tokenizer, reuse, stops, say)
+        return EncodedDocuments(catalog, data.part, tokenizer, read_window, raises, say)
     return ByteDocuments(catalog, data.part)

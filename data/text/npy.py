@@ -40,6 +40,6 @@ def byte_range(size: int, length: int, dtype: str, first: int, last: int) -> tup
     return start + first * width, start + last * width
 
 
-def parse(contents: bytes, dtype: str) -> Array:
+def parse_elements(contents: bytes, dtype: str) -> Array:
     """Elements from their bytes."""
     return np.frombuffer(contents, np.dtype(dtype))

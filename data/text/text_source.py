@@ -15,29 +15,29 @@ from data.index.catalog import Catalog
 from data.order import row_order
 from data.order.epochs import SampleStream
 from data.order.row_order import ROW_WINDOW_TOKENS
-from data.source import Skipped
+from data.source import IGNORED, Skipped, skipped_sample
 from data.text import best_fit_packing
 from data.text.best_fit_rows import FittedRows, load_packs, row_blocks
-from data.text.concat_packing import ConcatenatedRows, Piece, TokenStream
-from data.text.document_lengths import cause_of
-from data.text.documents import Documents, Reuse, open_documents
+from data.text.concat_packing import ConcatenatedRows, TokenSpan, TokenStream
+from data.text.documents import Documents, ReadWindow, open_documents
 
 __all__ = ["open_text_source"]
 
 
-IGNORED = -100
 NO_DOCUMENT = -1
 _TokenData = TextData | TokensData
 _VERSIONS = {"concat": row_order.VERSION, "best_fit": best_fit_packing.VERSION}
 
 
-class Layout(Protocol):
+class RowPacking(Protocol):
     """What each row is made of; `count` rows make a pass."""
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Rows of a pass over the documents."""
 
-    def pieces(self, items: Ints) -> Iterator[list[Piece]]: ...
+    def spans(self, items: Ints) -> Iterator[list[TokenSpan]]:
+        """What the row of each item is made of, in order of place."""
 
 
 class TextSource:
@@ -47,20 +47,21 @@ class TextSource:
     """
 
     def __init__(
-        self, name: str, catalog: Catalog, documents: Documents, layout: Layout, data: _TokenData, context: int
+        self, name: str, catalog: Catalog, documents: Documents, packing: RowPacking, data: _TokenData, context: int
     ) -> None:
         self.name = name
         self.catalog = catalog
-        self.count = layout.count
+        self.count = packing.count
+        # With the version of the packing: the same documents in other rows are other data to resume on.
         self.fingerprint = f"{catalog.fingerprint} {documents.identity} {data.packing}-{_VERSIONS[data.packing]}"
         self._documents = documents
         # A micro-batch is filled, then its keys are asked for.
-        self._pieces = lru_cache(maxsize=16)(lambda items: list(layout.pieces(np.frombuffer(items, np.int64))))
+        self._spans = lru_cache(maxsize=16)(lambda items: list(packing.spans(np.frombuffer(items, np.int64))))
         self._context = context
         self._data_packing = data.packing
         self._stops = data.on_error == "stop"
         self._marks_documents = data.document_mask
-        self._runs_on = data.packing == "concat" and not data.document_mask
+        self._crosses_documents = data.packing == "concat" and not data.document_mask
 
     def blank(self, rows: int) -> dict[str, Array]:
         """End of document, or token 0 where the tokens were made elsewhere; targets -100, documents -1."""
@@ -71,19 +72,20 @@ class TextSource:
 
     def prefetch(self, items: Ints) -> None:
         """See data.source.Source. Whole documents: rows from all over them are near in the stream."""
-        samples = {piece.sample for pieces in self._pieces(items.tobytes()) for piece in pieces}
+        samples = {span.sample for spans in self._spans(items.tobytes()) for span in spans}
         self.catalog.prefetch(np.array(sorted(samples), np.int64))
 
     def fill(self, items: Ints, rows: Ints, arrays: dict[str, Array]) -> list[Skipped]:
-        """Write item items[i] into row rows[i] of blank arrays; a piece that cannot be read stays blank, or raises."""
+        """Write item items[i] into row rows[i] of blank arrays; a span that cannot be read stays blank, or raises."""
         skipped: list[Skipped] = []
-        layout = self._pieces(items.tobytes())
-        self._documents.prepare(piece.sample for pieces in layout for piece in pieces)
-        for row, pieces in zip(rows.tolist(), layout, strict=True):
-            self._fill_row(pieces, arrays["tokens_BT"][row], arrays["targets_BT"][row], skipped)
+        packing = self._spans(items.tobytes())
+        # All cores encode what is missing before rows are filled one by one.
+        self._documents.prepare(span.sample for spans in packing for span in spans)
+        for row, spans in zip(rows.tolist(), packing, strict=True):
+            self._fill_row(spans, arrays["tokens_BT"][row], arrays["targets_BT"][row], skipped)
             if self._marks_documents:
-                for number, piece in enumerate(pieces):
-                    arrays["documents_BT"][row, piece.at : piece.at + piece.last - piece.first] = number
+                for number, span in enumerate(spans):
+                    arrays["documents_BT"][row, span.at : span.at + span.last - span.first] = number
         return skipped
 
     def keys(self, items: Ints) -> list[str]:
@@ -92,8 +94,8 @@ class TextSource:
         The rows of a pass cover each input once, without gaps or overlaps.
         """
         return [
-            "|".join(f"{self.catalog.key(p.sample)}[{p.first}:{p.last}]" for p in pieces if p.last > p.first)
-            for pieces in self._pieces(items.tobytes())
+            "|".join(f"{self.catalog.key(p.sample)}[{p.first}:{p.last}]" for p in spans if p.last > p.first)
+            for spans in self._spans(items.tobytes())
         ]
 
     def close(self) -> None:
@@ -101,36 +103,33 @@ class TextSource:
         self.catalog.close()
 
     def left_out(self) -> list[Skipped]:
-        """See data.source.Source. A document of unknown length has one token: end to end, its row tells of it."""
+        """See data.source.Source. With concat a document of unknown length has one token, and is named by its row."""
         if self._data_packing == "concat":
             return []
-        where = [(self.catalog.shards[self.catalog.place(s)[0]].name, s) for s in sorted(self._documents.unreadable)]
-        return [Skipped(shard, self.catalog.key(s), self._documents.unreadable[s]) for shard, s in where]
+        return [skipped_sample(self.catalog, *found) for found in sorted(self._documents.unreadable.items())]
 
-    def _fill_row(self, pieces: list[Piece], tokens_T: Ints, targets_T: Ints, skipped: list[Skipped]) -> None:
-        follows = False
-        for sample, first, last, at, has_next in pieces:
+    def _fill_row(self, spans: list[TokenSpan], tokens_T: Ints, targets_T: Ints, skipped: list[Skipped]) -> None:
+        continues = False
+        for sample, first, last, at, has_next in spans:
             count = last - first
-            if not (count or self._runs_on):
+            # Without inputs a span is only the target of the span before it.
+            if not (count or self._crosses_documents):
                 continue
             try:
                 ids = self._documents.read(sample, first, last + has_next)
             except DamagedDataError as error:
                 if self._stops:
                     raise
-                if count:  # else the row that has its inputs tells
-                    skipped.append(self._skipped(sample, error))
-                follows = False
+                if count:  # else the row that has its inputs names it
+                    skipped.append(skipped_sample(self.catalog, sample, self.catalog.cause(sample, error)))
+                continues = False
                 continue
             tokens_T[at : at + count] = ids[:count]
             targets_T[at : at + len(ids) - 1] = ids[1:]
-            if follows:
+            # Across documents, the first token of this one is the target of the input before it.
+            if continues:
                 targets_T[at - 1] = ids[0]
-            follows = self._runs_on
-
-    def _skipped(self, sample: int, error: DamagedDataError) -> Skipped:
-        shard = self.catalog.shards[self.catalog.place(sample)[0]].name
-        return Skipped(shard, self.catalog.key(sample), cause_of(self.catalog, sample, error))
+            continues = self._crosses_documents
 
 
 def open_text_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | None, say: Say) -> TextSource:
@@ -141,18 +140,19 @@ def open_text_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | No
     data, model = recipe.data, recipe.model
     assert data.kind != "image" and isinstance(model, GptModel), "the schema refuses other pairs"
     lanes = 1 if seed is None else data.lanes
-    layout: Layout
+    packing: RowPacking
     if data.packing == "best_fit":
+        # A lane reads in one segment at least, whose rows are shuffled together.
         window_tokens = max(ROW_WINDOW_TOKENS, lanes * best_fit_packing.segment_tokens(model.context))
-        documents = open_documents(catalog, data, say, Reuse(window_tokens, lanes))
-        layout = _fitted(catalog, documents, data, model.context, seed, lanes, say)
+        documents = open_documents(catalog, data, say, ReadWindow(window_tokens, lanes))
+        packing = _best_fit_rows(catalog, documents, data, model.context, seed, lanes, say)
     else:
-        documents = open_documents(catalog, data, say, Reuse(ROW_WINDOW_TOKENS, lanes))
-        layout = _concatenated(catalog, documents, data, model.context, seed, lanes)
-    return TextSource(name, catalog, documents, layout, data, model.context)
+        documents = open_documents(catalog, data, say, ReadWindow(ROW_WINDOW_TOKENS, lanes))
+        packing = _concatenated_rows(catalog, documents, data, model.context, seed, lanes)
+    return TextSource(name, catalog, documents, packing, data, model.context)
 
 
-def _concatenated(
+def _concatenated_rows(
     catalog: Catalog, documents: Documents, data: _TokenData, context: int, seed: int | None, lanes: int
 ) -> ConcatenatedRows:
     blocks = catalog.blocks()
@@ -164,16 +164,18 @@ def _concatenated(
     return ConcatenatedRows(TokenStream(stream, documents.lengths, tokens), context, key, lanes)
 
 
-def _fitted(
+def _best_fit_rows(
     catalog: Catalog, documents: Documents, data: _TokenData, context: int, seed: int | None, lanes: int, say: Say
 ) -> FittedRows:
     packs = load_packs(catalog, documents, context, say)
     inputs = sum(int(pack.segment_inputs.sum()) for pack in packs)
     if not inputs:
         raise _nothing_to_learn(catalog, "no document of two tokens")
+    # Windows are given in bytes of shards, rows are measured in inputs.
     input_bytes = int(catalog.blocks().bytes.sum()) / inputs
     window_bytes = data.shuffle_window_bytes
     if documents.window_tokens is not None:
+        # Documents are kept encoded for so long; in a wider window each would be encoded again and again.
         window_bytes = max(1, min(window_bytes, int(documents.window_tokens * input_bytes)))
     stream = SampleStream(row_blocks(packs, input_bytes), window_bytes, catalog.fingerprint, seed, lanes)
     return FittedRows(packs, catalog.starts, documents.lengths, context, stream)

@@ -24,13 +24,22 @@ class Tokenizer(Protocol):
     """Ids are 0 … vocab_size-1; `identity` changes when the ids of a text may change."""
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """`bytes`, or the sha256 of the tokenizer's file."""
+
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """How many ids there are, end of document included."""
+
     @property
-    def end_of_document(self) -> int: ...
-    def encode(self, text: bytes) -> Ints: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def end_of_document(self) -> int:
+        """The id that follows each document."""
+
+    def encode(self, text: bytes) -> Ints:
+        """Ids of UTF-8 text, without end of document."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
 
 
 class ByteTokenizer:
@@ -100,6 +109,7 @@ def _parse(path: Path, contents: bytes) -> "tokenizers.Tokenizer":
         raise DataError(
             f"data.tokenizer {path}: not a tokenizers file ({error}): name a tokenizer.json, or `bytes`"
         ) from error
+    # Settings of the file for other uses: a document is encoded as a whole.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

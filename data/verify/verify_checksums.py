@@ -10,7 +10,7 @@ import numpy as np
 
 from data.arrays import Array, Say
 from data.index import sidecar
-from data.index.shard_index import SIDECAR, ShardIndex, last_kept_index, summed
+from data.index.shard_index import SIDECAR, ShardIndex, last_kept_index, with_checksums
 from data.index.tar_headers import HEADER_BYTES
 from data.pack.pack_manifest import MANIFEST
 from data.shards.shard import CHECKED_BYTES, Shard
@@ -19,7 +19,7 @@ _NAMED_SAMPLES = 5
 
 
 @dataclass(frozen=True)
-class Written:
+class ManifestEntry:
     """What manifest.json says of a shard."""
 
     bytes: int
@@ -32,9 +32,9 @@ class Manifests:
 
     def __init__(self, say: Say) -> None:
         self._say = say
-        self._read: dict[Path, dict[str, Written]] = {}
+        self._read: dict[Path, dict[str, ManifestEntry]] = {}
 
-    def entry(self, shard: Shard) -> Written | None:
+    def entry(self, shard: Shard) -> ManifestEntry | None:
         """What the manifest beside a local shard says of it, if it does."""
         if shard.folder is None:
             return None
@@ -43,23 +43,25 @@ class Manifests:
             self._read[path] = self._entries(path) if path.is_file() else {}
         return self._read[path].get(Path(shard.identity).name)
 
-    def missing(self, wanted: Callable[[Path], bool]) -> Iterator[str]:
+    def missing_shards(self, wanted: Callable[[Path], bool]) -> Iterator[str]:
         """One problem for each shard that a manifest read so far lists, that is `wanted`, and that is not there."""
         for path, entries in self._read.items():
             for shard in map(path.with_name, entries):
                 if wanted(shard) and not shard.exists():
                     yield f"{shard}: {MANIFEST} lists it, but there is no such file: copy it again"
 
-    def _entries(self, path: Path) -> dict[str, Written]:
+    def _entries(self, path: Path) -> dict[str, ManifestEntry]:
         try:
             entries = json.loads(path.read_bytes())["shards"]
-            return {entry["name"]: Written(entry["bytes"], entry["samples"], entry["sha256"]) for entry in entries}
+            return {
+                entry["name"]: ManifestEntry(entry["bytes"], entry["samples"], entry["sha256"]) for entry in entries
+            }
         except (ValueError, KeyError, TypeError):
             self._say(f"{path}: not a manifest of `stoker data pack`, or a damaged one: nothing is compared with it")
             return {}
 
 
-class Records:
+class ExpectedContents:
     """What is known of a shard from before; `kept` is the index of the shard as it is, or as it was."""
 
     def __init__(self, shard: Shard, manifests: Manifests) -> None:
@@ -100,7 +102,7 @@ class Records:
                 f"index {self._shard.name.rpartition('/')[2]}{sidecar.suffix(SIDECAR)}"
             )
 
-    def _against_manifest(self, written: Written, found: ShardIndex | None) -> Iterator[str]:
+    def _against_manifest(self, written: ManifestEntry, found: ShardIndex | None) -> Iterator[str]:
         where = f"{self._shard.name}: {MANIFEST} says"
         if self._stat.size != written.bytes:
             yield f"{where} {written.bytes} bytes, the shard has {self._stat.size}: copy it again"
@@ -108,8 +110,8 @@ class Records:
         if found is not None and found.count != written.samples:
             yield f"{where} {written.samples} samples, the shard has {found.count}: copy it again"
         sha256 = hashlib.sha256()
-        for piece in self._shard.stream():
-            sha256.update(piece)
+        for chunk in self._shard.stream():
+            sha256.update(chunk)
         if sha256.hexdigest() != written.sha256:
             yield (
                 f"{where} sha256 {written.sha256}, the shard has {sha256.hexdigest()}: bytes between 0 and "
@@ -120,7 +122,7 @@ class Records:
 def checksums_of(shard: Shard) -> Array:
     """Of each block as it is now."""
     sums: list[int] = []
-    for _ in summed(shard.stream(), sums):
+    for _ in with_checksums(shard.stream(), sums):
         pass
     return np.array(sums, np.uint64)
 

@@ -10,19 +10,19 @@ from configs.errors import DataError, RecipeError
 from configs.recipe import Recipe
 from configs.sections.data_section import RemoteReads
 from configs.sections.model_section import ResnetModel
-from data.arrays import Say, silent
+from data.arrays import PROGRESS_S, Say, silent
 from data.images.codecs import IMAGE_PARTS, decode_image
 from data.images.image_samples import LABEL_PART, ImageSamples
 from data.index.catalog import Catalog, Part
-from data.index.open_catalog import PROGRESS_S, open_shards
+from data.index.open_catalog import open_shards
 from data.index.shard_index import ShardIndex, build_index
 from data.index.shard_patterns import globs_match
 from data.shards.shard import Shard
 from data.text import npy
 from data.text.documents import open_documents
-from data.verify.verify_checksums import Manifests, Records
+from data.verify.verify_checksums import ExpectedContents, Manifests
 
-__all__ = ["verify"]
+__all__ = ["verify_shards"]
 
 
 CheckSample = Callable[[int], object]
@@ -30,7 +30,7 @@ _SAMPLES_AT_ONCE = 64
 _MAX_THREADS = 16
 
 
-def verify(patterns: str | Sequence[str], recipe: Recipe | None, say: Say = silent) -> list[str]:
+def verify_shards(patterns: str | Sequence[str], recipe: Recipe | None, say: Say = silent) -> list[str]:
     """Problems found, one line each with shard and key or bytes; none when all is well.
 
     Bytes are compared with the shard's index and with manifest.json, where they are. With a recipe, samples are read
@@ -45,7 +45,8 @@ def verify(patterns: str | Sequence[str], recipe: Recipe | None, say: Say = sile
         progress.start(shard)
         problems += _verify_shard(shard, recipe, manifests, progress)
         shard.close()
-    problems += manifests.missing(lambda path: globs_match(patterns, path))
+    # Last, when the manifest beside every shard has been read.
+    problems += manifests.missing_shards(lambda path: globs_match(patterns, path))
     if progress.incomparable:
         say(
             f"{progress.incomparable} of {len(shards)} shards have neither an index nor a manifest.json: their samples "
@@ -63,23 +64,25 @@ class _Progress:
         self._shards = shards
         self._number = 0
         self._name = ""
-        self._said = time.monotonic()
+        self._said_at = time.monotonic()
 
     def start(self, shard: Shard) -> None:
+        """The next shard begins."""
         self._number += 1
         self._name = shard.name
         self.at("")
 
     def at(self, place: str) -> None:
-        if time.monotonic() - self._said > PROGRESS_S:
+        """So far has it come; says so if the last line is old enough."""
+        if time.monotonic() - self._said_at > PROGRESS_S:
             self.say(f"verifying shard {self._number} of {self._shards}: {self._name}{place}")
-            self._said = time.monotonic()
+            self._said_at = time.monotonic()
 
 
 def _verify_shard(shard: Shard, recipe: Recipe | None, manifests: Manifests, progress: _Progress) -> Iterator[str]:
     index: ShardIndex | None = None
     try:
-        records = Records(shard, manifests)
+        records = ExpectedContents(shard, manifests)
         progress.incomparable += not records.comparable
         try:
             index = build_index(shard, progress.say)

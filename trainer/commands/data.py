@@ -13,7 +13,7 @@ from configs.recipe import Recipe
 from data.batch import step_slices
 from data.dataset import open_dataset
 from data.index.open_catalog import open_catalog
-from data.verify.verify_samples import verify
+from data.verify.verify_samples import verify_shards
 from trainer.commands import pack
 from trainer.step_health.bad_numbers import left_out_batches
 
@@ -39,7 +39,7 @@ def verify_command(
     """Read and decode every sample of a recipe's shards, or of SHARDS; every problem is listed."""
     recipe = load_recipe(Path(targets[0]), targets[1:]) if targets[0].endswith((".yaml", ".yml")) else None
     splits = [targets] if recipe is None else _splits(recipe)
-    problems = [problem for patterns in splits for problem in verify(patterns, recipe, typer.echo)]
+    problems = [problem for patterns in splits for problem in verify_shards(patterns, recipe, typer.echo)]
     for problem in problems:
         typer.echo(problem)
     if problems:

@@ -12,15 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from configs.errors import EXIT_REQUEUE
-from data.pack.packing_run import How, Progress, Watch
+from data.arrays import PROGRESS_S
+from data.pack.packing_run import PackOptions, PackProgress, ReportProgress
 from data.pack.partial_folder import partial_folder
 from data.pack.shard_writer import DEFAULT_LIMITS, ShardLimits
 from data.pack_inputs.examples import pack_digits, pack_stdlib
-from data.pack_inputs.list_files import PROGRESS_S
 from data.pack_inputs.pack_kinds import pack_arrays, pack_images, pack_table, pack_text, read_classes
 from data.pack_inputs.recipe_lines import recipe_lines
 from data.pack_inputs.table_inputs import Columns
-from data.pack_inputs.token_arrays import Cuts
+from data.pack_inputs.token_arrays import ArraySplit
 from trainer.terminal import console, say
 
 app = typer.Typer(
@@ -56,8 +56,8 @@ def text_command(
     workers: Workers = _CORES,
 ) -> None:
     """One sample per UTF-8 file of FOLDER."""
-    with _packing(out, workers) as how:
-        pack_text(folder, glob, out, val_fraction, ShardLimits(shard_bytes, shard_samples), how, tokenizer)
+    with _packing(out, workers) as options:
+        pack_text(folder, glob, out, val_fraction, ShardLimits(shard_bytes, shard_samples), options, tokenizer)
 
 
 @app.command("images")
@@ -73,8 +73,8 @@ def images_command(
 ) -> None:
     """One sample per image of FOLDER/CLASS/; the classes are numbered in OUT/classes.json."""
     given = None if classes is None else read_classes(classes)
-    with _packing(out, workers) as how:
-        pack_images(folder, out, val_fraction, ShardLimits(shard_bytes, shard_samples), how, given, check)
+    with _packing(out, workers) as options:
+        pack_images(folder, out, val_fraction, ShardLimits(shard_bytes, shard_samples), options, given, check)
 
 
 @app.command("table")
@@ -100,8 +100,8 @@ def table_command(
     """One sample per row. Without options, the column `text`, or `path` and `label`, are packed."""
     given = None if classes is None else read_classes(classes)
     columns = Columns(text, image, label, tokens, part or (), file or (), root, given, vocab, check)
-    with _packing(out, workers) as how:
-        pack_table(source, columns, out, val_fraction, ShardLimits(shard_bytes, shard_samples), how, tokenizer)
+    with _packing(out, workers) as options:
+        pack_table(source, columns, out, val_fraction, ShardLimits(shard_bytes, shard_samples), options, tokenizer)
 
 
 @app.command("arrays")
@@ -118,8 +118,8 @@ def arrays_command(
 ) -> None:
     """Token ids as uint16 or uint32; a file of two dimensions has a sample per row. No end of document is added."""
     limits = ShardLimits(shard_bytes, shard_samples)
-    with _packing(out, workers) as how:
-        pack_arrays(source, Cuts(end_of_document, rows), out, val_fraction, limits, how, vocab)
+    with _packing(out, workers) as options:
+        pack_arrays(source, ArraySplit(end_of_document, rows), out, val_fraction, limits, options, vocab)
 
 
 @app.command("digits")
@@ -135,11 +135,11 @@ def stdlib_command(out: Out) -> None:
 
 
 @contextmanager
-def _packing(out: Path, workers: int) -> Iterator[How]:
+def _packing(out: Path, workers: int) -> Iterator[PackOptions]:
     """Shows progress, then the lines of a recipe that use the shards. Ctrl-C keeps what is finished."""
     try:
         with _shown() as watch:
-            yield How(workers, say, watch)
+            yield PackOptions(workers, say, watch)
     except KeyboardInterrupt as error:
         say(f"interrupted: finished shards are kept in {partial_folder(out)}, and the same command goes on")
         raise typer.Exit(EXIT_REQUEUE) from error
@@ -148,7 +148,7 @@ def _packing(out: Path, workers: int) -> Iterator[How]:
 
 
 @contextmanager
-def _shown() -> Iterator[Watch]:
+def _shown() -> Iterator[ReportProgress]:
     """A bar on a terminal, lines now and then elsewhere."""
     if not console.is_terminal:
         yield _Lines().watch
@@ -157,7 +157,7 @@ def _shown() -> Iterator[Watch]:
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
-        def watch(progress: Progress) -> None:
+        def watch(progress: PackProgress) -> None:
             shards = f"{progress.shards}/{progress.total_shards} shards"
             bar.update(task, completed=progress.inputs, total=progress.total_inputs, description=shards)
 
@@ -168,7 +168,7 @@ class _Lines:
     def __init__(self) -> None:
         self._said = time.monotonic()
 
-    def watch(self, progress: Progress) -> None:
+    def watch(self, progress: PackProgress) -> None:
         if time.monotonic() - self._said < PROGRESS_S:
             return
         self._said = time.monotonic()

@@ -14,8 +14,8 @@ from data.arrays import Bytes
 from data.draws import raw
 from data.images import resize
 from data.images.codecs import EIGHTHS, PixelBuffer, open_picture
-from data.images.crops import DRAWS, View, centre, drawn
-from data.images.rand_augment import DRAWS_PER_OPERATION, OPERATIONS, drawn_operations, rand_augment
+from data.images.crops import DRAWS, Crop, centre_crop, random_crop
+from data.images.rand_augment import DRAWS_PER_OPERATION, OPERATIONS, rand_augment, random_operations
 from data.images.sample_draws import uniforms
 
 sides = st.integers(1, 700)
@@ -37,19 +37,19 @@ def _natural(height: int, width: int, seed: int = 0) -> Bytes:
 
 @given(sides, sides, st.integers(1, 300), ways, draws)
 def test_a_view_lies_within_the_picture(height: int, width: int, size: int, how: Augment, u: list[float]) -> None:
-    for view in (centre(height, width, size), drawn(height, width, size, how, u)):
-        left, top, right, bottom = view.box
+    for crop in (centre_crop(height, width, size), random_crop(height, width, size, how, u)):
+        left, top, right, bottom = crop.box
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
-        eighths = view.eighths(height, width)
+        eighths = crop.eighths(height, width)
         assert eighths == EIGHTHS or min(right - left, bottom - top) * eighths >= size * EIGHTHS
-        assert max(abs(view.shift_x), abs(view.shift_y)) <= how.crop_padding
+        assert max(abs(crop.shift_x), abs(crop.shift_y)) <= how.crop_padding
 
 
 def test_the_centre_is_all_but_an_eighth_of_the_shorter_side() -> None:
-    assert centre(224, 224, 224).box == (0, 0, 224, 224)
-    assert centre(256, 256, 224).box == (16, 16, 240, 240)
-    assert centre(512, 1024, 224).box == (288, 32, 736, 480)
-    assert centre(512, 1024, 224).eighths(512, 1024) == 4
+    assert centre_crop(224, 224, 224).box == (0, 0, 224, 224)
+    assert centre_crop(256, 256, 224).box == (16, 16, 240, 240)
+    assert centre_crop(512, 1024, 224).box == (288, 32, 736, 480)
+    assert centre_crop(512, 1024, 224).eighths(512, 1024) == 4
 
 
 @given(st.integers(0, 2**32), st.sampled_from([1, 3]), st.booleans(), st.integers(1, 20))
@@ -60,9 +60,9 @@ def test_a_part_is_copied_as_numpy_would_cut_and_mirror_it(seed: int, channels: 
     left, top = (int(random.integers(0, side - size + 1)) for side in (width, height))
     right, down = random.integers(-size, size + 1, 2).tolist()
     row = np.zeros((3, size, size, channels), np.uint8)
-    view = View(size, (left, top, left + size, top + size), right, down, mirrored)
-    assert not view.resizes
-    resize.write(np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels, EIGHTHS, view, row[1])
+    crop = Crop(size, (left, top, left + size, top + size), right, down, mirrored)
+    assert not crop.resizes
+    resize.write_crop(np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels, EIGHTHS, crop, row[1])
     padded = np.pad(pixels[top : top + size, left : left + size], ((size, size), (size, size), (0, 0)))
     naive = padded[size - down : 2 * size - down, size - right : 2 * size - right]
     np.testing.assert_array_equal(row[1], naive[:, ::-1] if mirrored else naive)
@@ -74,7 +74,7 @@ def test_a_view_is_resized_as_pillow_resizes_a_box_of_the_whole_picture(channels
     pixels = _natural(150, 200)[:, :, :channels].copy()
     whole = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     for box in ((0.0, 0.0, 200.0, 150.0), (31.4, 7.9, 121.5, 149.7), (180.0, 130.0, 200.0, 150.0)):
-        found = resize.resize(pixels, EIGHTHS, View(48, box))
+        found = resize.resize(pixels, EIGHTHS, Crop(48, box))
         pillow = np.asarray(whole.resize((48, 48), Image.Resampling.BILINEAR, box=box)).reshape(found.shape)
         assert np.abs(found.astype(int) - pillow).max() <= 1
 
@@ -89,13 +89,13 @@ def test_a_scaled_decode_is_close_to_the_full_one(subsampling: str) -> None:
         picture = open_picture(simplejpeg.encode_jpeg(original, 90, colours, subsampling), "jpg")
         u = uniforms(DRAWS, ("test",), np.array([0]), np.array([seed]))[0].tolist()
         for size in (32, 64, 100):
-            view = drawn(height, width, size, Augment(resized_crop=True), u)
+            crop = random_crop(height, width, size, Augment(resized_crop=True), u)
             rows = np.zeros((2, size, size, channels), np.uint8)
-            for eighths, row in ((view.eighths(height, width), rows[0]), (EIGHTHS, rows[1])):
+            for eighths, row in ((crop.eighths(height, width), rows[0]), (EIGHTHS, rows[1])):
                 pixels, has = picture.pixels(channels, eighths, reverse=False, buffer=buffer)
                 assert has == eighths and pixels.shape[0] == -(-height * eighths // EIGHTHS)
-                resize.write(pixels, has, view, row)
-            used[view.eighths(height, width)] += 1
+                resize.write_crop(pixels, has, crop, row)
+            used[crop.eighths(height, width)] += 1
             difference = rows[0].astype(int) - rows[1]
             assert np.abs(difference).mean() < 2.5 and abs(difference.mean()) < 0.5
     assert set(used) == {1, 2, 4, 8}
@@ -184,7 +184,7 @@ def test_every_operation_is_drawn_both_ways_and_keeps_the_shape(channels: int) -
     how = RandAugment(operations=3, magnitude=17)
     count = DRAWS_PER_OPERATION * how.operations
     table = uniforms(count, ("r",), np.zeros(400, np.int64), np.arange(400)).tolist()
-    seen = Counter(operation for u in table for operation in drawn_operations(how, u))
+    seen = Counter(operation for u in table for operation in random_operations(how, u))
     assert set(seen) == {(name, sign) for name in OPERATIONS for sign in (1, -1)}
     assert max(seen.values()) < 2.2 * 1200 / len(seen)
     pixels = IMAGE[:, :, :channels]
@@ -192,7 +192,7 @@ def test_every_operation_is_drawn_both_ways_and_keeps_the_shape(channels: int) -
         found = rand_augment(pixels, how, u)
         assert found.shape == pixels.shape and found.dtype == np.uint8
         by_hand = pixels
-        for name, sign in drawn_operations(how, u):
+        for name, sign in random_operations(how, u):
             by_hand = _apply(name, sign * 17 / 30, by_hand)
         np.testing.assert_array_equal(found, by_hand)
 

@@ -252,7 +252,7 @@ def test_a_mistake_in_the_program_is_not_taken_for_a_bad_sample(
     cpus: int, bad_shard: Path, image_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = _open(bad_shard, image_recipe([bad_shard], cpus, on_error="skip"), None)
-    monkeypatch.setattr("data.images.image_source.centre", lambda *_: int("x"))
+    monkeypatch.setattr("data.images.image_source.centre_crop", lambda *_: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         _fill(source, np.arange(8))
 

@@ -274,7 +274,7 @@ def test_a_stopped_builder_is_not_waited_for_long(
     stopped = start_builder(600)
     assert stopped.stdout is not None and stopped.stdout.readline() == "building\n"
     stopped.send_signal(signal.SIGSTOP)
-    monkeypatch.setattr(sidecar, "BUILDER_PATIENCE_S", 0.5)
+    monkeypatch.setattr(sidecar, "BUILDER_WAIT_S", 0.5)
     started = time.monotonic()
     assert load_index(LocalShard(text_shards[2])).count == 150  # the other one still stands there
     assert time.monotonic() - started >= 0.5

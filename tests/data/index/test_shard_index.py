@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from configs.errors import DataError
 from data.index.catalog import Catalog
 from data.index.shard_index import ShardIndex, build_index
-from data.index.shard_patterns import expand
+from data.index.shard_patterns import expand_patterns
 from data.index.tar import TarParser
 from data.shards.local_shard import LocalShard
 from data.shards.shard import CHECKED_BYTES, checksum
@@ -359,14 +359,19 @@ def test_patterns_expand_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "https://h/a.tar?sig=*[1]": ["https://h/a.tar?sig=*[1]"],
     }
     for pattern, names in found.items():
-        assert expand(pattern) == names
+        assert expand_patterns(pattern) == names
     deep = tmp_path / "deep" / "er"
     deep.mkdir(parents=True)
     (deep / "c-0.tar").touch()
     monkeypatch.setenv("HOME", str(deep))
-    assert expand("**/c-*.tar") == expand("deep/**.tar") == expand("deep/er/**/c-0.tar") == ["deep/er/c-0.tar"]
-    assert expand("~/c-{0..0}.tar") == expand("~/*.tar") == [str(deep / "c-0.tar")]
-    assert expand(["b-001.tar", "a-9.tar"]) == ["b-001.tar", "a-9.tar"]
+    assert (
+        expand_patterns("**/c-*.tar")
+        == expand_patterns("deep/**.tar")
+        == expand_patterns("deep/er/**/c-0.tar")
+        == ["deep/er/c-0.tar"]
+    )
+    assert expand_patterns("~/c-{0..0}.tar") == expand_patterns("~/*.tar") == [str(deep / "c-0.tar")]
+    assert expand_patterns(["b-001.tar", "a-9.tar"]) == ["b-001.tar", "a-9.tar"]
     refused = {
         "nope.tar": str(tmp_path),
         "b-{000..002}.tar": "b-002.tar",
@@ -375,11 +380,11 @@ def test_patterns_expand_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     for pattern, word in refused.items():
         with pytest.raises(DataError) as caught:
-            expand(pattern)
+            expand_patterns(pattern)
         assert pattern in str(caught.value) and word in str(caught.value)
     for twice in (["a-*.tar", "./a-9.tar"], ["a-9.tar", "s3://b/a.tar", "s3://b/{a,b}.tar"]):
         with pytest.raises(DataError, match="is named twice"):
-            expand(twice)
+            expand_patterns(twice)
 
 
 def test_headers_are_checked_across_many_batches(tmp_path: Path, make_shard: Callable[..., Path]) -> None:

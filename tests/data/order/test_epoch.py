@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from configs.checkout import CHECKOUT
 from configs.recipe import Batch
 from data.batch import eval_slices, step_slices
-from data.index.shuffle_blocks import GROUP_SAMPLES, MAX_BLOCKS, Blocks, cut_blocks
+from data.index.shuffle_blocks import GROUP_SAMPLES, MAX_BLOCKS, ShuffleBlocks, split_into_blocks
 from data.order import lanes as lane_places
-from data.order.epoch import EpochOrder, lay_lanes
+from data.order.epoch import EpochOrder, assign_lanes
 from data.order.epochs import SampleStream
 
 shard_counts = st.lists(st.integers(1, 300), min_size=1, max_size=9)
@@ -25,19 +25,19 @@ batches = st.builds(
 )
 
 
-def _blocks(counts: list[int], sample_bytes: int | None = None) -> Blocks:
+def _blocks(counts: list[int], sample_bytes: int | None = None) -> ShuffleBlocks:
     """Of samples of random sizes below 1000 bytes, or of these."""
     random = np.random.default_rng(sum(counts))
     groups = []
     for count in counts:
         sizes = random.integers(0, 1000, count) if sample_bytes is None else np.full(count, sample_bytes)
         groups.append(np.add.reduceat(sizes, np.arange(0, count, GROUP_SAMPLES)))
-    return cut_blocks(np.array(counts), groups)
+    return split_into_blocks(np.array(counts), groups)
 
 
 def _order(counts: list[int], window_bytes: int, epoch: int = 0, lanes: int = 1, seed: int = 1) -> EpochOrder:
     key = ("f", seed)
-    return EpochOrder(lay_lanes(_blocks(counts), lanes, key), window_bytes, key, epoch)
+    return EpochOrder(assign_lanes(_blocks(counts), lanes, key), window_bytes, key, epoch)
 
 
 @given(shard_counts, st.integers(1, 200_000), st.integers(0, 3), lane_counts)
@@ -87,7 +87,7 @@ def test_lanes_keep_their_blocks_in_every_epoch_and_have_nearly_equal_weight(
 ) -> None:
     blocks = _blocks(counts)
     weights = np.random.default_rng(0).integers(0, heaviest, len(blocks.first))
-    laid = lay_lanes(blocks, lanes, ("f", 1), weights)
+    laid = assign_lanes(blocks, lanes, ("f", 1), weights)
     shards = blocks.shard[laid.order]
     assert len([None for a, b in pairwise(shards) if a != b]) == len(counts) - 1  # each shard's blocks together
     bounds = pairwise(laid.starts)
@@ -150,12 +150,12 @@ def test_blocks_grow_when_there_would_be_too_many(monkeypatch: pytest.MonkeyPatc
 _BILLION = """
 import resource, sys
 import numpy as np
-from data.index.shuffle_blocks import cut_blocks
+from data.index.shuffle_blocks import split_into_blocks
 from data.order.epochs import SampleStream
 shards, samples = int(sys.argv[1]), 10**9 // int(sys.argv[1])
 groups = np.full(-(-samples // 64), 64 * 19_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-blocks = cut_blocks(np.full(shards, samples), (groups for _ in range(shards)))
+blocks = split_into_blocks(np.full(shards, samples), (groups for _ in range(shards)))
 stream = SampleStream(blocks, 256 << 20, "f", 1, 64)
 found = stream.locate(np.arange(9 * 10**8, 9 * 10**8 + 256)).sample_ids
 print(len(blocks.first), len(set(found.tolist())), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -15,7 +15,7 @@ from configs.errors import DataError
 from data.arrays import silent
 from data.index.shard_index import read_kept_index
 from data.pack.pack_plan import Inputs, plan_shards
-from data.pack.packing_run import How, pack
+from data.pack.packing_run import PackOptions, pack_shards
 from data.pack.shard_writer import ShardLimits, tar_bytes, write_shard
 from data.pack_inputs.examples import pack_digits
 from data.pack_inputs.file_inputs import text_inputs
@@ -225,5 +225,5 @@ def test_a_file_that_changes_while_packing_is_named(tmp_path: Path, texts: Path)
     inputs = text_inputs(listing, {}, None)
     (texts / "a.b.txt").write_text("longer than it was")
     with pytest.raises(DataError, match=r"a\.b\.txt: was 5 bytes and is 18 now"):
-        pack(inputs, tmp_path / "out", 0.0, ShardLimits(), How())
+        pack_shards(inputs, tmp_path / "out", 0.0, ShardLimits(), PackOptions())
     assert not (tmp_path / "out.partial").exists()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from configs.errors import EXIT_REQUEUE
 from configs.recipe import Recipe
-from data.index.shard_patterns import expand
+from data.index.shard_patterns import expand_patterns
 from data.pack.partial_folder import partial_folder
 from tests.support.data.pack_gate import gated, make_gate
 from tests.support.data.packed_folder import read_split
@@ -53,8 +53,8 @@ def test_the_last_lines_are_those_of_a_recipe_that_finds_the_shards(tmp_path: Pa
         data = _recipe(lines, {"kind": "gpt"}).data
         assert data.kind == kind
         assert data.val is not None
-        shards = [entry for source in data.train.sources for entry in expand(source.shards)]
-        assert [*shards, *expand(data.val.shards)] == [
+        shards = [entry for source in data.train.sources for entry in expand_patterns(source.shards)]
+        assert [*shards, *expand_patterns(data.val.shards)] == [
             str(out / "train-000000.tar"),
             str(out / "val-000000.tar"),
         ]

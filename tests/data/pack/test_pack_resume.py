@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.pack.packing_run import How, Progress
+from data.pack.packing_run import PackOptions, PackProgress
 from data.pack.partial_folder import partial_folder, work_folder
 from data.pack.shard_writer import ShardLimits
 from data.pack_inputs.pack_kinds import pack_table, pack_text
@@ -23,7 +23,7 @@ from tests.support.data.pack_gate import gated, make_gate
 from tests.support.data.packed_folder import digests, tars
 
 LIMITS = ShardLimits(bytes=200_000)
-_HERE = How()
+_HERE = PackOptions()
 STOKER = str(Path(sys.executable).with_name("stoker"))
 
 
@@ -54,9 +54,9 @@ def _command(texts: Path, out: Path, workers: int) -> list[str]:
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
     tmp_path: Path, texts: Path, expected: dict[str, str], workers: int
 ) -> None:
-    seen: list[Progress] = []
-    how = How(workers=workers, watch=seen.append)
-    pack_text(texts, "*.txt", tmp_path / "out", 0.1, LIMITS, how, tokenizer="bytes")
+    seen: list[PackProgress] = []
+    options = PackOptions(workers=workers, report_progress=seen.append)
+    pack_text(texts, "*.txt", tmp_path / "out", 0.1, LIMITS, options, tokenizer="bytes")
     assert len(expected) > 20
     assert digests(tmp_path / "out") == expected
     assert (seen[-1].inputs, seen[-1].shards) == (601, len(expected) - 1)
@@ -122,19 +122,19 @@ def _session(pid: str) -> int:
 def test_finished_shards_are_not_made_again(tmp_path: Path, texts: Path, expected: dict[str, str]) -> None:
     out = tmp_path / "out"
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: PackProgress) -> None:
         if progress.shards >= 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack_text(texts, "*.txt", out, 0.1, LIMITS, How(workers=2, watch=stop), tokenizer="bytes")
+        pack_text(texts, "*.txt", out, 0.1, LIMITS, PackOptions(workers=2, report_progress=stop), tokenizer="bytes")
     shards = partial_folder(out) / "shards"
     kept = {path.name: path.stat().st_ino for path in tars(shards)}
     assert len(kept) >= 5
     cut = shards / min(kept)
     os.truncate(cut, 1000)  # a shard that is no more as it was recorded
     said: list[str] = []
-    pack_text(texts, "*.txt", out, 0.1, LIMITS, How(say=said.append), tokenizer="bytes")
+    pack_text(texts, "*.txt", out, 0.1, LIMITS, PackOptions(say=said.append), tokenizer="bytes")
     assert any("shards are finished" in line for line in said)
     again = {path.name: path.stat().st_ino for path in tars(out)}
     assert sum(again[name] == inode for name, inode in kept.items()) >= len(kept) - 2
@@ -144,11 +144,11 @@ def test_finished_shards_are_not_made_again(tmp_path: Path, texts: Path, expecte
 def test_another_plan_in_the_same_folder_is_refused_with_the_difference(tmp_path: Path, texts: Path) -> None:
     out = tmp_path / "out"
 
-    def stop(_progress: Progress) -> None:
+    def stop(_progress: PackProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack_text(texts, "*.txt", out, 0.1, LIMITS, How(watch=stop))
+        pack_text(texts, "*.txt", out, 0.1, LIMITS, PackOptions(report_progress=stop))
     with pytest.raises(DataError, match=r"out\.partial holds .* differs \(val_fraction 0\.1, now 0\.2\): run that"):
         pack_text(texts, "*.txt", out, 0.2, LIMITS)
     with pytest.raises(DataError, match=r"differs \(kind text, now tokens\)"):
@@ -172,15 +172,15 @@ def test_a_table_whose_files_were_replaced_or_lie_elsewhere_is_another_plan(tmp_
             os.utime(tmp_path / root / name, ns=(0, 1))
     (tmp_path / "t.csv").write_text("file\na\nb\nc\n")
 
-    def attempt(root: str, how: How = _HERE) -> None:
+    def attempt(root: str, options: PackOptions = _HERE) -> None:
         columns = Columns(files=["bin=file"], root=tmp_path / root)
-        pack_table(tmp_path / "t.csv", columns, tmp_path / "out", 0.0, ShardLimits(samples=1), how)
+        pack_table(tmp_path / "t.csv", columns, tmp_path / "out", 0.0, ShardLimits(samples=1), options)
 
-    def stop(_progress: Progress) -> None:
+    def stop(_progress: PackProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        attempt("here", How(watch=stop))
+        attempt("here", PackOptions(report_progress=stop))
     with pytest.raises(DataError, match=r"differs \(inputs changed since\)"):
         attempt("there")
     os.utime(tmp_path / "here" / "b", ns=(0, 2))

@@ -14,11 +14,11 @@ import pytest
 import tokenizers
 
 from configs.errors import DataError
-from data.pack.packing_run import How
+from data.pack.packing_run import PackOptions
 from data.pack.shard_writer import ShardLimits
 from data.pack_inputs.pack_kinds import pack_arrays, pack_table, pack_text, read_classes
 from data.pack_inputs.table_inputs import Columns
-from data.pack_inputs.token_arrays import Cuts
+from data.pack_inputs.token_arrays import ArraySplit
 from data.text.tokenizer import HuggingFaceTokenizer
 from tests.support.data.packed_folder import digests, read_split
 
@@ -61,7 +61,7 @@ def test_a_column_of_text_becomes_a_sample_per_row_at_any_number_of_workers(tmp_
         _parquet(table, {"id": list(range(len(TEXTS))), "text": pa.array(TEXTS).dictionary_encode()})
     columns, limits = Columns(text="text", parts=["json=id"]), ShardLimits(bytes=60_000)
     for workers in (1, 2):
-        packed = pack_table(table, columns, tmp_path / f"out-{workers}", 0.2, limits, How(workers))
+        packed = pack_table(table, columns, tmp_path / f"out-{workers}", 0.2, limits, PackOptions(workers))
     assert digests(tmp_path / "out-1") == digests(tmp_path / "out-2")
     assert packed.shards > 4
     assert 15 < packed.val_samples < 70
@@ -161,9 +161,9 @@ def test_rows_with_an_empty_cell_are_left_out_and_counted(tmp_path: Path, png: C
 def test_it_is_said_when_no_sample_is_left_for_val(tmp_path: Path) -> None:
     said: list[str] = []
     _jsonl(tmp_path / "a.jsonl", [{"text": "alone"}])
-    pack_table(tmp_path / "a.jsonl", Columns(), tmp_path / "out", 0.1, how=How(say=said.append))
+    pack_table(tmp_path / "a.jsonl", Columns(), tmp_path / "out", 0.1, options=PackOptions(say=said.append))
     assert said[-1] == f"{tmp_path / 'out'}: no sample is left for val, though val_fraction is 0.1: pack more inputs"
-    pack_table(tmp_path / "a.jsonl", Columns(), tmp_path / "train", 0.0, how=How(say=said.append))
+    pack_table(tmp_path / "a.jsonl", Columns(), tmp_path / "train", 0.0, options=PackOptions(say=said.append))
     assert "val_fraction" not in said[-1]
 
 
@@ -187,7 +187,7 @@ def test_tokens_are_those_of_the_tokenizer_with_an_end_of_document(tmp_path: Pat
     for workers in (1, 2):
         out = tmp_path / f"out-{workers}"
         columns, limits = Columns(text="body"), ShardLimits(bytes=50_000)
-        packed = pack_table(tmp_path / "a.jsonl", columns, out, 0.0, limits, How(workers), str(tokenizer_file))
+        packed = pack_table(tmp_path / "a.jsonl", columns, out, 0.0, limits, PackOptions(workers), str(tokenizer_file))
     assert digests(tmp_path / "out-1") == digests(tmp_path / "out-2")
     tokenizer = HuggingFaceTokenizer(tokenizer_file)
     found = [_array(sample["npy"]) for sample in _all(tmp_path / "out-1")]
@@ -216,7 +216,7 @@ def test_arrays_of_a_folder_are_documents(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for i in range(20):
         np.save(tmp_path / "in" / f"{i}.npy", np.arange(i, i + 10 * (i % 3), dtype=np.int64))
-    packed = pack_arrays(tmp_path / "in", Cuts(), tmp_path / "out", 0.0)
+    packed = pack_arrays(tmp_path / "in", ArraySplit(), tmp_path / "out", 0.0)
     found = sorted(_array(sample["npy"]).tolist() for sample in _all(tmp_path / "out"))
     assert found == sorted(list(range(i, i + 10 * (i % 3))) for i in range(20) if i % 3)
     assert packed.skipped == 7
@@ -228,25 +228,25 @@ def test_one_long_array_is_cut_after_documents_or_into_rows(tmp_path: Path) -> N
     np.save(tmp_path / "a.npy", tokens)
     np.save(tmp_path / "b.npy", tokens.reshape(3, 3))
     for name, cuts, expected in (
-        ("a.npy", Cuts(end_of_document=0), [[5, 6, 0], [0], [7, 8, 9, 0], [3]]),
-        ("a.npy", Cuts(row_tokens=4), [[5, 6, 0, 0], [7, 8, 9, 0], [3]]),
-        ("b.npy", Cuts(), [[5, 6, 0], [0, 7, 8], [9, 0, 3]]),
+        ("a.npy", ArraySplit(end_of_document=0), [[5, 6, 0], [0], [7, 8, 9, 0], [3]]),
+        ("a.npy", ArraySplit(row_tokens=4), [[5, 6, 0, 0], [7, 8, 9, 0], [3]]),
+        ("b.npy", ArraySplit(), [[5, 6, 0], [0, 7, 8], [9, 0, 3]]),
     ):
         out = tmp_path / f"out-{len(expected)}-{name}"
         pack_arrays(tmp_path / name, cuts, out, 0.0)
         assert [_array(sample["npy"]).tolist() for sample in _all(out)] == expected
     with pytest.raises(DataError, match="one of one dimension needs --end-of-document ID, or --rows TOKENS"):
-        pack_arrays(tmp_path / "a.npy", Cuts(), tmp_path / "no", 0.0)
+        pack_arrays(tmp_path / "a.npy", ArraySplit(), tmp_path / "no", 0.0)
     with pytest.raises(DataError, match=r"a\.npy: tokens 0 … 8 holds token id 9, but ids are 0 … 8"):
-        pack_arrays(tmp_path / "a.npy", Cuts(row_tokens=9), tmp_path / "no", 0.0, vocab=9)
+        pack_arrays(tmp_path / "a.npy", ArraySplit(row_tokens=9), tmp_path / "no", 0.0, vocab=9)
     with pytest.raises(DataError, match=r"d\.npy: cannot be read \(No such file or directory\)"):
-        pack_arrays(tmp_path / "d.npy", Cuts(row_tokens=9), tmp_path / "no", 0.0)
+        pack_arrays(tmp_path / "d.npy", ArraySplit(row_tokens=9), tmp_path / "no", 0.0)
     np.save(tmp_path / "c.npy", np.zeros(4))
     with pytest.raises(DataError, match="not an array of integers"):
-        pack_arrays(tmp_path / "c.npy", Cuts(row_tokens=2), tmp_path / "no", 0.0)
+        pack_arrays(tmp_path / "c.npy", ArraySplit(row_tokens=2), tmp_path / "no", 0.0)
     np.save(tmp_path / "e.npy", np.array([1, 1 << 63], np.uint64))
     with pytest.raises(DataError, match="token ids up to 9223372036854775808: expected ids below 2³²"):
-        pack_arrays(tmp_path / "e.npy", Cuts(row_tokens=2), tmp_path / "no", 0.0)
+        pack_arrays(tmp_path / "e.npy", ArraySplit(row_tokens=2), tmp_path / "no", 0.0)
 
 
 MISTAKES: list[tuple[str, str, Columns, str]] = [

@@ -25,9 +25,9 @@ def no_real_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 @pytest.fixture(autouse=True)
-def own_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left in memory from one test to the next, and pauses between tries are short."""
-    monkeypatch.setattr(shared_connections, "_engines", {})
+    monkeypatch.setattr(shared_connections, "_shared_connections", {})
     monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.002)
 
 

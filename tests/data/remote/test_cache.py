@@ -20,7 +20,7 @@ import pytest
 from configs.sections.data_section import RemoteReads
 from data.remote import file_locks, piece_file, shared_connections
 from data.remote.byte_checks import PIECE_BYTES
-from data.remote.disk_cache import Cache, Piece
+from data.remote.disk_cache import DiskCache, PieceKey
 from data.remote.remote_shard import open_remote
 from tests.data.remote.conftest import checksums_of, contents_of
 from tests.support.data.hostile_server import HostileServer
@@ -39,7 +39,7 @@ def pieces_in(folder: Path) -> list[Path]:
 
 def used_bytes(folder: Path) -> int:
     """Of all files, at a moment when nobody adds or evicts one."""
-    with file_locks.held(folder / "locks", 0, 1, 200.0) as alone:
+    with file_locks.locked_range(folder / "locks", 0, 1, 200.0) as alone:
         assert alone
         sizes = []
         for path in folder.iterdir():
@@ -135,26 +135,26 @@ def test_a_leftover_of_a_killed_writer_is_removed_and_a_living_writers_file_is_n
     dead.write_bytes(b"x" * 1000)
     with living.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        Cache(tmp_path, 10 * FILE_BYTES).write(Piece(1, 0), memoryview(CONTENTS)[:PIECE_BYTES])
+        DiskCache(tmp_path, 10 * FILE_BYTES).write(PieceKey(1, 0), memoryview(CONTENTS)[:PIECE_BYTES])
         assert living.exists()
     assert not dead.exists()
 
 
 def test_the_pieces_used_least_recently_go_first(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 10 * FILE_BYTES)
+    cache = DiskCache(tmp_path, 10 * FILE_BYTES)
     payload = memoryview(CONTENTS)[:PIECE_BYTES]
     for number in range(10):
-        cache.write(Piece(1, number), payload)
+        cache.write(PieceKey(1, number), payload)
         long_ago = time.time() - 10_000 + number
-        os.utime(tmp_path / Piece(1, number).file_name, (long_ago, long_ago))
-    assert cache.read(Piece(1, 0), PIECE_BYTES, 5, 10) == CONTENTS[5:10]
-    cache.write(Piece(1, 10), payload)
-    assert [number for number in range(11) if cache.holds(Piece(1, number))] == [0, 3, 4, 5, 6, 7, 8, 9, 10]
+        os.utime(tmp_path / PieceKey(1, number).file_name, (long_ago, long_ago))
+    assert cache.read(PieceKey(1, 0), PIECE_BYTES, 5, 10) == CONTENTS[5:10]
+    cache.write(PieceKey(1, 10), payload)
+    assert [number for number in range(11) if cache.holds(PieceKey(1, number))] == [0, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("place", [0, 9, 20, 5_000, FILE_BYTES - 1])
 def test_any_flipped_byte_of_a_file_is_refused(tmp_path: Path, place: int) -> None:
-    cache, piece = Cache(tmp_path, 10 * FILE_BYTES), Piece(77, 3)
+    cache, piece = DiskCache(tmp_path, 10 * FILE_BYTES), PieceKey(77, 3)
     cache.write(piece, memoryview(CONTENTS)[:PIECE_BYTES])
     path = tmp_path / piece.file_name
     damaged = bytearray(path.read_bytes())
@@ -165,10 +165,10 @@ def test_any_flipped_byte_of_a_file_is_refused(tmp_path: Path, place: int) -> No
 
 
 def test_a_file_under_another_pieces_name_is_refused(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 10 * FILE_BYTES)
-    cache.write(Piece(77, 3), memoryview(CONTENTS)[:PIECE_BYTES])
-    (tmp_path / Piece(77, 3).file_name).rename(tmp_path / Piece(77, 4).file_name)
-    assert cache.read(Piece(77, 4), PIECE_BYTES, 0, 100) is None
+    cache = DiskCache(tmp_path, 10 * FILE_BYTES)
+    cache.write(PieceKey(77, 3), memoryview(CONTENTS)[:PIECE_BYTES])
+    (tmp_path / PieceKey(77, 3).file_name).rename(tmp_path / PieceKey(77, 4).file_name)
+    assert cache.read(PieceKey(77, 4), PIECE_BYTES, 0, 100) is None
 
 
 def test_two_processes_that_want_the_same_pieces_download_them_once(

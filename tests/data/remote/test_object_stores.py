@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 
 from configs.errors import DataError
 from configs.sections.data_section import RemoteReads
-from data.remote.address import parse
+from data.remote.address import parse_address
 from data.remote.byte_checks import PIECE_BYTES
 from data.remote.list_objects import list_remote
 from data.remote.remote_shard import open_remote
@@ -111,7 +111,7 @@ def test_the_keys_of_a_profile_sign_where_the_environment_names_none(
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert "X-Amz-Credential=AKPROFILE%2F" in requests_for(parse("s3://shards/a.tar"), os.environ)().url
+    assert "X-Amz-Credential=AKPROFILE%2F" in requests_for(parse_address("s3://shards/a.tar"), os.environ)().url
     assert open_remote(f"s3://shards/{KEYS[0]}", reads()).read(0, 9) == CONTENTS[:9]
 
 
@@ -151,12 +151,12 @@ def test_an_endpoint_without_tls_must_be_allowed(bucket: Any, monkeypatch: pytes
 def test_without_credentials_objects_are_asked_for_unsigned(url: str, environment: dict[str, str], asked: str) -> None:
     switches = dict.fromkeys(("AWS_EC2_METADATA_DISABLED", "NO_GCE_CHECK", "AZURE_SKIP_SIGNATURE"), "true")
     off = {**switches, "AWS_SHARED_CREDENTIALS_FILE": "/absent"}
-    assert re.fullmatch(asked, requests_for(parse(url), {**off, **environment})().url)
+    assert re.fullmatch(asked, requests_for(parse_address(url), {**off, **environment})().url)
 
 
 def test_tokens_leave_the_identity_alone_and_what_selects_contents_does_not() -> None:
     plain, signed, other = (
-        parse(f"https://me:pw@host/a.tar?{query}").identity
+        parse_address(f"https://me:pw@host/a.tar?{query}").identity
         for query in ("id=1", "id=1&X-Amz-Signature=abc&token=t", "id=2")
     )
     assert plain == signed != other
@@ -166,4 +166,4 @@ def test_tokens_leave_the_identity_alone_and_what_selects_contents_does_not() ->
 @pytest.mark.parametrize("url", ["s3://bucket", "s3:///key", "ftp://host/a.tar", "https://host", "a.tar"])
 def test_incomplete_and_unknown_addresses_are_refused(url: str) -> None:
     with pytest.raises(DataError, match="write"):
-        parse(url)
+        parse_address(url)

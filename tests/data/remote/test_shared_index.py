@@ -18,8 +18,8 @@ def test_a_host_that_comes_later_finds_the_indexes_in_the_runs_folder(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sidecar, "_shared", [])
-    monkeypatch.setattr(sidecar, "_far", set())
+    monkeypatch.setattr(sidecar, "_shared_folders", [])
+    monkeypatch.setattr(sidecar, "_remote_digests", set())
     write_shard(tmp_path / "a.tar", [(f"{number:04d}", {"txt": b"x" * 100}) for number in range(50)])
     url = serve({"a.tar": (tmp_path / "a.tar").read_bytes()}).url("a.tar")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first host"))

@@ -1,4 +1,4 @@
-"""https:// against a server whose certificate the test makes: whom to believe, and what belief spares."""
+"""https:// against a server whose certificate the test makes: which certificates are accepted, and what TLS spares."""
 
 import ssl
 from collections.abc import Callable

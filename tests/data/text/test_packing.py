@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 
 from data.arrays import Ints
 from data.index.column import Column
-from data.index.shuffle_blocks import GROUP_SAMPLES, cut_blocks
+from data.index.shuffle_blocks import GROUP_SAMPLES, split_into_blocks
 from data.order.epochs import SampleStream
 from data.order.lanes import lane_starts
 from data.order.row_order import RowGroup, RowOrder
 from data.text import best_fit_packing
-from data.text.best_fit_packing import Packed, best_fit_decreasing, pack
+from data.text.best_fit_packing import PackedRows, best_fit_decreasing, pack_best_fit
 from data.text.best_fit_rows import FittedRows, row_blocks
-from data.text.concat_packing import ConcatenatedRows, Piece, TokenStream
+from data.text.concat_packing import ConcatenatedRows, TokenSpan, TokenStream
 
 shard_lengths = st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=90), min_size=1, max_size=4)
 row_tokens = st.integers(1, 24)
 
 
-def _rows_of(packed: Packed, lengths: list[int], context: int) -> list[list[tuple[int, int, int]]]:
+def _rows_of(packed: PackedRows, lengths: list[int], context: int) -> list[list[tuple[int, int, int]]]:
     """(document, first, last) input ranges of each row."""
-    pieces = [
+    spans = [
         (document, first, min(first + context, lengths[document] - 1))
         for document, first in zip(packed.documents.tolist(), packed.first.tolist(), strict=True)
     ]
-    return [pieces[a:b] for a, b in pairwise(packed.starts.tolist())]
+    return [spans[a:b] for a, b in pairwise(packed.starts.tolist())]
 
 
 @given(st.lists(st.integers(0, 90), max_size=300), row_tokens, st.integers(1, 400))
@@ -41,13 +41,13 @@ def test_fitted_rows_hold_each_input_once_and_cut_no_document_that_fits(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(best_fit_packing, "SEGMENT_TOKENS", tokens)
         patch.setattr(best_fit_packing, "SEGMENT_ROWS", 1)
-        packed = pack(np.array(lengths, np.int64), context)
+        packed = pack_best_fit(np.array(lengths, np.int64), context)
     rows = _rows_of(packed, lengths, context)
     inputs = [(document, i) for row in rows for document, first, last in row for i in range(first, last)]
     assert sorted(inputs) == [(document, i) for document, length in enumerate(lengths) for i in range(length - 1)]
     assert all(0 < sum(last - first for _, first, last in row) <= context for row in rows)
-    pieces = Counter(document for row in rows for document, _, _ in row)
-    assert all(count == -(-(lengths[document] - 1) // context) for document, count in pieces.items())
+    spans = Counter(document for row in rows for document, _, _ in row)
+    assert all(count == -(-(lengths[document] - 1) // context) for document, count in spans.items())
     bounds = packed.segments.tolist()
     assert bounds[0] == 0 and bounds[-1] == len(rows) and all(a < b for a, b in pairwise(bounds))
     segments = [{document for row in rows[a:b] for document, _, _ in row} for a, b in pairwise(bounds)]
@@ -79,13 +79,13 @@ def test_best_fit_fills_rows_as_the_naive_search_of_all_rows_does(sizes: list[in
 def test_little_is_lost_to_padding_on_the_lengths_of_real_files(context: int, most_lost: float) -> None:
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
     lengths = np.array([file.stat().st_size // 3 + 1 for file in files], np.int64)
-    packed = pack(lengths, context)
+    packed = pack_best_fit(lengths, context)
     assert 1 - np.maximum(lengths - 1, 0).sum() / ((len(packed.starts) - 1) * context) < most_lost
 
 
 def test_fitting_is_the_same_on_every_machine_and_version() -> None:
     lengths = [7, 1, 20, 3, 4, 0, 6, 2]
-    assert _rows_of(pack(np.array(lengths), 8), lengths, 8) == [
+    assert _rows_of(pack_best_fit(np.array(lengths), 8), lengths, 8) == [
         [(0, 0, 6), (3, 0, 2)],
         [(2, 0, 8)],
         [(2, 8, 16)],
@@ -102,7 +102,7 @@ def _stream(
 ) -> tuple[SampleStream, TokenStream]:
     lengths = Column([np.array(shard) for shard in shards])
     groups = [np.add.reduceat(shard, np.arange(0, len(shard), GROUP_SAMPLES)) for shard in lengths.tables]
-    blocks = cut_blocks(np.array([len(shard) for shard in shards]), groups)
+    blocks = split_into_blocks(np.array([len(shard) for shard in shards]), groups)
     tokens = lengths.block_totals(blocks)
     stream = SampleStream(blocks, window_bytes, "f", seed, lanes, tokens)
     return stream, TokenStream(stream, lengths, tokens)
@@ -114,15 +114,15 @@ def _written_out(stream: SampleStream, lengths: list[int], passes: int) -> list[
     return [(sample, number) for sample in ids for number in range(lengths[sample])]
 
 
-def _expanded(pieces: list[Piece]) -> tuple[list[Token], list[Token]]:
+def _expanded(spans: list[TokenSpan]) -> tuple[list[Token], list[Token]]:
     """The inputs and the targets of a row."""
     inputs: list[Token] = []
     targets: list[Token] = []
-    for piece in pieces:
-        assert piece.at == len(inputs)
-        tokens = [(piece.sample, number) for number in range(piece.first, piece.last + piece.has_next)]
-        inputs += tokens[: piece.last - piece.first]
-        targets += tokens if len(targets) < piece.at else tokens[1:]
+    for span in spans:
+        assert span.at == len(inputs)
+        tokens = [(span.sample, number) for number in range(span.first, span.last + span.has_next)]
+        inputs += tokens[: span.last - span.first]
+        targets += tokens if len(targets) < span.at else tokens[1:]
     return inputs, targets
 
 
@@ -140,16 +140,16 @@ def test_concatenated_rows_are_the_written_out_stream_cut_up(
     assert rows.count == max(1, sum(lengths) // context)
     naive = _written_out(stream, lengths, 4 + 4 * context // sum(lengths))
     items = np.array(data.draw(st.permutations(range(2 * rows.count))))
-    found = dict(zip(items.tolist(), rows.pieces(items), strict=True))
-    for turn in range(2):
-        starts = [turn * sum(lengths) + row * context for row in range(rows.count)]
+    found = dict(zip(items.tolist(), rows.spans(items), strict=True))
+    for pass_number in range(2):
+        starts = [pass_number * sum(lengths) + row * context for row in range(rows.count)]
         cut = [(naive[start : start + context], naive[start + 1 : start + context + 1]) for start in starts]
-        in_pass = [_expanded(found[turn * rows.count + position]) for position in range(rows.count)]
+        in_pass = [_expanded(found[pass_number * rows.count + position]) for position in range(rows.count)]
         assert sorted(in_pass) == sorted(cut)
         borders = lane_starts(rows.count, lanes)
         for lane in range(lanes):
             assert sorted(in_pass[lane::lanes]) == sorted(cut[borders[lane] : borders[lane + 1]])
-    one_by_one = [next(again.pieces(np.array([item]))) for item in range(2 * rows.count)]
+    one_by_one = [next(again.spans(np.array([item]))) for item in range(2 * rows.count)]
     assert one_by_one == [found[item] for item in range(2 * rows.count)]
 
 
@@ -161,7 +161,7 @@ def test_a_validation_pass_is_the_shards_in_order_and_ends_with_the_last_token(
     assume(sum(lengths) > 1)
     rows = ConcatenatedRows(_stream(shards, 1000, None, 1)[1], context, None, 1)
     naive = [(sample, number) for sample, length in enumerate(lengths) for number in range(length)]
-    found = [_expanded(pieces) for pieces in rows.pieces(np.arange(rows.count))]
+    found = [_expanded(spans) for spans in rows.spans(np.arange(rows.count))]
     assert [token for inputs, _ in found for token in inputs] == naive[:-1]
     assert [token for _, targets in found for token in targets] == naive[1:]
     assert all(len(inputs) == context for inputs, _ in found[:-1])
@@ -176,10 +176,10 @@ def test_each_pass_is_a_permutation_of_its_rows_inside_groups_of_a_lane(
     pass_rows: int, row_tokens: int, window_tokens: int, lanes: int
 ) -> None:
     order = RowOrder(pass_rows, row_tokens, window_tokens, ("f", 1), lanes)
-    for turn in range(2):
-        found = _located(order, np.arange(turn * pass_rows, (turn + 1) * pass_rows))
+    for pass_number in range(2):
+        found = _located(order, np.arange(pass_number * pass_rows, (pass_number + 1) * pass_rows))
         assert sorted(row for _, row in found) == list(range(pass_rows))
-        assert all(group.turn == turn and group.first <= row < group.stop for group, row in found)
+        assert all(group.pass_number == pass_number and group.first <= row < group.stop for group, row in found)
         starts = lane_starts(pass_rows, lanes)
         for lane in range(lanes):
             sizes = {group: group.stop - group.first for group, _ in found[lane::lanes]}
@@ -208,7 +208,7 @@ def test_the_order_of_rows_is_the_same_on_every_machine_and_version() -> None:
 def test_fitted_rows_are_those_of_each_shard_alone_and_come_once_per_pass(
     shards: list[list[int]], context: int, lanes: int, data: st.DataObject
 ) -> None:
-    packs = [pack(np.array(shard), context) for shard in shards]
+    packs = [pack_best_fit(np.array(shard), context) for shard in shards]
     assume(sum(len(packed.segment_inputs) for packed in packs))
     column = Column([np.array(shard) for shard in shards])
     stream = SampleStream(row_blocks(packs, 1.5), 500, "f", 1, lanes)
@@ -219,9 +219,9 @@ def test_fitted_rows_are_those_of_each_shard_alone_and_come_once_per_pass(
         for row in _rows_of(packed, shard, context)
     ]
     items = np.array(data.draw(st.permutations(range(2 * rows.count))))
-    found = dict(zip(items.tolist(), rows.pieces(items), strict=True))
+    found = dict(zip(items.tolist(), rows.spans(items), strict=True))
     assert rows.count == len(alone)
-    for turn in range(2):
-        in_pass = [found[turn * rows.count + position] for position in range(rows.count)]
-        assert sorted([piece[:3] for piece in pieces] for pieces in in_pass) == sorted(alone)
-        assert all(len(_expanded(pieces)[0]) == len(_expanded(pieces)[1]) for pieces in in_pass)
+    for pass_number in range(2):
+        in_pass = [found[pass_number * rows.count + position] for position in range(rows.count)]
+        assert sorted([span[:3] for span in spans] for spans in in_pass) == sorted(alone)
+        assert all(len(_expanded(spans)[0]) == len(_expanded(spans)[1]) for spans in in_pass)

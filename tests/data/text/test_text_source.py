@@ -155,7 +155,7 @@ def test_rows_are_packed_once_per_shard(
     def refuse(lengths: Ints, row_tokens: int) -> None:
         raise AssertionError("packed again")
 
-    monkeypatch.setattr(best_fit_packing, "pack", refuse)
+    monkeypatch.setattr(best_fit_packing, "pack_best_fit", refuse)
     assert open_source(recipe).keys(np.arange(50)) == first
     with pytest.raises(AssertionError, match="packed again"):
         open_source(text_recipe(text_shards, context=32, packing="best_fit"))

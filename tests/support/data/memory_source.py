@@ -6,21 +6,21 @@ import numpy as np
 
 from data.arrays import Array, Ints
 from data.index.catalog import Catalog
-from data.index.shuffle_blocks import GROUP_SAMPLES, Blocks, cut_blocks
+from data.index.shuffle_blocks import GROUP_SAMPLES, ShuffleBlocks, split_into_blocks
 from data.order.epochs import SampleStream
 from data.source import Skipped
 
 SAMPLE_BYTES = 100
 
 
-def equal_blocks(shard_samples: Sequence[int], sample_bytes: int = SAMPLE_BYTES) -> Blocks:
+def equal_blocks(shard_samples: Sequence[int], sample_bytes: int = SAMPLE_BYTES) -> ShuffleBlocks:
     """Of shards of these many samples of equal size."""
     groups = []
     for count in shard_samples:
         sizes = np.full(-(-count // GROUP_SAMPLES), GROUP_SAMPLES)
         sizes[-1] -= -count % GROUP_SAMPLES
         groups.append(sizes * sample_bytes)
-    return cut_blocks(np.array(shard_samples), groups)
+    return split_into_blocks(np.array(shard_samples), groups)
 
 
 class MemorySource:

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from configs.errors import CheckpointError, ExportError
 from configs.recipe import Recipe
 from data.images.codecs import EIGHTHS
-from data.images.crops import centre
-from data.images.resize import write
+from data.images.crops import centre_crop
+from data.images.resize import write_crop
 from tests.support.training.runs import run_folder_of, train_in_processes, write_image_shards, write_text_shards
 from tests.support.training.tiny_huggingface import (
     GPTS,
@@ -203,7 +203,7 @@ def test_their_preprocessing_gives_our_pixels(trained: dict[str, Recipe], tmp_pa
     pixels_HWC = np.random.default_rng(7).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     theirs = processor(Image.fromarray(pixels_HWC), return_tensors="pt")["pixel_values"]
     row_HWC = np.zeros((64, 64, 3), np.uint8)
-    write(pixels_HWC, EIGHTHS, centre(90, 120, 64), row_HWC)
+    write_crop(pixels_HWC, EIGHTHS, centre_crop(90, 120, 64), row_HWC)
     ours = stored_model(recipe, STEP).normalise(torch.from_numpy(row_HWC)[None])
     assert theirs.shape == ours.shape
     # A pixel's rounding and where the centre of an odd margin lies are theirs to choose.
