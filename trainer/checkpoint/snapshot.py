@@ -7,7 +7,7 @@ import torch
 from trainer.checkpoint.block_files import host_memory
 from trainer.checkpoint.commit import Part
 from trainer.checkpoint.manifest import FRAGMENT_DTYPE, Manifest, StoredBuffer, StoredFragment
-from trainer.checkpoint.safetensors_file import TensorSpec, plan_tensor_file
+from trainer.checkpoint.safetensors_file import TensorInfo, plan_tensor_file
 from trainer.engine.engine_protocol import Engine, Fragment
 from trainer.rank.ranks import Ranks
 
@@ -24,7 +24,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_ITEM_BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
 class HostBuffer:
@@ -54,14 +53,13 @@ def take_snapshot(engine: Engine, header: Manifest, ranks: Ranks, buffer: HostBu
     buffers = share_of(engine.buffers(), ranks.rank, ranks.world)
     live = {_key(fragment): fragment.tensor for fragment in fragments}
     live |= {f"buffer/{name}": value for name, value in buffers.items()}
-    specs = [TensorSpec(key, _NAMES[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for key, t in live.items()]
-    plan = plan_tensor_file(specs, _ITEM_BYTES)
+    plan = plan_tensor_file({key: TensorInfo(_NAMES[t.dtype], tuple(t.shape)) for key, t in live.items()})
     image = buffer.of_bytes(plan.bytes)
     image[: len(plan.header)] = torch.frombuffer(bytearray(plan.header), dtype=torch.uint8)
-    for spec in specs:
-        tensor, offset = live[spec.key], plan.offsets[spec.key]
+    for key, tensor in live.items():
+        offset = plan.offsets[key]
         # Into pinned memory without waiting: one wait for all copies.
-        image[offset : offset + spec.bytes].view(tensor.dtype).copy_(tensor.detach().reshape(-1), non_blocking=True)
+        image[offset : offset + tensor.nbytes].view(tensor.dtype).copy_(tensor.detach().reshape(-1), non_blocking=True)
     if engine.device.type != "cpu":
         torch.accelerator.synchronize()
     return Part(

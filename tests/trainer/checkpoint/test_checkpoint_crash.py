@@ -20,7 +20,7 @@ from trainer.checkpoint.manifest import Manifest, StoredFragment
 from trainer.checkpoint.rank_receipts import Receipts, clean_receipts
 from trainer.checkpoint.reader import CheckpointReader, verify
 from trainer.checkpoint.retention import superfluous
-from trainer.checkpoint.safetensors_file import TensorSpec, plan_tensor_file
+from trainer.checkpoint.safetensors_file import TensorInfo, plan_tensor_file
 from trainer.checkpoint.store_protocol import Save
 
 ELEMENTS = 3000
@@ -38,7 +38,7 @@ def part_of(step: int, rank: int, ranks: int) -> Part:
     first, last = ELEMENTS * rank // ranks, ELEMENTS * (rank + 1) // ranks
     values = np.full(last - first, step, np.float32)
     fragment = StoredFragment("weight", "master", first, last - first, f"rank-{rank}.safetensors", 0)
-    plan = plan_tensor_file([TensorSpec(fragment.key, "F32", values.shape, values.nbytes)], {"F32": 4})
+    plan = plan_tensor_file({fragment.key: TensorInfo("F32", values.shape)})
     image = memoryview(bytearray(plan.header + values.tobytes()))
     placed = replace(fragment, offset=plan.offsets[fragment.key])
     return Part(header(step), fragment.file, image, [placed], {})
