@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from cluster.hosts.resources import whole_cpus
+from cluster.hosts.resources import cpus_of_workers
 from configs.errors import RecipeError, ResourceError
 from configs.recipe import Recipe, Workers
 from configs.sections.cloud_section import Cloud, quantity_bytes
@@ -34,7 +34,7 @@ class NodeShape:
 
 def node_shape(workers: Workers, workers_per_node: int) -> NodeShape:
     each = min(workers_per_node, workers.most)
-    cpus, gpus = whole_cpus(each, workers.cpus), each * workers.gpus
+    cpus, gpus = cpus_of_workers(each, workers.cpus), each * workers.gpus
     return NodeShape(-(-workers.least // each), -(-workers.most // each), cpus, gpus)
 
 

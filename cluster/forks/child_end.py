@@ -21,11 +21,11 @@ from itertools import count
 from statistics import median
 from typing import Any
 
-from cluster.forks.position_page import Position, PositionBoard
+from cluster.forks.position_page import Position, PositionPage
 from cluster.run.faults import is_echo
 from configs.errors import StokerError
 
-__all__ = ["WorkerLink"]
+__all__ = ["ShellConnection"]
 
 
 BEAT_S = 0.5
@@ -35,15 +35,15 @@ _STEPS_REMEMBERED = 20
 _STEPS_WARM = 3
 
 
-class WorkerLink:
+class ShellConnection:
     """Tells the shell twice a second that this process lives and how far its main thread has come.
 
     A thread of its own sends the beats: a stopped process is silent, a hung one beats without progress. When the shell
     is gone the process ends at once, as nobody would stop it any more.
     """
 
-    def __init__(self, connection: socket.socket, rest: bytes, board: PositionBoard) -> None:
-        self._connection, self._received, self._board = connection, rest, board
+    def __init__(self, connection: socket.socket, rest: bytes, page: PositionPage) -> None:
+        self._connection, self._received, self._page = connection, rest, page
         self._sending = threading.Lock()
         self._facts: dict[str, Any] = {}
         self._position = Position()
@@ -64,7 +64,7 @@ class WorkerLink:
                 self._step_s.append(now - self._step_started)
             self._step_started = now
         self._position = Position(before.progress + 1, before.step if step is None else step, phase)
-        self._board.write(self._position)
+        self._page.write(self._position)
 
     def tell(self, **facts: Any) -> None:
         """Add facts to every beat from now on, such as the attempt's number, and send one at once."""
@@ -125,7 +125,7 @@ def run_request(connection: socket.socket, request: dict[str, Any], rest: bytes)
     os.chdir(request["working_folder"])
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [STACKS_SIGNAL])  # Slurm's signals are blocked in a job
-    link = WorkerLink(connection, rest, PositionBoard.open(request["board"]))
+    link = ShellConnection(connection, rest, PositionPage.open(request["page"]))
     module, _, name = request["target"].partition(":")
     code = 0
     try:

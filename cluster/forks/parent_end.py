@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.forks.position_page import Position, PositionBoard
+from cluster.forks.position_page import Position, PositionPage
 from cluster.forks.stack_dump import dump_stacks
 
 __all__ = ["ForkedWorker", "Message"]
@@ -23,9 +23,9 @@ class ForkedWorker:
 
     def __init__(self, connection: socket.socket, request: Message) -> None:
         self._connection, self._received, self._closed = connection, b"", False
-        self._board = PositionBoard.make()
+        self._page = PositionPage.make()
         self.beat: Message = {}
-        connection.sendall(json.dumps({**request, "board": self._board.path}).encode() + b"\n")
+        connection.sendall(json.dumps({**request, "page": self._page.path}).encode() + b"\n")
         connection.setblocking(False)
 
     def receive(self, timeout_s: float) -> list[Message]:
@@ -61,7 +61,7 @@ class ForkedWorker:
     @property
     def position(self) -> Position:
         """How far its main thread has come, up to this moment."""
-        return self._board.read()
+        return self._page.read()
 
     @property
     def pid(self) -> int | None:
@@ -83,4 +83,4 @@ class ForkedWorker:
         """Leave it: it ends by itself when the connection does, unless it is stopped."""
         self.kill()
         self._connection.close()
-        self._board.close()
+        self._page.close()

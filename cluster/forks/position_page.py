@@ -21,7 +21,7 @@ class Position:
     phase: str = "starting"
 
 
-class PositionBoard:
+class PositionPage:
     """Made by the shell; the process opens it by `path`."""
 
     def __init__(self, descriptor: int) -> None:
@@ -32,9 +32,9 @@ class PositionBoard:
     def make(cls) -> Self:
         descriptor = os.memfd_create("stoker-position")
         os.ftruncate(descriptor, _RECORD.size)
-        board = cls(descriptor)
-        board.write(Position())
-        return board
+        page = cls(descriptor)
+        page.write(Position())
+        return page
 
     @classmethod
     def open(cls, path: str) -> Self:
@@ -42,7 +42,7 @@ class PositionBoard:
 
     @property
     def path(self) -> str:
-        """Valid for every process of this user and host, as long as this one keeps the board open."""
+        """Valid for every process of this user and host, as long as this one keeps the page open."""
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def write(self, position: Position) -> None:

@@ -8,13 +8,22 @@ from typing import Any
 
 from cluster.hosts.host_fitness import HostHealth
 
-__all__ = ["SLOW_PART", "UNFIT_PART", "CheckPlan", "HostReport", "cut_hosts", "lines", "rounds", "slow_hosts"]
+__all__ = [
+    "SLOW_FRACTION",
+    "UNFIT_FRACTION",
+    "CheckPlan",
+    "HostReport",
+    "lines",
+    "rounds",
+    "slow_hosts",
+    "unreachable_hosts",
+]
 
 
 GIB = 1 << 30
 # Of the others' median. Measured beside a starting Ray, rates of equal hosts differ by less than two.
-UNFIT_PART = 0.25
-SLOW_PART = 0.5
+UNFIT_FRACTION = 0.25
+SLOW_FRACTION = 0.5
 _ENOUGH_TO_COMPARE = 3  # of two hosts on one link, nobody knows whose fault it is
 
 
@@ -85,7 +94,7 @@ def lines(report: HostReport) -> Iterator[str]:
     yield from report.remarks
 
 
-def cut_hosts(reports: Sequence[HostReport]) -> dict[str, str]:
+def unreachable_hosts(reports: Sequence[HostReport]) -> dict[str, str]:
     """Hosts that none of their neighbours could add up with, while others could: host and why."""
     if not any(report.links for report in reports):
         return {}

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from cluster.processes.file_lock import try_lock
 
-__all__ = ["remove_if_abandoned", "session_folder"]
+__all__ = ["private_folder", "remove_if_abandoned"]
 
 
 PREFIX = "stoker-"
 OWNER_LOCK = "owner.lock"
 # Ray's sockets lie 84 bytes below, and a Unix socket's path has 107 at most.
-PATH_BYTES = 23
+MAX_PATH_BYTES = 23
 
 
 @contextmanager
-def session_folder() -> Iterator[Path]:
+def private_folder() -> Iterator[Path]:
     """A new folder, mode 0700, locked by this process and removed at the end; `TMPDIR` counts when it is short."""
     base = _base(Path(tempfile.gettempdir()))
     remove_abandoned(base)
@@ -53,4 +53,4 @@ def remove_if_abandoned(folder: Path) -> bool:
 
 def _base(preferred: Path) -> Path:
     longest = len(os.fsencode(preferred / f"{PREFIX}12345678"))
-    return preferred if longest <= PATH_BYTES else Path("/tmp")
+    return preferred if longest <= MAX_PATH_BYTES else Path("/tmp")

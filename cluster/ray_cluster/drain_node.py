@@ -12,7 +12,7 @@ __all__ = ["drain_this_node"]
 
 _PREEMPTION = 2  # ray.core.generated.autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION
 _ALIVE = 0  # ray.core.generated.gcs_pb2.GcsNodeInfo.ALIVE
-_POLL_S = 0.5
+_DRAIN_POLL_S = 0.5
 
 
 def drain_this_node(address: str, grace_s: int, say: Callable[[str], None]) -> bool:
@@ -56,7 +56,7 @@ def _await_end(client: Any, node: bytes, grace_s: int) -> bool:
         alive = {node_id.binary() for node_id, info in client.get_all_node_info().items() if info.state == _ALIVE}
         if node not in alive:
             return True
-        time.sleep(_POLL_S)
+        time.sleep(_DRAIN_POLL_S)
     return False
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from configs.errors import ClusterError
 
-__all__ = ["Scheduler", "SlurmCommands", "overruled", "time_left_s"]
+__all__ = ["Scheduler", "SlurmCommands", "overruled_variables", "time_left_s"]
 
 
 COMMAND_TIMEOUT_S = 60.0
@@ -61,7 +61,7 @@ class Scheduler(Protocol):
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """What a command left."""
 
     status: int
@@ -73,7 +73,7 @@ class NoAnswerError(ClusterError):
     """Slurm did not answer in time. What was asked of it may be done all the same."""
 
 
-def run(command: Sequence[str], text: str = "") -> Answer:
+def run(command: Sequence[str], text: str = "") -> CommandResult:
     """Raises ClusterError when there is no such command, NoAnswerError when it does not answer."""
     environment = {**_without_meddling(os.environ), "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
     timeout_s = SUBMIT_TIMEOUT_S if "--parsable" in command else COMMAND_TIMEOUT_S
@@ -85,14 +85,14 @@ def run(command: Sequence[str], text: str = "") -> Answer:
         raise ClusterError(f"there is no {command[0]} here: submit on a host of the Slurm cluster") from error
     except subprocess.TimeoutExpired as error:
         raise NoAnswerError(f"{command[0]} did not answer in {timeout_s:.0f} s: is Slurm's controller up?") from error
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def _without_meddling(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name in _KEPT or not name.startswith(_MEDDLING)}
 
 
-def overruled(environment: Iterable[str]) -> list[str]:
+def overruled_variables(environment: Iterable[str]) -> list[str]:
     """Variables by which a user gives sbatch defaults, and which do not count for `stoker submit`."""
     return sorted(name for name in environment if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS")
 
@@ -100,13 +100,13 @@ def overruled(environment: Iterable[str]) -> list[str]:
 class SlurmCommands:
     """The real one. `execute` is the seam: `run`, or what answers in its place."""
 
-    def __init__(self, execute: Callable[..., Answer] = run) -> None:
+    def __init__(self, execute: Callable[..., CommandResult] = run) -> None:
         self._execute = execute
 
     def submit(self, script: str) -> str:
         """The new job's id."""
         try:
-            out = self._told("sbatch", "--parsable", text=script)
+            out = self._output_of("sbatch", "--parsable", text=script)
         except NoAnswerError as error:
             raise NoAnswerError(
                 f"{error} The job may be queued all the same, and the run does not know of it: see `squeue --me`, and "
@@ -129,34 +129,36 @@ class SlurmCommands:
         return self._from_sacct(job) or self._from_squeue(job)
 
     def job(self, job: str) -> dict[str, str]:
-        return fields_of(self._told("scontrol", "--oneliner", "show", "job", job))
+        return fields_of(self._output_of("scontrol", "--oneliner", "show", "job", job))
 
     def requeue(self, job: str) -> None:
-        self._told("scontrol", "requeue", job)
+        self._output_of("scontrol", "requeue", job)
 
     def exclude(self, job: str, hosts: Sequence[str]) -> None:
         """Only while it waits in the queue."""
-        self._told("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(hosts)}")
+        self._output_of("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(hosts)}")
 
     def cancel(self, job: str) -> None:
-        self._told("scancel", job)
+        self._output_of("scancel", job)
 
     def interrupt(self, job: str) -> None:
         """SIGINT for the supervisor: the run is to save a checkpoint and leave for good."""
-        self._told("scancel", "--batch", "--signal=INT", job)
+        self._output_of("scancel", "--batch", "--signal=INT", job)
 
     def config(self) -> dict[str, str]:
-        lines = self._told("scontrol", "show", "config").splitlines()
+        lines = self._output_of("scontrol", "show", "config").splitlines()
         pairs = (line.partition("=") for line in lines if "=" in line)
         return {name.strip(): value.strip() for name, _, value in pairs}
 
     def partitions(self, names: str | None) -> list[dict[str, str]]:
         """Of each of `names`, which commas part; of the default partition when that is None."""
         if names is None:
-            found = [fields_of(line) for line in self._told("scontrol", "--oneliner", "show", "partition").splitlines()]
+            found = [
+                fields_of(line) for line in self._output_of("scontrol", "--oneliner", "show", "partition").splitlines()
+            ]
             return [fields for fields in found if fields.get("Default") == "YES"]
         show = ("scontrol", "--oneliner", "show", "partition")
-        return [fields_of(self._told(*show, name)) for name in names.split(",")]
+        return [fields_of(self._output_of(*show, name)) for name in names.split(",")]
 
     def would_take(self, script: Path, excluded: Sequence[str]) -> bool:
         """Whether the hosts that are up, without `excluded`, could ever run the job of `script`."""
@@ -167,11 +169,11 @@ class SlurmCommands:
 
     def node_address(self, host: str) -> str:
         """Name or IP by which Slurm reaches the host."""
-        return fields_of(self._told("scontrol", "--oneliner", "show", "node", host)).get("NodeAddr", host)
+        return fields_of(self._output_of("scontrol", "--oneliner", "show", "node", host)).get("NodeAddr", host)
 
     def has_pyxis(self) -> bool:
         """Whether srun has the options of that plugin."""
-        return "--container-image" in self._told("srun", "--help")
+        return "--container-image" in self._output_of("srun", "--help")
 
     def _from_sacct(self, job: str) -> JobState | None:
         if shutil.which("sacct") is None:
@@ -193,7 +195,7 @@ class SlurmCommands:
         name, _, reason = lines[0].partition("|")
         return JobState(name.strip(), reason.strip(), "squeue")
 
-    def _told(self, *command: str, text: str = "") -> str:
+    def _output_of(self, *command: str, text: str = "") -> str:
         answer = self._execute(list(command), text)
         if answer.status:
             raise ClusterError(f"{command[0]} failed: {_error_line(answer)}")
@@ -214,7 +216,7 @@ def time_left_s(job: dict[str, str], now: datetime) -> float | None:
         return None
 
 
-def _error_line(answer: Answer) -> str:
+def _error_line(answer: CommandResult) -> str:
     said = (answer.err.strip() or answer.out.strip() or "no message").splitlines()  # scontrol may say it on stdout
     lines = [line for line in said if "error" in line] or said
     return "; ".join(line.strip() for line in lines[:3])

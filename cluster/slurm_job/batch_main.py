@@ -12,8 +12,8 @@ from cluster.hosts.network import free_port
 from cluster.run.ledger import Ledger
 from cluster.slurm.decisions import Ending, excludable, is_cancelled, requeues_in_a_row, unreliable_hosts
 from cluster.slurm.job_environment import SlurmJob
-from cluster.slurm.patient_scheduler import patient_commands
 from cluster.slurm.requeue import refuse_requeue, requeue
+from cluster.slurm.retrying_scheduler import retrying_commands
 from cluster.slurm.sbatch_script import slurm_folder, submission_path
 from cluster.slurm.scheduler import Scheduler, SlurmCommands
 from cluster.slurm.slurm_container import container_of
@@ -55,7 +55,7 @@ class _ThisStart:
     run_folder: Path
     submission: int
     ledger: Ledger
-    scheduler: Scheduler = field(default_factory=lambda: patient_commands(say))
+    scheduler: Scheduler = field(default_factory=lambda: retrying_commands(say))
 
     def run(self) -> Ending:
         """Raises StokerError when it cannot begin."""

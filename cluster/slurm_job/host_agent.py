@@ -19,7 +19,7 @@ from cluster.hosts.health_process import HostCheck
 from cluster.hosts.health_report import CheckPlan
 from cluster.hosts.host_fitness import OBJECT_STORE_BYTES, measure, problems
 from cluster.hosts.network import address_towards, free_port, interface_address, interface_of, reaches
-from cluster.processes.private_folder import session_folder
+from cluster.processes.private_folder import private_folder
 from cluster.processes.process_tree import adopt_orphans, die_with_parent, end_descendants
 from cluster.ray_cluster.live_hosts import RayHosts
 from cluster.slurm.scheduler import SlurmCommands
@@ -27,7 +27,7 @@ from cluster.slurm_job.lost_head import OrphanWatch
 from configs.errors import RunFolderError, StokerError, UnfitHostError
 
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-TICK_S = 0.5
+AGENT_POLL_S = 0.5
 BEAT_S = 5.0
 PROBE_TIMEOUT_S = 1.0
 # Ray gives a silent host up after about five seconds: this one must be quiet by then.
@@ -130,7 +130,7 @@ class Agent:
         self._answered = False
         self._restarts = 0
         self._hosts: RayHosts | None = None
-        self._told: set[str] | None = None
+        self._reported: set[str] | None = None
         self._health: HostCheck | None = None
         self._checked = False
         self._beat = 0.0
@@ -138,22 +138,22 @@ class Agent:
 
     def run(self) -> int:
         """Until the supervisor ends it or leaves this host out (0), or it cannot go on (1)."""
-        self._tell_presence()
+        self._report_presence()
         self._start()
-        while not told_to_leave(self._host, TICK_S):
+        while not leave_requested(self._host, AGENT_POLL_S):
             problem = self._check()
             if problem is not None:
                 say(f"{self._host}: {problem}\n{self.last_words()}")
-                tell({"failed": {"host": self._host, "message": problem, "code": 1}})
+                send_message({"failed": {"host": self._host, "message": problem, "code": 1}})
                 return 1
         return 0
 
     def _check(self) -> str | None:
         """One look at Ray and at the first host; what makes it pointless to go on."""
-        self._tell_health()
-        self._tell_presence()
+        self._report_health()
+        self._report_presence()
         if self._host == self._plan.head:
-            self._tell_hosts()
+            self._report_hosts()
             return f"Ray's head ended ({_how(self._ray)})" if self._ended() else None
         if reaches(self._plan.address, PROBE_TIMEOUT_S):
             self._heard, self._answered = time.monotonic(), True
@@ -167,21 +167,21 @@ class Agent:
                 self._orphan.look()
         return None
 
-    def _tell_presence(self) -> None:
+    def _report_presence(self) -> None:
         if time.monotonic() - self._beat > BEAT_S:
             self._beat = time.monotonic()
-            tell({"here": self._host})
+            send_message({"here": self._host})
 
-    def _tell_hosts(self) -> None:
+    def _report_hosts(self) -> None:
         """To the supervisor, when it is news: the hosts whose Ray is alive, as the head sees it."""
         if not reaches(self._plan.address, PROBE_TIMEOUT_S):
             return
         if self._hosts is None:
             self._hosts = RayHosts(self._plan.address, self._plan.token)
         alive = self._hosts.alive()
-        if alive is not None and alive != self._told:
-            tell({"alive": sorted(alive)})
-            self._told = alive
+        if alive is not None and alive != self._reported:
+            send_message({"alive": sorted(alive)})
+            self._reported = alive
 
     def _start_health_check(self) -> None:
         """Beside Ray, which takes as long to start; once."""
@@ -193,9 +193,9 @@ class Agent:
         environment = {**ray_environment(self._plan, self._interface), **others}
         self._health = HostCheck(plan, environment, self._folder / "check.log")
 
-    def _tell_health(self) -> None:
+    def _report_health(self) -> None:
         if self._health is not None and (report := self._health.report()):
-            tell({"checked": report.as_dict()})
+            send_message({"checked": report.as_dict()})
             self._health, self._checked = None, True
 
     def _ended(self) -> bool:
@@ -243,7 +243,7 @@ def _how(process: subprocess.Popen[bytes] | None) -> str:
     return f"signal {-status}" if status is not None and status < 0 else f"exit {status}"
 
 
-def told_to_leave(host: str, timeout_s: float) -> bool:
+def leave_requested(host: str, timeout_s: float) -> bool:
     """Wait that long for the end of standard input, or a line there with the name of this host."""
     import select
 
@@ -254,7 +254,7 @@ def told_to_leave(host: str, timeout_s: float) -> bool:
     return not told or host in told.decode().splitlines()
 
 
-def tell(message: dict[str, object]) -> None:
+def send_message(message: dict[str, object]) -> None:
     """To the supervisor, through srun."""
     print(json.dumps(message), flush=True)  # noqa: T201
 
@@ -293,11 +293,11 @@ def main(plan: AgentPlan) -> int:
         try:
             check_shared(plan, host)
             check_fit(plan)
-            agent = Agent(plan, host, stack.enter_context(session_folder()))
+            agent = Agent(plan, host, stack.enter_context(private_folder()))
         except StokerError as error:
             say(f"{host}: {error}")
             unfit = isinstance(error, UnfitHostError)
-            tell({"failed": {"host": host, "message": str(error), "code": error.exit_code, "unfit": unfit}})
+            send_message({"failed": {"host": host, "message": str(error), "code": error.exit_code, "unfit": unfit}})
             return error.exit_code
         code = agent.run()
         left = end_descendants(timeout_s=3.0)

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 
-from cluster.hosts.health_report import SLOW_PART, UNFIT_PART, HostReport, cut_hosts, lines, slow_hosts
+from cluster.hosts.health_report import SLOW_FRACTION, UNFIT_FRACTION, HostReport, lines, slow_hosts, unreachable_hosts
 from cluster.run.ledger import Ledger
-from cluster.slurm.decisions import Ending, patience_s, unreliable_hosts, workers_that_fit
+from cluster.slurm.decisions import Ending, rejoin_timeout_s, unreliable_hosts, workers_that_fit
 from cluster.slurm.job_environment import SlurmJob
 from cluster.slurm_job.agent_step import HostAgents
 from configs.errors import EXIT_FAILED, EXIT_REQUEUE, ClusterError
@@ -65,7 +65,7 @@ class JobHosts:
         """None when the run begins without the hosts that did not join."""
         for host in missing:
             self._record_loss(host, "it did not join")
-        if self._head not in missing and patience_s(self._slurm, self._workers, self._room()) is None:
+        if self._head not in missing and rejoin_timeout_s(self._slurm, self._workers, self._room()) is None:
             self._say(f"{why}: going on without")
             return None
         return Ending(EXIT_FAILED, why, requeue=True)
@@ -78,7 +78,7 @@ class JobHosts:
             if host in agents.alive and self._lost.pop(host, 0.0):
                 self._ledger.append("host_back", host=host, job=self._job.job_id)
                 self._say(f"host {host} is back")
-        patience = patience_s(self._slurm, self._workers, self._room())
+        patience = rejoin_timeout_s(self._slurm, self._workers, self._room())
         for host, since in self._lost.items():
             if patience is not None and now - since > patience:
                 return f"host {host} did not come back within {patience:.0f} s"
@@ -90,7 +90,7 @@ class JobHosts:
 
     def _leave_out(self, agents: HostAgents, host: str, cause: str) -> bool:
         """False when the run needs the host."""
-        if host == self._head or patience_s(self._slurm, self._workers, self._room(without=1)) is not None:
+        if host == self._head or rejoin_timeout_s(self._slurm, self._workers, self._room(without=1)) is not None:
             return False
         self._record_unfit(host, cause)
         self._say(f"host {host} is left out: {cause}")
@@ -102,13 +102,13 @@ class JobHosts:
     def _compare(self, agents: HostAgents) -> Ending | None:
         reports = [agents.reports[host] for host in self.names]
         self._tell(reports)
-        for host, cause in {**slow_hosts(reports, UNFIT_PART), **cut_hosts(reports)}.items():
+        for host, cause in {**slow_hosts(reports, UNFIT_FRACTION), **unreachable_hosts(reports)}.items():
             if self._leave_out(agents, host, cause):
                 reports = [report for report in reports if report.host != host]
             elif self._is_spare(host):
                 self._record_unfit(host, cause)
                 return Ending(EXIT_REQUEUE, f"{host}: {cause}", requeue=True)
-        for host, cause in slow_hosts(reports, SLOW_PART).items():
+        for host, cause in slow_hosts(reports, SLOW_FRACTION).items():
             self._say(f"warning: host {host} holds the others up: {cause}")
         remaining = {report.host for report in reports}
         for report in reports:

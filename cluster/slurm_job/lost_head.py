@@ -18,7 +18,7 @@ LOOK_S = 3.0
 QUESTIONS_PER_S = 20.0  # to Slurm's controller, by all hosts together
 
 
-def heir(job: Mapping[str, str], head: str) -> str | None:
+def takeover_host(job: Mapping[str, str], head: str) -> str | None:
     """The host that acts for an orphaned job, by what scontrol says of it; None while the job is none."""
     hosts = expand_hosts(job.get("NodeList", ""))
     if job.get("JobState") != "RUNNING" or job.get("BatchHost") != head or head in hosts or not hosts:
@@ -52,7 +52,7 @@ class OrphanWatch:
             return
         self._looked = time.monotonic()
         try:
-            if heir(self._scheduler.job(self._job_id), self._head) == self._own:
+            if takeover_host(self._scheduler.job(self._job_id), self._head) == self._own:
                 self._end()
         except ClusterError as error:
             self._say(f"{self._own}: {self._head} does not answer, and Slurm cannot be asked: {error}")

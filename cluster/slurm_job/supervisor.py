@@ -25,7 +25,7 @@ from configs.sections.slurm_section import Slurm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 CANCEL = signal.SIGINT  # `stoker cancel`: as the warning, but for good
-TICK_S = 0.25
+SIGNAL_POLL_S = 0.25
 HEAD_SILENCE_S = 4.0
 MARGIN_S = 8.0  # of the time left, to end everything and to requeue
 STUCK_S = 2.0  # for the driver to leave when its Ray is broken
@@ -148,7 +148,7 @@ class Supervisor:
 
     def _tick(self, agents: HostAgents) -> None:
         """Wait a moment for a signal, and take in what the agents tell."""
-        received = signal.sigtimedwait(SIGNALS, TICK_S)
+        received = signal.sigtimedwait(SIGNALS, SIGNAL_POLL_S)
         if received is not None:
             self._on_signal(signal.Signals(received.si_signo).name)
         agents.poll()

@@ -1,4 +1,4 @@
-"""One save: each rank stores its part, rank 0 publishes, each rank reads its part back from the medium.
+"""One save: each rank stores its share, rank 0 publishes, each rank reads its share back from the medium.
 
 Knows nothing of torch: what is committed is bytes in host memory.
 """
@@ -21,13 +21,13 @@ from trainer.checkpoint.block_files import (
 )
 from trainer.checkpoint.manifest import Manifest, StoredBuffer, StoredFile, StoredFragment, check_coverage
 from trainer.checkpoint.rank_receipts import Receipts
-from trainer.checkpoint.store_protocol import CheckpointFolder, CheckpointStore, Save, StoredBytes, read_manifest
+from trainer.checkpoint.store_protocol import CheckpointFolder, CheckpointStore, SaveId, StoredBytes, read_manifest
 
-_LOOK_S = 1.0
+_SUPERSEDED_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Part:
+class RankShare:
     """One rank's share of a checkpoint: the image of its safetensors file and what lies where in it."""
 
     header: Manifest  # complete but for files, fragments and buffers
@@ -44,7 +44,7 @@ class Commit:
         self,
         store: CheckpointStore,
         receipts: Receipts,
-        save: Save,
+        save: SaveId,
         *,
         rank: int,
         ranks: int,
@@ -61,37 +61,37 @@ class Commit:
         self._store, self._receipts, self._save = store, receipts, save
         self._rank, self._ranks, self._given_up, self._superseded = rank, ranks, given_up, superseded
         self._staging = store.staging(save)
-        self._next_look = 0.0  # for a newer attempt, while waiting
+        self._next_check = 0.0  # for a newer attempt, while waiting
 
-    def store_part(self, part: Part) -> tuple[StoredFile, StoredBytes]:
+    def store_share(self, share: RankShare) -> tuple[StoredFile, StoredBytes]:
         """Store this rank's file and tell rank 0, also of a failure. Raises what went wrong."""
         try:
             with ThreadPoolExecutor(1) as pool:  # hashing needs a processor, writing the medium
-                sha256 = pool.submit(lambda: hashlib.sha256(part.image).hexdigest())
-                file = self._staging.write(part.file, part.image)
-                blocks = block_digests(part.image)
-            name = self._staging.file_name(part.file)
-            stored = StoredFile(name, len(part.image), sha256.result(), blocks)
+                sha256 = pool.submit(lambda: hashlib.sha256(share.image).hexdigest())
+                file = self._staging.write(share.file, share.image)
+                blocks = block_digests(share.image)
+            name = self._staging.file_name(share.file)
+            stored = StoredFile(name, len(share.image), sha256.result(), blocks)
         except Exception as error:
-            self._post("stored", {"error": f"rank {self._rank} could not write {part.file}: {error}"})
+            self._post("stored", {"error": f"rank {self._rank} could not write {share.file}: {error}"})
             raise
-        fragments = [asdict(replace(fragment, file=name)) for fragment in part.fragments]
-        buffers = {key: asdict(replace(buffer, file=name)) for key, buffer in part.buffers.items()}
+        fragments = [asdict(replace(fragment, file=name)) for fragment in share.fragments]
+        buffers = {key: asdict(replace(buffer, file=name)) for key, buffer in share.buffers.items()}
         self._post("stored", {"file": asdict(stored), "fragments": fragments, "buffers": buffers})
         return stored, file
 
     def publish(self, header: Manifest) -> Manifest:
-        """On rank 0: wait for every part, then write the manifest, which makes the checkpoint.
+        """On rank 0: wait for every share, then write the manifest, which makes the checkpoint.
 
-        A newer attempt first records that it has begun, then takes all staging away. So, after the last part: either
+        A newer attempt first records that it has begun, then takes all staging away. So, after the last share: either
         this sees the record, or what it would publish is taken away as a whole, or it was published before.
         """
-        parts = self._await("stored")
+        posted = self._await("stored")
         manifest = replace(
             header,
-            files=[StoredFile(**part["file"]) for part in parts],
-            fragments=[StoredFragment(**entry) for part in parts for entry in part["fragments"]],
-            buffers={name: StoredBuffer(**entry) for part in parts for name, entry in part["buffers"].items()},
+            files=[StoredFile(**share["file"]) for share in posted],
+            fragments=[StoredFragment(**entry) for share in posted for entry in share["fragments"]],
+            buffers={name: StoredBuffer(**entry) for share in posted for name, entry in share["buffers"].items()},
         )
         check_coverage(manifest)
         self.check_current()
@@ -131,7 +131,7 @@ class Commit:
         self._post("read-back", {})
 
     def await_read_back(self) -> None:
-        """On rank 0: raises DamagedCheckpointError for a part that is not what was written.
+        """On rank 0: raises DamagedCheckpointError for a share that is not what was written.
 
         CheckpointError when that is not known.
         """
@@ -156,9 +156,9 @@ class Commit:
     def _waits_in_vain(self) -> bool:
         if self._given_up():
             return True
-        if time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_check:
             return False
-        self._next_look = time.monotonic() + _LOOK_S
+        self._next_check = time.monotonic() + _SUPERSEDED_CHECK_S
         return self._superseded()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from data.atomic import sync_folder
 from trainer.checkpoint.block_files import BlockFile, write_file
 from trainer.checkpoint.manifest import MANIFEST
-from trainer.checkpoint.store_protocol import Save, of_older_attempt
+from trainer.checkpoint.store_protocol import SaveId, of_older_attempt
 
 _STEP = re.compile(r"^step-(\d{8,})$")
 
@@ -42,7 +42,7 @@ class LocalCheckpoint:
 class LocalStaging:
     """A hidden folder beside the published ones."""
 
-    def __init__(self, root: Path, save: Save) -> None:
+    def __init__(self, root: Path, save: SaveId) -> None:
         self._root, self._save = root, save
         self._path = root / f".staging-{save.name}"
 
@@ -88,7 +88,7 @@ class FolderStore:
     def at(self, step: int) -> LocalCheckpoint:
         return LocalCheckpoint(self._root / step_name(step))
 
-    def staging(self, save: Save) -> LocalStaging:
+    def staging(self, save: SaveId) -> LocalStaging:
         return LocalStaging(self._root, save)
 
     def probe(self) -> None:

@@ -19,7 +19,7 @@ from obstore.store import ObjectStore
 from configs.errors import CheckpointError, RunFolderError
 from trainer.checkpoint.folder_store import step_name
 from trainer.checkpoint.manifest import MANIFEST, decode_manifest
-from trainer.checkpoint.store_protocol import Save, of_older_attempt
+from trainer.checkpoint.store_protocol import SaveId, of_older_attempt
 
 T = TypeVar("T")
 _ASIDE = "damaged-manifest"
@@ -27,7 +27,7 @@ _PART_BYTES = 8 << 20
 _CONNECTIONS = 4
 _TRIES = 6
 _RETRIES = 5  # obstore's own, of what a store does not answer
-_PERSISTED = 2
+_LEAST_TRIES = 2
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 
@@ -51,20 +51,20 @@ def open_object_store(url: str, environment: Mapping[str, str]) -> ObjectStore:
         raise RunFolderError(f"checkpoint.dir {url} cannot be used: {first_line}") from error
 
 
-def _persistently(where: str, act: Callable[[], T], patience_s: float) -> T:
+def _retry(where: str, act: Callable[[], T], retry_s: float) -> T:
     """`act()`, again after errors that obstore itself does not retry, such as 409 and a lost upload. Raises OSError.
 
-    At least _TRIES times, and for `patience_s`; a refusal only _TRIES times. Without patience no more than twice what
+    At least _TRIES times, and for `retry_s`; a refusal only _TRIES times. Without patience no more than twice what
     obstore itself has asked for again and again: somebody waits.
     """
-    pause_s, tries, deadline = _FIRST_PAUSE_S, 0, time.monotonic() + patience_s
+    pause_s, tries, deadline = _FIRST_PAUSE_S, 0, time.monotonic() + retry_s
     while True:
         tries += 1
         try:
             return act()
         except (BaseError, _ConflictError) as error:
             refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-            persisted = patience_s <= 0 and tries >= _PERSISTED and f"after {_RETRIES} retries" in str(error)
+            persisted = retry_s <= 0 and tries >= _LEAST_TRIES and f"after {_RETRIES} retries" in str(error)
             if persisted or (tries >= _TRIES and (refused or time.monotonic() > deadline)):
                 first_line = (str(error).splitlines() or [""])[0][:300]
                 raise OSError(errno.EIO, f"{where}: {first_line}") from error
@@ -75,13 +75,13 @@ def _persistently(where: str, act: Callable[[], T], patience_s: float) -> T:
 class _Objects:
     """The few operations that checkpoints need, each persistent."""
 
-    def __init__(self, store: ObjectStore, where: str, patience_s: float) -> None:
-        self._store, self.where, self._patience_s = store, where, patience_s
+    def __init__(self, store: ObjectStore, where: str, retry_s: float) -> None:
+        self._store, self.where, self._retry_s = store, where, retry_s
 
     def _act(self, path: str, act: Callable[[], T]) -> T:
-        return _persistently(f"{self.where}/{path}", act, self._patience_s)
+        return _retry(f"{self.where}/{path}", act, self._retry_s)
 
-    def impatient(self) -> "_Objects":
+    def retrying_briefly(self) -> "_Objects":
         return _Objects(self._store, self.where, 0.0)
 
     def get(self, path: str) -> bytes:
@@ -162,7 +162,7 @@ class ObjectCheckpoint:
 class ObjectStaging:
     """A prefix of one save, below the step that it will be."""
 
-    def __init__(self, objects: _Objects, save: Save) -> None:
+    def __init__(self, objects: _Objects, save: SaveId) -> None:
         self._objects, self._save, self._step = objects, save, step_name(save.step)
 
     def file_name(self, name: str) -> str:
@@ -183,16 +183,16 @@ class ObjectStaging:
         return self._objects.create(path, manifest)
 
     def discard(self) -> None:
-        objects = self._objects.impatient()  # what is left is removed at the next start
+        objects = self._objects.retrying_briefly()  # what is left is removed at the next start
         objects.delete(objects.paths(f"{self._step}/{self._save.name}"))
 
 
 class ObjectCheckpointStore:
     """All checkpoints below one prefix. obstore does not outlive a fork: workers are spawned."""
 
-    def __init__(self, store: ObjectStore, where: str, patience_s: float = 0.0) -> None:
-        """`patience_s`: how long a store that does not answer is asked again."""
-        self._objects = _Objects(store, where, patience_s)
+    def __init__(self, store: ObjectStore, where: str, retry_s: float = 0.0) -> None:
+        """`retry_s`: how long a store that does not answer is asked again."""
+        self._objects = _Objects(store, where, retry_s)
         self.where = where
 
     def steps(self) -> list[int]:
@@ -209,7 +209,7 @@ class ObjectCheckpointStore:
     def at(self, step: int) -> ObjectCheckpoint:
         return ObjectCheckpoint(self._objects, step)
 
-    def staging(self, save: Save) -> ObjectStaging:
+    def staging(self, save: SaveId) -> ObjectStaging:
         return ObjectStaging(self._objects, save)
 
     def probe(self) -> None:

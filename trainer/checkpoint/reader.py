@@ -24,7 +24,7 @@ from trainer.checkpoint.store_protocol import (
     StoredBytes,
     open_stored,
     read_manifest,
-    told,
+    translate_errors,
 )
 from trainer.engine.engine_protocol import Engine, Extent, ReadSlice, Scalars
 from trainer.rank.ranks import Ranks
@@ -36,7 +36,7 @@ _THREADS = 4
 
 
 @dataclass(frozen=True)
-class _Run:
+class _BlockRun:
     """Blocks [first, last] of one file, in memory and checked."""
 
     first: int
@@ -51,8 +51,8 @@ class CheckpointReader:
     folder: CheckpointFolder
     manifest: Manifest
     _open: dict[str, StoredBytes] = field(default_factory=dict)
-    _runs: dict[str, list[_Run]] = field(default_factory=lambda: defaultdict(list))
-    _recent: dict[str, list[_Run]] = field(default_factory=dict)
+    _runs: dict[str, list[_BlockRun]] = field(default_factory=lambda: defaultdict(list))
+    _recent: dict[str, list[_BlockRun]] = field(default_factory=dict)
     _stored: dict[str, StoredFile] = field(default_factory=dict)
     _fragments: dict[tuple[str, str], list[StoredFragment]] = field(default_factory=lambda: defaultdict(list))
 
@@ -107,7 +107,7 @@ class CheckpointReader:
         offsets += [b.offset for b in self.manifest.buffers.values() if b.file == file]
         return min([*offsets, self._stored[file].bytes])
 
-    def _read_run(self, name: str, first: int, last: int) -> _Run:
+    def _read_run(self, name: str, first: int, last: int) -> _BlockRun:
         memory = host_memory((last - first + 1) * BLOCK_BYTES)
 
         def read(block: int) -> None:
@@ -117,14 +117,14 @@ class CheckpointReader:
         self._file(name)  # opened here, so that the threads find it open
         with ThreadPoolExecutor(min(_THREADS, last - first + 1)) as pool:
             list(pool.map(read, range(first, last + 1)))
-        return _Run(first, last, memory)
+        return _BlockRun(first, last, memory)
 
     def _read_block(self, name: str, block: int, into: memoryview) -> None:
         stored, start = self._stored[name], block * BLOCK_BYTES
         size = min(BLOCK_BYTES, stored.bytes - start)
         where = f"{self.folder.where}/{name}"
         file = self._file(name)
-        told(where, partial(file.read_into, start, into, size))
+        translate_errors(where, partial(file.read_into, start, into, size))
         if block_digest(into[:size]) != digest_of_block(stored.blocks, block):
             raise DamagedCheckpointError(
                 f"{where} is damaged: bytes {start} to {start + size} are not what the manifest says"
@@ -220,7 +220,7 @@ def _verify_file(folder: CheckpointFolder, stored: StoredFile) -> None:
     try:
         for start in range(0, stored.bytes, BLOCK_BYTES):
             size = min(BLOCK_BYTES, stored.bytes - start)
-            told(where, partial(file.read_into, start, memory, size))
+            translate_errors(where, partial(file.read_into, start, memory, size))
             digest.update(memory[:size])
     finally:
         file.close()

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from configs.recipe import Checkpoint
 
 
-def superfluous(steps: Sequence[int], figures: Mapping[int, Mapping[str, float]], settings: Checkpoint) -> list[int]:
+def steps_to_remove(
+    steps: Sequence[int], figures: Mapping[int, Mapping[str, float]], settings: Checkpoint
+) -> list[int]:
     """The published `steps` that no rule keeps, oldest first. `figures`: of a validation at a step. Pure."""
     kept = set(sorted(steps)[-settings.keep_last :])
     if settings.keep_every_steps:

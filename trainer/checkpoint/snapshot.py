@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from trainer.checkpoint.block_files import host_memory
-from trainer.checkpoint.commit import Part
+from trainer.checkpoint.commit import RankShare
 from trainer.checkpoint.manifest import FRAGMENT_DTYPE, Manifest, StoredBuffer, StoredFragment
 from trainer.checkpoint.safetensors_file import TensorInfo, plan_tensor_file
 from trainer.engine.engine_protocol import Engine, Fragment
@@ -46,7 +46,7 @@ class HostBuffer:
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
 
 
-def take_snapshot(engine: Engine, header: Manifest, ranks: Ranks, buffer: HostBuffer) -> Part:
+def take_snapshot(engine: Engine, header: Manifest, ranks: Ranks, buffer: HostBuffer) -> RankShare:
     """Copy this rank's share; training may go on as soon as this returns."""
     file = f"rank-{ranks.rank:05d}-of-{ranks.world:05d}.safetensors"
     fragments = list(engine.fragments())
@@ -62,7 +62,7 @@ def take_snapshot(engine: Engine, header: Manifest, ranks: Ranks, buffer: HostBu
         image[offset : offset + tensor.nbytes].view(tensor.dtype).copy_(tensor.detach().reshape(-1), non_blocking=True)
     if engine.device.type != "cpu":
         torch.accelerator.synchronize()
-    return Part(
+    return RankShare(
         header,
         file,
         image.numpy().data,

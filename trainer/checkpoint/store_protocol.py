@@ -7,14 +7,14 @@ from typing import Protocol, TypeVar
 from configs.errors import CheckpointError, DamagedCheckpointError
 from trainer.checkpoint.manifest import MANIFEST, Manifest, StoredFile, decode_manifest
 
-__all__ = ["CheckpointFolder", "CheckpointStore", "listed", "read_manifest"]
+__all__ = ["CheckpointFolder", "CheckpointStore", "list_steps", "read_manifest"]
 
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Save:
+class SaveId:
     """Which save of which attempt: no other save, of this attempt or another, shares its staging."""
 
     attempt: int
@@ -73,7 +73,7 @@ class CheckpointStore(Protocol):
 
     def at(self, step: int) -> CheckpointFolder: ...
 
-    def staging(self, save: Save) -> Staging: ...
+    def staging(self, save: SaveId) -> Staging: ...
 
     def probe(self) -> None:
         """Write something, and remove it. Raises OSError where that cannot be done."""
@@ -91,18 +91,18 @@ class CheckpointStore(Protocol):
         """Remove what crashed saves and removals left; only while no other attempt can be writing."""
 
 
-def listed(store: CheckpointStore) -> list[int]:
+def list_steps(store: CheckpointStore) -> list[int]:
     """The steps of the published checkpoints. Raises CheckpointError when the store does not answer."""
-    return told(store.where, store.steps)
+    return translate_errors(store.where, store.steps)
 
 
 def read_manifest(folder: CheckpointFolder) -> Manifest:
     """Raises DamagedCheckpointError naming the file, CheckpointError when it is of another format or unreadable."""
     where = f"{folder.where}/{MANIFEST}"
-    return decode_manifest(told(where, folder.manifest), where)
+    return decode_manifest(translate_errors(where, folder.manifest), where)
 
 
-def of_older_attempt(folder: CheckpointFolder, save: Save) -> bool:
+def of_older_attempt(folder: CheckpointFolder, save: SaveId) -> bool:
     """Whether a superseded attempt published it behind the back of the attempt that saves now, or it is damaged."""
     try:
         return read_manifest(folder).attempt < save.attempt
@@ -113,16 +113,19 @@ def of_older_attempt(folder: CheckpointFolder, save: Save) -> bool:
 def open_stored(folder: CheckpointFolder, stored: StoredFile) -> StoredBytes:
     """Raises DamagedCheckpointError when the file is missing or of another size, CheckpointError when unreadable."""
     where = f"{folder.where}/{stored.name}"
-    file = told(where, lambda: folder.open(stored.name))
-    size = told(where, file.size_bytes)
+    file = translate_errors(where, lambda: folder.open(stored.name))
+    size = translate_errors(where, file.size_bytes)
     if size != stored.bytes:
         file.close()
         raise DamagedCheckpointError(f"{where} has {size} bytes, its manifest says {stored.bytes}")
     return file
 
 
-def told(where: str, act: Callable[[], T]) -> T:
-    """`act()`, its errors told: a file that is not there is damage; one that cannot be read may be whole."""
+def translate_errors(where: str, act: Callable[[], T]) -> T:
+    """`act()`. Raises DamagedCheckpointError for a missing or short file, CheckpointError for any other OSError.
+
+    One that cannot be read may be whole: only damage lets a reader go back to an older checkpoint.
+    """
     try:
         return act()
     except (FileNotFoundError, EOFError, IsADirectoryError, NotADirectoryError) as error:

@@ -9,21 +9,21 @@ from pathlib import Path
 
 from configs.errors import CheckpointError, DamagedCheckpointError, SupersededError
 from configs.recipe import Checkpoint
-from trainer.checkpoint.commit import Commit, Part
+from trainer.checkpoint.commit import Commit, RankShare
 from trainer.checkpoint.manifest import Manifest, StoredFile
 from trainer.checkpoint.rank_receipts import Receipts, clean_receipts
 from trainer.checkpoint.reader import verify
-from trainer.checkpoint.retention import superfluous
+from trainer.checkpoint.retention import steps_to_remove
 from trainer.checkpoint.snapshot import HostBuffer, take_snapshot
-from trainer.checkpoint.store_protocol import CheckpointStore, Save, StoredBytes, read_manifest
+from trainer.checkpoint.store_protocol import CheckpointStore, SaveId, StoredBytes, read_manifest
 from trainer.engine.engine_protocol import Engine
 from trainer.rank.ranks import Ranks
 
-__all__ = ["CheckpointWriter", "Stall"]
+__all__ = ["CheckpointStall", "CheckpointWriter"]
 
 
 @dataclass(frozen=True)
-class Stall:
+class CheckpointStall:
     """What a save kept the training loop from: waiting for the save before, and copying."""
 
     wait_s: float
@@ -45,7 +45,7 @@ class CheckpointWriter:
         settings: Checkpoint,
         *,
         superseded: Callable[[], bool],
-        published: Callable[[Manifest, Stall, float], None],
+        published: Callable[[Manifest, CheckpointStall, float], None],
         warn: Callable[[str], None],
     ) -> None:
         """`superseded`: whether a newer attempt has begun, after which this one publishes nothing."""
@@ -92,10 +92,10 @@ class CheckpointWriter:
         self._saves += 1
         self._given_up = threading.Event()
         self._buffer = self._buffer or HostBuffer(engine.device)
-        part = take_snapshot(engine, header, self._ranks, self._buffer)
-        stall = Stall(wait_s=waited - started, copy_s=time.monotonic() - waited)
-        # A daemon, so that a failed run is not kept from ending by a rank that will never hand its part over.
-        arguments = (part, stall, self._given_up)
+        share = take_snapshot(engine, header, self._ranks, self._buffer)
+        stall = CheckpointStall(wait_s=waited - started, copy_s=time.monotonic() - waited)
+        # A daemon, so that a failed run is not kept from ending by a rank that will never hand its share over.
+        arguments = (share, stall, self._given_up)
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
         if not self._settings.background:
@@ -113,7 +113,7 @@ class CheckpointWriter:
         return error
 
     def give_up(self) -> None:
-        """A rank failed: do not wait for its part any longer."""
+        """A rank failed: do not wait for its share any longer."""
         self._given_up.set()
 
     def clean(self) -> None:
@@ -126,9 +126,9 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, part: Part, stall: Stall, given_up: threading.Event) -> None:
+    def _write(self, share: RankShare, stall: CheckpointStall, given_up: threading.Event) -> None:
         started = time.monotonic()
-        save = Save(part.header.attempt, self._saves, part.header.step)
+        save = SaveId(share.header.attempt, self._saves, share.header.step)
         receipts = Receipts(self._receipts_root, save)
         rank, ranks = self._ranks.rank, self._ranks.world
         published = False
@@ -143,9 +143,9 @@ class CheckpointWriter:
             verify=verify,
         )
         try:
-            stored, file = commit.store_part(part)
+            stored, file = commit.store_share(share)
             if self._ranks.leads:
-                manifest = commit.publish(part.header)
+                manifest = commit.publish(share.header)
                 published = True
                 if not commit.kept:
                     self._published(manifest, stall, time.monotonic() - started)
@@ -181,7 +181,7 @@ class CheckpointWriter:
         commit.check_current()
         # Later ones are a superseded attempt's: they neither go nor make others go.
         steps = [found for found in self._store.steps() if found <= step]
-        for old in superfluous(steps, self._validations(steps), self._settings):
+        for old in steps_to_remove(steps, self._validations(steps), self._settings):
             try:
                 self._store.remove(old)
             except OSError as error:

@@ -15,7 +15,7 @@ _COLLECTIVES = (
 )
 
 
-class OwnTime:
+class CollectiveWait:
     """Measures steps on the host's clock, which tells the truth where collectives block: on the CPU."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class OwnTime:
             self._waiting = False
             self._waited_s += time.perf_counter() - began
 
-    def watch(self, backend: Any) -> None:
+    def measure(self, backend: Any) -> None:
         """Time the collectives that go through a communication backend object; a later watcher replaces this one."""
         for name in _COLLECTIVES:
             method = getattr(type(backend), name, None)
@@ -61,11 +61,11 @@ class OwnTime:
 class _TimedWork:
     """The handle of a collective under way."""
 
-    def __init__(self, work: Any, own_time: OwnTime) -> None:
-        self._work, self._own_time = work, own_time
+    def __init__(self, work: Any, collective_wait: CollectiveWait) -> None:
+        self._work, self._collective_wait = work, collective_wait
 
     def wait(self, *arguments: Any, **options: Any) -> Any:
-        with self._own_time.waiting():
+        with self._collective_wait.waiting():
             return self._work.wait(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:

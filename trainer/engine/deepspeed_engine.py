@@ -12,10 +12,10 @@ from configs.errors import EngineError
 from configs.recipe import Recipe
 from data.batch import MicroBatch
 from trainer.engine import zero_layout
-from trainer.engine.collective_wait import OwnTime
+from trainer.engine.collective_wait import CollectiveWait
 from trainer.engine.deepspeed_config import build_optimizer, deepspeed_config
-from trainer.engine.dropout_seed import enter_position
-from trainer.engine.ema import KIND, WeightAverage
+from trainer.engine.dropout_seed import seed_dropout
+from trainer.engine.ema import EMA_KIND, EmaWeights
 from trainer.engine.engine_protocol import Admit, Extent, Fragment, ReadState, Scalars, StepResult, add_sums, to_device
 from trainer.engine.hardware import computes_bf16
 from trainer.engine.optimizer_state import first_not_finite, group_scalars, restore_groups, restore_state
@@ -71,12 +71,12 @@ class DeepSpeedEngine:
         self.device = torch.device(self._engine.device)
         if recipe.precision == "bf16" and not computes_bf16(self.device):
             context.warn("precision bf16 has no hardware support here: it is emulated, slower than fp32")
-        self._own_time = OwnTime()
+        self._collective_wait = CollectiveWait()
         if self.device.type == "cpu":  # elsewhere collectives wait on the device, unseen by the host's clock
-            self._own_time.watch(deepspeed.comm.comm.cdb)
+            self._collective_wait.measure(deepspeed.comm.comm.cdb)
         self._optimizer = zero_layout.self_test(self._layout()).base_optimizer
         self._optimizer.state.clear()  # what the phantom step of half precision left behind
-        self._average = self._start_average()
+        self._ema = self._start_ema()
 
     def train_step(
         self,
@@ -86,14 +86,14 @@ class DeepSpeedEngine:
         lr: float,
         admit: Admit | None = None,
     ) -> StepResult:
-        self._own_time.start()
+        self._collective_wait.start()
         engine, module = self._engine, self._task.module
-        self.pass_over(lr)
+        self.skip_update(lr)
         # DeepSpeed averages gradients over workers; the loss is a sum over them.
         scale = self._ranks.world / total_weight
         loss_sum = torch.zeros((), device=self.device)
         for index, batch in enumerate(micro_batches):
-            enter_position(self._recipe.run.seed, step, batch.index, self.device)
+            seed_dropout(self._recipe.run.seed, step, batch.index, self.device)
             set_micro_batch_weight(module, float(batch.samples))
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             self._pulse("forward")
@@ -103,7 +103,7 @@ class DeepSpeedEngine:
             loss_sum += loss.detach()
         return self._update(loss_sum, admit)
 
-    def pass_over(self, lr: float) -> None:
+    def skip_update(self, lr: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
@@ -125,10 +125,10 @@ class DeepSpeedEngine:
         else:
             self._skipped_in_a_row = row
         self._commit_statistics(no_update)
-        if self._average is not None and not no_update:
-            self._average.update()
+        if self._ema is not None and not no_update:
+            self._ema.update()
         norm = engine.get_global_grad_norm() if norm is None else norm
-        own_s = self._own_time.stop() if self.device.type == "cpu" else 0.0
+        own_s = self._collective_wait.stop() if self.device.type == "cpu" else 0.0
         return StepResult(loss_sum, norm or 0.0, self._loss_scale(), no_update and not dropped, dropped, row, own_s)
 
     def _step(self, refused: bool) -> bool:
@@ -147,7 +147,7 @@ class DeepSpeedEngine:
         return zero_layout.move_loss_scale(engine.optimizer, overflows, gives_up=last_one)
 
     def _refuses(self, admit: Admit, loss_sum: torch.Tensor, norm: torch.Tensor | None) -> bool:
-        with self._own_time.waiting():
+        with self._collective_wait.waiting():
             admitted = admit(loss_sum)
         # Sharded or in half precision, DeepSpeed itself drops an update with a gradient that is no number.
         return not admitted or (norm is not None and not bool(torch.isfinite(norm)))
@@ -168,7 +168,7 @@ class DeepSpeedEngine:
             # What overflowed the gradients may be infinite in the statistics as well; zeros leave them as they are.
             commit_statistics(self._task.module, torch.zeros_like(pending))
         elif pending is not None:
-            with self._own_time.waiting():
+            with self._collective_wait.waiting():
                 total = self._ranks.sum_tensor(pending)
             commit_statistics(self._task.module, total)
 
@@ -197,19 +197,19 @@ class DeepSpeedEngine:
         self._engine.train()
         return text
 
-    def averaged(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._average is None else self._average.swapped_in()
+    def ema_weights(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._ema is None else self._ema.swapped_in()
 
-    def _start_average(self) -> WeightAverage | None:
+    def _start_ema(self) -> EmaWeights | None:
         if self._recipe.ema is None:
             return None
         statistics = {name: b for name, b in self._persistent_buffers().items() if b.is_floating_point()}
-        return WeightAverage(self._layout(), statistics, self._recipe.ema.decay)
+        return EmaWeights(self._layout(), statistics, self._recipe.ema.decay)
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
 
-    def _layout(self) -> zero_layout.Layout:
+    def _layout(self) -> zero_layout.ZeroLayout:
         return zero_layout.find_layout(self._engine, self._names)
 
     def fragments(self) -> Iterator[Fragment]:
@@ -227,14 +227,14 @@ class DeepSpeedEngine:
         named += [(name, buffer) for name, buffer in self.buffers().items() if buffer.is_floating_point()]
         return first_not_finite(named)
 
-    def _fragments(self, layout: zero_layout.Layout) -> Iterator[Fragment]:
+    def _fragments(self, layout: zero_layout.ZeroLayout) -> Iterator[Fragment]:
         pieces = layout.pieces
         if layout.replicated:
             pieces = zero_layout.even_share(pieces, self._ranks.rank, self._ranks.world)
         for piece in pieces:
             yield Fragment(piece.parameter, "master", piece.start, piece.of(piece.flat))
-            if self._average is not None:
-                yield Fragment(piece.parameter, KIND, piece.start, self._average.of(piece))
+            if self._ema is not None:
+                yield Fragment(piece.parameter, EMA_KIND, piece.start, self._ema.of(piece))
             for kind, state in sorted(layout.base_optimizer.state.get(piece.flat, {}).items()):
                 if isinstance(state, torch.Tensor) and state.numel() == piece.flat.numel() and kind != "step":
                     yield Fragment(piece.parameter, kind, piece.start, piece.of(state))
@@ -245,8 +245,8 @@ class DeepSpeedEngine:
     def buffers(self) -> dict[str, torch.Tensor]:
         module = self._task.module
         frozen = {name: p.data for name, p in module.named_parameters() if not p.requires_grad}
-        averaged = {} if self._average is None else self._average.buffers()
-        return {**frozen, **self._persistent_buffers(), **averaged}
+        ema_buffers = {} if self._ema is None else self._ema.buffers()
+        return {**frozen, **self._persistent_buffers(), **ema_buffers}
 
     def _persistent_buffers(self) -> dict[str, torch.Tensor]:
         module = self._task.module
@@ -257,7 +257,7 @@ class DeepSpeedEngine:
         fields = {}
         if self._recipe.precision == "fp16":
             fields = {name: getattr(self._engine.optimizer.loss_scaler, name) for name in _SCALER_FIELDS}
-        updates = 0 if self._average is None else self._average.updates
+        updates = 0 if self._ema is None else self._ema.updates
         skipped = self._engine.skipped_steps
         return Scalars(group_scalars(self._optimizer), fields, skipped, updates, self._skipped_in_a_row)
 
@@ -268,8 +268,8 @@ class DeepSpeedEngine:
         layout.refresh()
         zero_layout.self_test(layout)  # the live weights are the restored masters
         self._tested = True
-        if self._average is not None:
-            self._average.load(read, scalars.ema_updates)
+        if self._ema is not None:
+            self._ema.load(read, scalars.ema_updates)
         own = self.buffers()
         for name, stored in buffers.items():
             own[name].copy_(stored)

@@ -7,13 +7,13 @@ import torch
 
 from configs.errors import CheckpointError, EngineError
 from trainer.engine.engine_protocol import ReadState
-from trainer.engine.zero_layout import Layout, Piece
+from trainer.engine.zero_layout import ParameterPiece, ZeroLayout
 
-__all__ = ["BUFFER_PREFIX", "KIND"]
+__all__ = ["EMA_BUFFER_PREFIX", "EMA_KIND"]
 
 
-KIND = "ema"
-BUFFER_PREFIX = "ema/"
+EMA_KIND = "ema"
+EMA_BUFFER_PREFIX = "ema/"
 _SWAP_ELEMENTS = 1 << 22
 
 
@@ -25,13 +25,13 @@ def decay_at(update: int, decay: float) -> float:
     return min(decay, (1 + update) / (10 + update))
 
 
-class WeightAverage:
+class EmaWeights:
     """Averages of the masters in `layout` and of the running statistics in `buffers` (both live, both fp32).
 
     BatchNorm's statistics are averaged too: those of the last weights would not fit the averaged ones.
     """
 
-    def __init__(self, layout: Layout, buffers: dict[str, torch.Tensor], decay: float) -> None:
+    def __init__(self, layout: ZeroLayout, buffers: dict[str, torch.Tensor], decay: float) -> None:
         self.updates = 0
         self._layout, self._live, self._decay = layout, buffers, decay
         flats = {id(piece.flat): piece.flat for piece in layout.pieces}
@@ -47,7 +47,7 @@ class WeightAverage:
         pairs = self._pairs()
         torch._foreach_lerp_([average for _, average in pairs], [live for live, _ in pairs], weight)
 
-    def of(self, piece: Piece) -> torch.Tensor:
+    def of(self, piece: ParameterPiece) -> torch.Tensor:
         """The average of the piece's elements: a 1-D view. Raises EngineError where the engine replaced its masters."""
         if piece.flat not in self._averages:
             raise EngineError(
@@ -58,7 +58,7 @@ class WeightAverage:
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """The averaged statistics, under the names that checkpoints have for them."""
-        return {BUFFER_PREFIX + name: value for name, value in self._buffers.items()}
+        return {EMA_BUFFER_PREFIX + name: value for name, value in self._buffers.items()}
 
     def load(self, read: ReadState, updates: int) -> None:
         """Take over this rank's part of a stored average; `buffers` are loaded by name, with all others.
@@ -66,7 +66,7 @@ class WeightAverage:
         Raises CheckpointError when the checkpoint has none.
         """
         for piece in self._layout.pieces:
-            stored = read(KIND, piece.parameter)
+            stored = read(EMA_KIND, piece.parameter)
             if stored is None:
                 raise CheckpointError(
                     f"the checkpoint has no averaged weights of {piece.parameter}: it was made without the section ema"

@@ -77,7 +77,7 @@ class Engine(Protocol):
         stays as it was, in every bit.
         """
 
-    def pass_over(self, lr: float) -> None:
+    def skip_update(self, lr: float) -> None:
         """A step without any update: as `train_step` leaves the state when it is not admitted."""
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
@@ -86,7 +86,7 @@ class Engine(Protocol):
     def sample(self, length: int) -> str | None:
         """What the task shows of itself, such as a generated text of `length` tokens. It beats at each of them."""
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def ema_weights(self) -> AbstractContextManager[None]:
         """Inside, the model computes with its averaged weights where the recipe keeps an average."""
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ import torch
 
 from configs.errors import CheckpointError, EngineError
 from trainer.engine.engine_protocol import ReadSlice, ReadState
-from trainer.engine.zero_layout import Layout, Piece
+from trainer.engine.zero_layout import ParameterPiece, ZeroLayout
 
 _ELEMENTWISE = {"AdamW": ("exp_avg", "exp_avg_sq"), "SGD": ("momentum_buffer",)}
 _HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov")
@@ -35,7 +35,7 @@ def restore_groups(optimizer: torch.optim.Optimizer, scalars: dict[str, dict[str
         group |= {key: value for key, value in scalars[group["name"]].items() if key in _HYPERPARAMETERS}
 
 
-def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, Any]]) -> None:
+def restore_state(layout: ZeroLayout, read: ReadState, scalars: dict[str, dict[str, Any]]) -> None:
     """Fill this rank's masters and rebuild the optimizer's state as the optimizer itself would have made it."""
     optimizer = layout.base_optimizer
     before = dict(optimizer.state)
@@ -58,7 +58,7 @@ def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, 
         _restore_step(layout, step, kinds)
 
 
-def _restore_step(layout: Layout, step: float, kinds: Sequence[str]) -> None:
+def _restore_step(layout: ZeroLayout, step: float, kinds: Sequence[str]) -> None:
     """A rank's share of a group may be padding alone: the optimizer counts its steps like any other's."""
     states = layout.base_optimizer.state
     for flat in layout.flats:
@@ -69,7 +69,7 @@ def _restore_step(layout: Layout, step: float, kinds: Sequence[str]) -> None:
         state["step"] = torch.tensor(step, dtype=torch.float32, device=flat.device)
 
 
-def _zero_padding(state: torch.Tensor, pieces: list[Piece]) -> None:
+def _zero_padding(state: torch.Tensor, pieces: list[ParameterPiece]) -> None:
     if sum(piece.count for piece in pieces) < state.numel():
         flat, position = state.view(-1), 0
         for piece in sorted(pieces, key=lambda piece: piece.offset):

@@ -17,7 +17,7 @@ from configs.errors import EngineError
 
 
 @dataclass(frozen=True)
-class Piece:
+class ParameterPiece:
     """`count` elements of `parameter` from `start` on lie in `flat` (the optimizer's own tensor) from `offset` on."""
 
     parameter: str
@@ -34,10 +34,10 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ZeroLayout:
     """This rank's pieces, and how to bring changed master weights into the model."""
 
-    pieces: list[Piece]
+    pieces: list[ParameterPiece]
     replicated: bool  # every rank holds everything (stage 0)
     base_optimizer: Any
     refresh: Callable[[], None]
@@ -64,13 +64,13 @@ def sharded_optimizer(engine_class: Any) -> Iterator[None]:
         engine_class._do_optimizer_sanity_check = choose
 
 
-def find_layout(engine: Any, names: dict[int, str]) -> Layout:
+def find_layout(engine: Any, names: dict[int, str]) -> ZeroLayout:
     """The layout of a DeepSpeed engine. `names` maps id(parameter) to its name.
 
     Raises EngineError naming the optimizer class when its layout is not known.
     """
     optimizer = engine.optimizer
-    finders: list[tuple[str, Callable[[Any, dict[int, str]], Layout]]] = [
+    finders: list[tuple[str, Callable[[Any, dict[int, str]], ZeroLayout]]] = [
         ("fp32_partitioned_groups_flat", _stage_3),
         ("single_partition_of_fp32_groups", _stage_1_and_2),
         ("fp32_groups", _unsharded_half),
@@ -84,7 +84,7 @@ def find_layout(engine: Any, names: dict[int, str]) -> Layout:
     )
 
 
-def even_share(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
+def even_share(pieces: list[ParameterPiece], rank: int, ranks: int) -> list[ParameterPiece]:
     """Of pieces that every rank holds: this rank's part when each stores as many elements, give or take one."""
     total = sum(piece.count for piece in pieces)
     first, last = total * rank // ranks, total * (rank + 1) // ranks
@@ -99,7 +99,7 @@ def even_share(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
     return share
 
 
-def self_test(layout: Layout) -> Layout:
+def self_test(layout: ZeroLayout) -> ZeroLayout:
     """The layout, of which every piece equals the live weights. Raises EngineError naming the first that does not."""
     for piece in layout.pieces:
         live = piece.live()
@@ -175,31 +175,31 @@ def _whole(parameter: torch.Tensor, start: int, count: int) -> Callable[[], torc
     return lambda: parameter.data.reshape(-1).narrow(0, start, count)
 
 
-def _stage_1_and_2(optimizer: Any, names: dict[int, str]) -> Layout:
-    pieces: list[Piece] = []
+def _stage_1_and_2(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
+    pieces: list[ParameterPiece] = []
     flats = optimizer.single_partition_of_fp32_groups
     for group, flat in enumerate(flats):
         first = torch.distributed.get_rank(optimizer.real_dp_process_group[group]) * flat.numel()
         parameters = optimizer.round_robin_bit16_groups[group]
         offsets = optimizer.round_robin_bit16_offsets[group]
         pieces += _overlaps(parameters, offsets, first, flat, group, names)
-    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 or 2", flats)
+    return ZeroLayout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 or 2", flats)
 
 
 def _overlaps(
     parameters: list[Any], offsets: list[int], first: int, flat: torch.Tensor, group: int, names: dict[int, str]
-) -> Iterator[Piece]:
+) -> Iterator[ParameterPiece]:
     """The parts of `parameters`, laid out at `offsets` of a flattened group, that fall within `flat`, at `first`."""
     for parameter, begin in zip(parameters, offsets, strict=True):
         low, high = max(begin, first), min(begin + parameter.numel(), first + flat.numel())
         if low < high:
             start, count = low - begin, high - low
             live = _whole(parameter, start, count)
-            yield Piece(names[id(parameter)], start, count, flat, low - first, group, live)
+            yield ParameterPiece(names[id(parameter)], start, count, flat, low - first, group, live)
 
 
-def _stage_3(optimizer: Any, names: dict[int, str]) -> Layout:
-    pieces: list[Piece] = []
+def _stage_3(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
+    pieces: list[ParameterPiece] = []
     flats = optimizer.fp32_partitioned_groups_flat
     for index, flat in enumerate(flats):
         offset = 0
@@ -210,9 +210,9 @@ def _stage_3(optimizer: Any, names: dict[int, str]) -> Layout:
             if count > 0:
                 live = _partition(parameter, count)
                 group = optimizer.sub_group_to_group_id[index]
-                pieces.append(Piece(names[id(parameter)], start, count, flat, offset, group, live))
+                pieces.append(ParameterPiece(names[id(parameter)], start, count, flat, offset, group, live))
             offset += share
-    return Layout(pieces, False, optimizer.optimizer, lambda: _refresh_stage_3(optimizer), "stage 3", flats)
+    return ZeroLayout(pieces, False, optimizer.optimizer, lambda: _refresh_stage_3(optimizer), "stage 3", flats)
 
 
 def _partition(parameter: Any, count: int) -> Callable[[], torch.Tensor]:
@@ -228,7 +228,7 @@ def _refresh_stage_3(optimizer: Any) -> None:
         persistent[0].all_gather(persistent)
 
 
-def _unsharded_half(optimizer: Any, names: dict[int, str]) -> Layout:
+def _unsharded_half(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
     pieces, pairs = [], []
     for group, (live_group, master_group) in enumerate(zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)):
         for live, master in zip(live_group, master_group, strict=True):
@@ -239,18 +239,18 @@ def _unsharded_half(optimizer: Any, names: dict[int, str]) -> Layout:
         for live, master in pairs:
             live.data.copy_(master.data)
 
-    return Layout(pieces, True, optimizer.optimizer, refresh, "stage 0 in half precision")
+    return ZeroLayout(pieces, True, optimizer.optimizer, refresh, "stage 0 in half precision")
 
 
-def _unsharded_fp32(optimizer: Any, names: dict[int, str]) -> Layout:
+def _unsharded_fp32(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
     pieces = [
         _unsharded_piece(parameter, parameter, group, names)
         for group, param_group in enumerate(optimizer.param_groups)
         for parameter in param_group["params"]
     ]
-    return Layout(pieces, True, optimizer, lambda: None, "stage 0")
+    return ZeroLayout(pieces, True, optimizer, lambda: None, "stage 0")
 
 
-def _unsharded_piece(live: torch.Tensor, master: torch.Tensor, group: int, names: dict[int, str]) -> Piece:
+def _unsharded_piece(live: torch.Tensor, master: torch.Tensor, group: int, names: dict[int, str]) -> ParameterPiece:
     # The optimizer's state is keyed by the master itself, so the flat view is taken where elements are read.
-    return Piece(names[id(live)], 0, live.numel(), master, 0, group, _whole(live, 0, live.numel()))
+    return ParameterPiece(names[id(live)], 0, live.numel(), master, 0, group, _whole(live, 0, live.numel()))

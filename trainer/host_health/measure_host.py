@@ -13,7 +13,7 @@ from cluster.hosts.health_report import CheckPlan, HostReport
 from cluster.hosts.host_fitness import measure
 from cluster.hosts.host_fitness import problems as host_problems
 from configs.errors import UnfitHostError
-from trainer.host_health.all_reduce_speed import measure_links
+from trainer.host_health.all_reduce_speed import measure_link_speeds
 from trainer.host_health.disk_and_matmul_speed import devices, matmul_flops, write_bytes_per_s
 
 __all__ = ["check"]
@@ -32,7 +32,7 @@ def check(plan: CheckPlan) -> HostReport:
     except (OSError, UnfitHostError) as error:
         found.append(f"{folder} cannot be written from here: {error}")
     flops, wrong = _flops()
-    links = measure_links(plan, devices()[:2][-1])  # of the first accelerator, where there is one
+    links = measure_link_speeds(plan, devices()[:2][-1])  # of the first accelerator, where there is one
     return HostReport(
         plan.host,
         health,

@@ -36,7 +36,7 @@ def config_json(recipe: Recipe, target: Architecture, dtype: str) -> dict[str, A
     return {**config, "id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
 
 
-def companion_files(recipe: Recipe) -> dict[str, bytes]:
+def auxiliary_files(recipe: Recipe) -> dict[str, bytes]:
     """By name. Of a tokenizer.json that is not where the recipe says, there is nothing to write."""
     if isinstance(recipe.data, ImageData):
         return {"preprocessor_config.json": to_json(_preprocessor(recipe.data))} if recipe.data.channels == 3 else {}

@@ -31,7 +31,7 @@ class Gpt(nn.Module):
         self.embed = nn.Embedding(vocab, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
         self.norm = _norm(config)
         self.head = nn.Linear(config.width, vocab, bias=False)
         if config.tie_embeddings:
@@ -73,7 +73,7 @@ class Gpt(nn.Module):
                 nn.init.zeros_(module.bias)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: GptModel) -> None:

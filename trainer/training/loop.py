@@ -73,7 +73,7 @@ def validate(run: Attempt, data: Dataset, step: int) -> bool:
     with run.reporter.watch.phase("validation"):
         count = min(data.count, run.recipe.validation.max_samples or data.count)
         slices = eval_slices(count, micro, run.ranks.rank, run.ranks.world)
-        with run.engine.averaged():
+        with run.engine.ema_weights():
             skipped = list[Skipped]()
             sums = run.engine.evaluate(_readable(run, data, step, slices, faults, skipped))
             names = sorted(sums)

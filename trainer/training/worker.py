@@ -13,7 +13,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from cluster.forks.child_end import WorkerLink
+from cluster.forks.child_end import ShellConnection
 from cluster.run.faults import is_echo
 from cluster.run.ledger import Ledger
 from cluster.run.run_folder import RunFolder
@@ -22,14 +22,14 @@ from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
 from data.index.sidecar import share_in
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.open_store import PATIENCE_S, checkpoint_store
+from trainer.checkpoint.open_store import WORKER_RETRY_S, checkpoint_store
 from trainer.checkpoint.rank_receipts import clean_receipts
 from trainer.checkpoint.store_protocol import CheckpointStore
-from trainer.checkpoint.writer import CheckpointWriter, Stall
+from trainer.checkpoint.writer import CheckpointStall, CheckpointWriter
 from trainer.engine.deepspeed_engine import DeepSpeedEngine, select_accelerator, use_device
 from trainer.engine.engine_protocol import Engine
 from trainer.history.goodput import live_account
-from trainer.huggingface.init_from import load_initial
+from trainer.huggingface.init_from import load_initial_weights
 from trainer.metrics.full_disk_file import PatientFile
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.sinks import JsonLines, MetricSink, Progress
@@ -51,7 +51,7 @@ from trainer.training.resume import header, resume
 _SHARED_S = 20.0  # network file systems may show a new file a little later
 
 
-def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, Any] | None:
+def main(config: dict[str, Any], link: ShellConnection | None = None) -> dict[str, Any] | None:
     """Entry point in a training process; without a link its torch process group exists already.
 
     Returns {"again": why} when the workers have left in order to be started again.
@@ -134,7 +134,7 @@ def _record_fault(context: Context, error: Exception) -> None:
 
 
 def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
-    store = checkpoint_store(context.folder, context.recipe, PATIENCE_S)
+    store = checkpoint_store(context.folder, context.recipe, WORKER_RETRY_S)
     _record_start(job, context)  # first: from now on an older attempt publishes nothing more
     if context.ranks.leads:
         store.clean()
@@ -146,7 +146,7 @@ def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
             progress.update("building the model", step=0)
         task = build_task(context.recipe)
         if not context.ranks.from_leader(store.steps()):
-            load_initial(context, task.module)
+            load_initial_weights(context, task.module)
         engine = DeepSpeedEngine(task, context)
         cleanup.callback(engine.close)
         run = _build_attempt(job, context, store, task, engine, progress, cleanup)
@@ -241,7 +241,9 @@ def _build_attempt(
     )
 
 
-def _published(context: Context, reporter: Reporter, manifest: Manifest, stall: Stall, seconds: float) -> None:
+def _published(
+    context: Context, reporter: Reporter, manifest: Manifest, stall: CheckpointStall, seconds: float
+) -> None:
     context.pulse.tell(committed=manifest.step)
     figures = {"seconds": seconds, "bytes": manifest.total_bytes, **asdict(stall)}
     context.record("checkpoint", step=manifest.step, **figures, **reporter.save_begun(manifest.step))

@@ -4,12 +4,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
-from cluster.slurm.scheduler import Answer, NoAnswerError, SlurmCommands, run
+from cluster.slurm.scheduler import CommandResult, NoAnswerError, SlurmCommands, run
 
-__all__ = ["patient_commands"]
+__all__ = ["retrying_commands"]
 
 
-PATIENCE_S = 900.0
+RETRY_S = 900.0
 _FIRST_S, _MOST_S = 1.0, 15.0  # between two tries
 # Slurm's words (src/common/slurm_errno.c) for what another try may mend.
 _AWAY = re.compile(
@@ -18,16 +18,16 @@ _AWAY = re.compile(
     re.IGNORECASE,
 )
 
-Execute = Callable[..., Answer]
+Execute = Callable[..., CommandResult]
 
 
-def patient(execute: Execute, say: Callable[[str], None], patience_s: float = PATIENCE_S) -> Execute:
-    """`execute` that does not give up before `patience_s` while Slurm is away; other failures come at once."""
+def with_retries(execute: Execute, say: Callable[[str], None], retry_s: float = RETRY_S) -> Execute:
+    """`execute` that does not give up before `retry_s` while Slurm is away; other failures come at once."""
 
-    def ask(command: Sequence[str], text: str = "") -> Answer:
-        deadline, pause_s = time.monotonic() + patience_s, _FIRST_S
+    def ask(command: Sequence[str], text: str = "") -> CommandResult:
+        deadline, pause_s = time.monotonic() + retry_s, _FIRST_S
         while True:
-            failure: NoAnswerError | Answer
+            failure: NoAnswerError | CommandResult
             try:
                 failure = execute(command, text)
                 if failure.status == 0 or not _AWAY.search(failure.err + failure.out):
@@ -39,13 +39,13 @@ def patient(execute: Execute, say: Callable[[str], None], patience_s: float = PA
                     raise failure
                 return failure
             if pause_s == _FIRST_S:
-                say(f"{command[0]} had no answer from Slurm's controller: asking again for {patience_s:.0f} s")
+                say(f"{command[0]} had no answer from Slurm's controller: asking again for {retry_s:.0f} s")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _MOST_S)
 
     return ask
 
 
-def patient_commands(say: Callable[[str], None]) -> SlurmCommands:
+def retrying_commands(say: Callable[[str], None]) -> SlurmCommands:
     """For a job, which would be lost if it gave up."""
-    return SlurmCommands(patient(run, say))
+    return SlurmCommands(with_retries(run, say))
