@@ -16,11 +16,11 @@ WORKER_RETRY_S = 120.0  # of workers, with a store that does not answer; twice t
 
 
 def local_root(folder: RunFolder, recipe: Recipe) -> Path | None:
-    """The folder that the checkpoints go to; None for an object store."""
-    place = recipe.checkpoint.dir
-    if place is None:
+    """The folder that holds this run's checkpoints; None for an object store."""
+    given = recipe.checkpoint.dir
+    if given is None:
         return folder.checkpoints
-    return None if place.startswith(_SCHEMES) else (Path(place) / recipe.run.name).absolute()
+    return None if given.startswith(_SCHEMES) else (Path(given) / recipe.run.name).absolute()
 
 
 def checkpoint_store(folder: RunFolder, recipe: Recipe, retry_s: float = 0.0) -> CheckpointStore:
@@ -31,7 +31,10 @@ def checkpoint_store(folder: RunFolder, recipe: Recipe, retry_s: float = 0.0) ->
 
 
 def store_at(where: str, retry_s: float = 0.0) -> CheckpointStore:
-    """In this folder, or at this URL."""
+    """The store in the folder or at the URL `where`. Raises RunFolderError for a URL that cannot be used.
+
+    `retry_s`: how long a store that does not answer is asked again; 0 where somebody waits.
+    """
     if not where.startswith(_SCHEMES):
         return FolderStore(Path(where))
     from trainer.checkpoint.object_store import ObjectCheckpointStore, open_object_store  # takes a moment to import

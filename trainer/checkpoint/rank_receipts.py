@@ -14,12 +14,12 @@ from trainer.checkpoint.store_protocol import SaveId
 __all__ = ["clean_receipts"]
 
 
-_RECEIPT_POLL_S = 0.01
-RECEIPT_TIMEOUT_S = 600.0
+_RECEIPT_POLL_S = 0.01  # one stat(2) of a shared file system for each rank that is still missing
+RECEIPT_TIMEOUT_S = 600.0  # a rank writes its share meanwhile, maybe to a slow disk: as long as a collective may take
 
 
 class Receipts:
-    """Of one save. A receipt tells the step and the attempt that it belongs to; any other is refused."""
+    """Of one save. A receipt names the step and the attempt that it belongs to; any other is refused."""
 
     def __init__(self, root: Path, save: SaveId) -> None:
         self._folder, self._save = root / f".receipts-{save.name}", save
@@ -51,6 +51,7 @@ class Receipts:
 
     def _await(self, stage: str, rank: int, deadline: float, given_up: Callable[[], bool]) -> dict[str, Any]:
         path = self._path(stage, rank)
+        # One rank after the other: all must come, and the first that is missing is waited for the longest anyway.
         while not path.exists():
             if given_up():
                 raise CheckpointError("another rank failed and could not even write why: see the logs")
@@ -70,6 +71,7 @@ class Receipts:
         return self._folder / f"{stage}-{rank:05d}.json"
 
     def discard(self) -> None:
+        """On rank 0, when no rank posts any more. Raises nothing."""
         shutil.rmtree(self._folder, ignore_errors=True)  # what cannot be removed now is removed at the next start
 
 

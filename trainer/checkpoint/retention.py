@@ -15,6 +15,7 @@ def steps_to_remove(
         kept |= {step for step in steps if step % settings.keep_every_steps == 0}
     if settings.keep_best:
         best = settings.keep_best
+        # A checkpoint without a figure, or with one that is no number, is never the best; nor does it push one out.
         known = [step for step in steps if math.isfinite(figures.get(step, {}).get(best.metric, math.nan))]
         sign = 1.0 if (best.mode or best.natural_mode) == "min" else -1.0
         # Of equal ones the newer: it is kept anyway for a while.

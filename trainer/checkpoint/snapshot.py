@@ -43,6 +43,7 @@ class HostBuffer:
     def _allocate(self, size_bytes: int) -> torch.Tensor:
         if self._device.type == "cpu":
             return torch.frombuffer(host_memory(size_bytes), dtype=torch.uint8)
+        # Pinned once and kept: pinning some GB takes seconds, and pageable memory would make every copy wait.
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
 
 
@@ -60,6 +61,7 @@ def take_snapshot(engine: Engine, header: Manifest, ranks: Ranks, buffer: HostBu
         offset = plan.offsets[key]
         # Into pinned memory without waiting: one wait for all copies.
         image[offset : offset + tensor.nbytes].view(tensor.dtype).copy_(tensor.detach().reshape(-1), non_blocking=True)
+    # Or the next step would change the weights while they are still being copied.
     if engine.device.type != "cpu":
         torch.accelerator.synchronize()
     return RankShare(
@@ -83,7 +85,7 @@ def _key(fragment: Fragment) -> str:
 
 def share_of(buffers: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
     """Whole tensors that every rank holds, dealt out so that each is stored once and all write about as much."""
-    loads_bytes = [0] * ranks
+    loads_bytes = [0] * ranks  # every rank works all of it out, so that no collective is needed to agree
     mine = {}
     for name, tensor in sorted(buffers.items(), key=lambda item: (-item[1].nbytes, item[0])):
         least = loads_bytes.index(min(loads_bytes))

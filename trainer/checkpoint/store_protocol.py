@@ -23,18 +23,24 @@ class SaveId:
 
     @property
     def name(self) -> str:
+        """Part of names in the store; no two saves of a run have the same."""
         return f"{self.attempt}-{self.number}-{self.step:08d}"
 
 
 class StoredBytes(Protocol):
     """One file of a checkpoint, open for reading at any place; threads may share it."""
 
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """Length of the file now. Raises OSError."""
 
     def read_into(self, offset: int, into: memoryview, size_bytes: int) -> None:
-        """Fill the first `size_bytes` of `into`, whole pages of `host_memory`; a page's start in the file too."""
+        """Fill the first `size_bytes` of `into`, whole pages of `host_memory`; `offset` begins a page too.
 
-    def close(self) -> None: ...
+        Raises EOFError when the file ends before, OSError.
+        """
+
+    def close(self) -> None:
+        """Release the file."""
 
 
 class Staging(Protocol):
@@ -44,13 +50,19 @@ class Staging(Protocol):
         """What the manifest calls the file `name`, relative to the checkpoint."""
 
     def write(self, name: str, image: memoryview) -> StoredBytes:
-        """Store a file; it is durable, and open for reading whatever is renamed later, when this returns."""
+        """Store a file; it is durable, and open for reading whatever is renamed later, when this returns.
+
+        Raises OSError.
+        """
 
     def publish(self, manifest: bytes) -> bool:
-        """Make it the checkpoint of its step, in one step that a crash cannot cut. False when there was one already."""
+        """Make it the checkpoint of its step, in one step that a crash cannot cut. Raises OSError.
+
+        False when there was one already; but that of an older attempt is replaced.
+        """
 
     def discard(self) -> None:
-        """Remove what was staged."""
+        """Remove what all ranks have staged. Raises OSError."""
 
 
 class CheckpointFolder(Protocol):
@@ -58,9 +70,11 @@ class CheckpointFolder(Protocol):
 
     where: str  # starts every message
 
-    def manifest(self) -> bytes: ...
+    def manifest(self) -> bytes:
+        """The manifest's file, not decoded. Raises OSError."""
 
-    def open(self, name: str) -> StoredBytes: ...
+    def open(self, name: str) -> StoredBytes:
+        """The file that the manifest calls `name`. Raises OSError."""
 
 
 class CheckpointStore(Protocol):
@@ -71,9 +85,11 @@ class CheckpointStore(Protocol):
     def steps(self) -> list[int]:
         """Of the published checkpoints, oldest first; staging never counts."""
 
-    def at(self, step: int) -> CheckpointFolder: ...
+    def at(self, step: int) -> CheckpointFolder:
+        """The checkpoint of `step`; whether it is there shows when it is read."""
 
-    def staging(self, save: SaveId) -> Staging: ...
+    def staging(self, save: SaveId) -> Staging:
+        """Where `save` gathers its files: the same place on every rank."""
 
     def probe(self) -> None:
         """Write something, and remove it. Raises OSError where that cannot be done."""
@@ -85,7 +101,7 @@ class CheckpointStore(Protocol):
         """Whether any was put aside."""
 
     def remove(self, step: int) -> None:
-        """A crash half-way leaves no torn checkpoint under its name."""
+        """Remove a published checkpoint. A crash half-way leaves no torn one under its name."""
 
     def clean(self) -> None:
         """Remove what crashed saves and removals left; only while no other attempt can be writing."""
@@ -132,7 +148,6 @@ def translate_errors(where: str, act: Callable[[], T]) -> T:
         problem = "is missing" if isinstance(error, FileNotFoundError) else f"is cut short or no file: {error}"
         raise DamagedCheckpointError(f"{where} {problem}") from error
     except OSError as error:
-        cause = (error.strerror or str(error) or type(error).__name__).splitlines()[0][
-            :300
-        ]  # of an object store: a whole traceback
+        # obstore's errors have a whole traceback in them.
+        cause = (error.strerror or str(error) or type(error).__name__).splitlines()[0][:300]
         raise CheckpointError(f"{where} cannot be read: {cause}") from error

@@ -48,7 +48,11 @@ class CheckpointWriter:
         published: Callable[[Manifest, CheckpointStall, float], None],
         warn: Callable[[str], None],
     ) -> None:
-        """`superseded`: whether a newer attempt has begun, after which this one publishes nothing."""
+        """`superseded`: whether a newer attempt has begun, after which this one publishes nothing.
+
+        `published` is called on rank 0, in the thread of the save, with the manifest, what the save kept the loop
+        from, and the seconds that it took.
+        """
         self._store, self._receipts_root, self._ranks, self._settings = store, receipts_root, ranks, settings
         self._superseded, self._published, self._warn = superseded, published, warn
         self._thread: threading.Thread | None = None
@@ -62,6 +66,7 @@ class CheckpointWriter:
 
     @property
     def busy(self) -> bool:
+        """Whether a save is under way, on this rank."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -87,9 +92,10 @@ class CheckpointWriter:
         Returns the error of the save before.
         """
         started = time.monotonic()
-        error = self.wait()
+        error = self.wait()  # one buffer: the save before must be written before its memory is filled again
         waited = time.monotonic()
         self._saves += 1
+        # A new one for each save: what was given up for the save before says nothing of this one.
         self._given_up = threading.Event()
         self._buffer = self._buffer or HostBuffer(engine.device)
         share = take_snapshot(engine, header, self._ranks, self._buffer)
@@ -152,14 +158,15 @@ class CheckpointWriter:
                 self._confirm(commit, stored, file, save.step)
                 self._failed_in_a_row = 0
             else:
+                # Without waiting for `publish`: the file is open, and its bytes do not change by a rename.
                 commit.read_back(stored, file)
         except Exception as error:  # whatever it is, the training thread decides what to do about it
             if self._ranks.leads and not published:
                 with contextlib.suppress(OSError):  # what cannot be removed now is removed at the next start
                     commit.discard()
-            told = " is doubtful" if published else " was not written"
+            outcome = " is doubtful" if published else " was not written"
             self._cause = (
-                f"the checkpoint of step {save.step}{told} ({error}); those before it are kept: "
+                f"the checkpoint of step {save.step}{outcome} ({error}); those before it are kept: "
                 f"see that {self._store.where} can be written and has free space"
             )
             self._failed_in_a_row += 1
@@ -181,6 +188,7 @@ class CheckpointWriter:
         commit.check_current()
         # Later ones are a superseded attempt's: they neither go nor make others go.
         steps = [found for found in self._store.steps() if found <= step]
+        # Last of all, when the new one is known to be whole: at no moment is there none that a restart could use.
         for old in steps_to_remove(steps, self._validations(steps), self._settings):
             try:
                 self._store.remove(old)
