@@ -44,7 +44,7 @@ def use_device(gpus: int) -> None:
 
 
 def collective_backend(gpus: int) -> str:
-    """The process-group backend for workers of this kind."""
+    """The process-group backend of workers with `gpus` each."""
     return "nccl" if gpus else "gloo"
 
 
@@ -61,6 +61,7 @@ class DeepSpeedEngine:
         self._shapes = {n: tuple(p.shape) for n, p in task.module.named_parameters() if p.requires_grad}
         deepspeed = _import_deepspeed(recipe, context.warn)
         optimizer = build_optimizer(recipe.optimizer, task.parameter_groups())
+        # dist_init_required: the process group exists, with our timeout and rendezvous; DeepSpeed would make another.
         with zero_layout.sharded_optimizer(deepspeed.DeepSpeedEngine):
             self._engine, *_ = deepspeed.initialize(
                 model=task.module,
@@ -86,6 +87,7 @@ class DeepSpeedEngine:
         lr: float,
         admit: Admit | None = None,
     ) -> StepResult:
+        """Collective: DeepSpeed reduces at the last micro-batch. Raises EngineError for an update against `admit`."""
         self._collective_wait.start()
         engine, module = self._engine, self._task.module
         self.skip_update(lr)
@@ -95,15 +97,17 @@ class DeepSpeedEngine:
         for index, batch in enumerate(micro_batches):
             seed_dropout(self._recipe.run.seed, step, batch.index, self.device)
             set_micro_batch_weight(module, float(batch.samples))
+            # DeepSpeed would count micro-batches itself, and a step that was left out would shift its count.
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             self._pulse("forward")
             loss = engine(**to_device(batch, self.device))["loss"]
             self._pulse("backward")
             engine.backward(loss * scale, scale_wrt_gas=False)
-            loss_sum += loss.detach()
+            loss_sum += loss.detach()  # on the device: `float` would wait for each micro-batch
         return self._update(loss_sum, admit)
 
     def skip_update(self, lr: float) -> None:
+        """No collective, no wait: only the rate that a checkpoint of this step stores is set."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
@@ -112,6 +116,7 @@ class DeepSpeedEngine:
         engine = self._engine
         self._pulse("optimizer step")
         norm = self._clip_unsharded()
+        # Between backward and update: `admit` adds up the losses of all ranks, and no weight has changed yet.
         refused = admit is not None and self._refuses(admit, loss_sum, norm)
         skipped_before = engine.skipped_steps
         scaled = self._step(refused)
@@ -125,10 +130,11 @@ class DeepSpeedEngine:
         else:
             self._skipped_in_a_row = row
         self._commit_statistics(no_update)
+        # After the update, and only after one: the average counts updates, not steps.
         if self._ema is not None and not no_update:
             self._ema.update()
         norm = engine.get_global_grad_norm() if norm is None else norm
-        own_s = self._collective_wait.stop() if self.device.type == "cpu" else 0.0
+        own_s = self._collective_wait.own_s() if self.device.type == "cpu" else 0.0
         return StepResult(loss_sum, norm or 0.0, self._loss_scale(), no_update and not dropped, dropped, row, own_s)
 
     def _step(self, refused: bool) -> bool:
@@ -168,7 +174,7 @@ class DeepSpeedEngine:
             # What overflowed the gradients may be infinite in the statistics as well; zeros leave them as they are.
             commit_statistics(self._task.module, torch.zeros_like(pending))
         elif pending is not None:
-            with self._collective_wait.waiting():
+            with self._collective_wait.waiting():  # past DeepSpeed's backend, so it is timed here
                 total = self._ranks.sum_tensor(pending)
             commit_statistics(self._task.module, total)
 
@@ -176,6 +182,7 @@ class DeepSpeedEngine:
         return float(self._engine.optimizer.cur_scale) if self._recipe.precision == "fp16" else 1.0
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
+        """Waits for the device once, at the end. At stage 3 the ranks need equally many micro-batches."""
         self._engine.eval()
         sums: dict[str, Any] = {}
         with torch.no_grad():
@@ -186,6 +193,8 @@ class DeepSpeedEngine:
         return {name: float(value) for name, value in sums.items()}
 
     def sample(self, length: int) -> str | None:
+        """Through the engine on every rank, as at stage 3 each forward gathers the weights of all."""
+
         def forward(inputs: torch.Tensor) -> torch.Tensor:
             self._pulse("sampling")
             outputs: torch.Tensor = self._engine(inputs)
@@ -198,6 +207,7 @@ class DeepSpeedEngine:
         return text
 
     def ema_weights(self) -> AbstractContextManager[None]:
+        """Swaps the masters with their average and refreshes the live weights: collective at stages 1 to 3."""
         return nullcontext() if self._ema is None else self._ema.swapped_in()
 
     def _start_ema(self) -> EmaWeights | None:
@@ -207,12 +217,14 @@ class DeepSpeedEngine:
         return EmaWeights(self._layout(), statistics, self._recipe.ema.decay)
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """As the model was built: at stage 3 the live parameters have no elements."""
         return self._shapes
 
     def _layout(self) -> zero_layout.ZeroLayout:
         return zero_layout.find_layout(self._engine, self._names)
 
     def fragments(self) -> Iterator[Fragment]:
+        """Views of the optimizer's own memory. Raises EngineError where the fp32 weights are not the live ones."""
         layout = self._layout()
         if not self._tested:  # it compares every weight, on the host
             zero_layout.self_test(layout)
@@ -220,6 +232,7 @@ class DeepSpeedEngine:
         return self._fragments(layout)
 
     def not_finite(self) -> str | None:
+        """In the order masters, averages and optimizer states, weights in half precision, buffers."""
         layout = self._layout()
         named = [(f"{f.kind} of {f.parameter}", f.tensor) for f in self._fragments(layout)]
         if self._recipe.precision != "fp32":  # a weight may be finite in fp32 and overflow in what the model uses
@@ -240,9 +253,11 @@ class DeepSpeedEngine:
                     yield Fragment(piece.parameter, kind, piece.start, piece.of(state))
 
     def extents(self) -> Iterator[Extent]:
+        """Of this rank's partition; at stage 0 of everything, as every rank holds it."""
         return ((piece.parameter, piece.start, piece.start + piece.count) for piece in self._layout().pieces)
 
     def buffers(self) -> dict[str, torch.Tensor]:
+        """Live tensors by name: frozen parameters, persistent buffers, and `ema/…` for averaged statistics."""
         module = self._task.module
         frozen = {name: p.data for name, p in module.named_parameters() if not p.requires_grad}
         ema_buffers = {} if self._ema is None else self._ema.buffers()
@@ -254,6 +269,7 @@ class DeepSpeedEngine:
         return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
     def scalars(self) -> Scalars:
+        """Raises EngineError when parameters took different numbers of steps."""
         fields = {}
         if self._recipe.precision == "fp16":
             fields = {name: getattr(self._engine.optimizer.loss_scaler, name) for name in _SCALER_FIELDS}
@@ -262,10 +278,11 @@ class DeepSpeedEngine:
         return Scalars(group_scalars(self._optimizer), fields, skipped, updates, self._skipped_in_a_row)
 
     def load(self, read: ReadState, buffers: dict[str, torch.Tensor], scalars: Scalars) -> None:
+        """Raises CheckpointError for a state of another model or without an average, EngineError by the self-test."""
         layout = self._layout()
         restore_groups(layout.base_optimizer, scalars.groups)
         restore_state(layout, read, scalars.groups)
-        layout.refresh()
+        layout.refresh()  # collective: the model's weights are gathered from the masters that every rank has restored
         zero_layout.self_test(layout)  # the live weights are the restored masters
         self._tested = True
         if self._ema is not None:
@@ -279,6 +296,7 @@ class DeepSpeedEngine:
         self._skipped_in_a_row = scalars.skipped_in_a_row
 
     def close(self) -> None:
+        """Remove DeepSpeed's hooks and buffers; the process group stays."""
         self._engine.destroy()
 
 

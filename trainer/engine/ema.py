@@ -41,10 +41,11 @@ class EmaWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """After each optimizer step that was not skipped."""
+        """After each optimizer step that was not skipped. Local: each rank averages its own masters."""
         self.updates += 1
         weight = 1.0 - decay_at(self.updates, self._decay)
         pairs = self._pairs()
+        # All in one call: on a GPU a launch for each tensor would take longer than its arithmetic.
         torch._foreach_lerp_([average for _, average in pairs], [live for live, _ in pairs], weight)
 
     def of(self, piece: ParameterPiece) -> torch.Tensor:
@@ -89,10 +90,10 @@ class EmaWeights:
     def _swap(self) -> None:
         for live, average in self._pairs():
             for ours, theirs in zip(*(torch.split(t.view(-1), _SWAP_ELEMENTS) for t in (live, average)), strict=True):
-                kept = ours.clone()
+                kept = ours.clone()  # of _SWAP_ELEMENTS at the most: a copy of all would double the average's memory
                 ours.copy_(theirs)
                 theirs.copy_(kept)
-        self._layout.refresh()
+        self._layout.refresh()  # or the model would go on computing with what its half-precision copies hold
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         weights = [(flat.detach(), average) for flat, average in self._averages.items()]

@@ -35,7 +35,7 @@ class ParameterPiece:
 
 @dataclass(frozen=True)
 class ZeroLayout:
-    """This rank's pieces, and how to bring changed master weights into the model."""
+    """This rank's pieces, and how to bring changed master weights into the model: `refresh`, on every rank at once."""
 
     pieces: list[ParameterPiece]
     replicated: bool  # every rank holds everything (stage 0)
@@ -54,6 +54,7 @@ def sharded_optimizer(engine_class: Any) -> Iterator[None]:
     choose = engine_class._do_optimizer_sanity_check
 
     def sharded(engine: Any, optimizer: Any) -> Any:
+        # Asked all the same: it refuses combinations that DeepSpeed cannot do.
         chosen = choose(engine, optimizer)
         return "zero_optimization" if engine.zero_optimization_stage() else chosen
 
@@ -70,6 +71,7 @@ def find_layout(engine: Any, names: dict[int, str]) -> ZeroLayout:
     Raises EngineError naming the optimizer class when its layout is not known.
     """
     optimizer = engine.optimizer
+    # By what only that optimizer has, in this order: those of stages 1 to 3 have `param_groups` as well.
     finders: list[tuple[str, Callable[[Any, dict[int, str]], ZeroLayout]]] = [
         ("fp32_partitioned_groups_flat", _stage_3),
         ("single_partition_of_fp32_groups", _stage_1_and_2),
@@ -103,6 +105,7 @@ def self_test(layout: ZeroLayout) -> ZeroLayout:
     """The layout, of which every piece equals the live weights. Raises EngineError naming the first that does not."""
     for piece in layout.pieces:
         live = piece.live()
+        # Rounded as DeepSpeed rounds, so that equality is exact; on the host, where memory is not short.
         if not torch.equal(piece.of(piece.flat).to(live.dtype).cpu(), live.detach().cpu()):
             raise EngineError(
                 f"DeepSpeed keeps the fp32 weights of {piece.parameter} elsewhere than Stoker expects at "
@@ -143,7 +146,7 @@ def loss_scale_kept(optimizer: Any) -> Iterator[list[bool]]:
     Gives a list in which the step puts whether it overflowed; `move_loss_scale` is to follow.
     """
     overflows: list[bool] = []
-    vars(optimizer)["_update_scale"] = overflows.append
+    vars(optimizer)["_update_scale"] = overflows.append  # on the instance: it hides the method of the class
     try:
         yield overflows
     finally:
@@ -160,6 +163,7 @@ def move_loss_scale(optimizer: Any, overflows: list[bool], *, gives_up: bool = F
             f"DeepSpeed moved the loss scale {len(overflows)} times in a step: use the versions of constraints.txt"
         )
     scaler = optimizer.loss_scaler
+    # As DynamicLossScaler.update_scale: it lowers the scale only once the hysteresis is used up.
     lowers = scaler.delayed_shift == 1 or scaler.cur_hysteresis == 1
     if overflows[0] and (gives_up or (lowers and scaler.cur_scale <= scaler.min_scale)):
         return False
@@ -179,6 +183,7 @@ def _stage_1_and_2(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
     pieces: list[ParameterPiece] = []
     flats = optimizer.single_partition_of_fp32_groups
     for group, flat in enumerate(flats):
+        # A group is flattened, padded to a multiple of the ranks, and cut into equal partitions by rank.
         first = torch.distributed.get_rank(optimizer.real_dp_process_group[group]) * flat.numel()
         parameters = optimizer.round_robin_bit16_groups[group]
         offsets = optimizer.round_robin_bit16_offsets[group]
@@ -204,10 +209,11 @@ def _stage_3(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
     for index, flat in enumerate(flats):
         offset = 0
         for parameter in optimizer.fp16_groups[index]:
+            # At stage 3 each parameter is cut by itself: a rank's partitions follow one another in `flat`.
             share = parameter.partition_numel()
             start = torch.distributed.get_rank(parameter.ds_process_group) * share
             count = min(share, parameter.ds_numel - start)
-            if count > 0:
+            if count > 0:  # a small parameter may end before this rank's partition begins
                 live = _partition(parameter, count)
                 group = optimizer.sub_group_to_group_id[index]
                 pieces.append(ParameterPiece(names[id(parameter)], start, count, flat, offset, group, live))
@@ -224,6 +230,7 @@ def _refresh_stage_3(optimizer: Any) -> None:
     optimizer._partition_all_parameters()
     for index in range(len(optimizer.fp16_groups)):
         optimizer._reassign_or_swap_out_partitioned_parameters(index)
+    # Small parameters are never partitioned again after a step: gathered here, as DeepSpeed's own step does.
     if persistent := optimizer.persistent_parameters:
         persistent[0].all_gather(persistent)
 
