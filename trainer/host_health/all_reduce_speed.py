@@ -1,4 +1,4 @@
-"""How fast hosts add up together: pairs of neighbours first, which tells the bad ones, then all of them at once."""
+"""Speed of all-reduces between hosts: pairs of neighbours first, which shows the bad ones, then all of them at once."""
 
 import json
 import os
@@ -26,8 +26,8 @@ __all__ = ["all_reduce_between_processes"]
 
 CPU_BYTES, ACCELERATOR_BYTES = 4 << 20, 64 << 20
 MEASURE_S = 0.4  # or two rounds
-# Together, with up to three rounds of pairs, well below cluster/host_check.TIMEOUT_S: a host that waits for another one
-# must not seem to hang itself.
+# Together, with up to three rounds of pairs, well below TIMEOUT_S of cluster/hosts/health_process.py: a host that waits
+# for another one must not seem to hang itself.
 RENDEZVOUS_TIMEOUT_S = 45.0
 COLLECTIVE_TIMEOUT_S = 10.0
 _PROCESSES_S = 2 * RENDEZVOUS_TIMEOUT_S
@@ -35,7 +35,7 @@ _PROCESSES_S = 2 * RENDEZVOUS_TIMEOUT_S
 
 @dataclass(frozen=True)
 class LinkSpeeds:
-    """As in HostReport."""
+    """What one host measured with others; the fields are those of HostReport."""
 
     rates: dict[str, float] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class LinkSpeeds:
 
 
 def measure_link_speeds(plan: CheckPlan, device: torch.device) -> LinkSpeeds:
-    """Of this host with its neighbours and with all.
+    """Measure this host with its neighbours, then with all hosts: on every host of `plan` at the same time.
 
     When the others cannot be met, that is a remark: from here nobody can tell whose fault it is.
     """
@@ -56,6 +56,7 @@ def measure_link_speeds(plan: CheckPlan, device: torch.device) -> LinkSpeeds:
         try:
             return _measure(plan, store, device)
         finally:
+            # Rank 0 leaves last: the store ends with its process, while others may still be reading from it.
             store.set(f"done/{plan.rank}", "")
             if plan.rank == 0:  # it has the store
                 _wait(store, [f"done/{rank}" for rank in _present(store, plan)])
@@ -70,10 +71,12 @@ def _measure(plan: CheckPlan, store: TCPStore, device: torch.device) -> LinkSpee
         return LinkSpeeds(
             remarks=[f"the links were not measured: {missing} did not come within {RENDEZVOUS_TIMEOUT_S:.0f} s"]
         )
+    # All have come: from here on a host that fails is missed within COLLECTIVE_TIMEOUT_S.
     rates, broken = _pairs(plan, store, device)
     store.set(f"pairs/{plan.rank}", json.dumps(broken))
     if missing := _missing(store, "pairs", plan):
         return LinkSpeeds(rates, broken, remarks=[f"not all links were measured: {missing} left"])
+    # With a broken pair an all-reduce of all hosts would only run into its timeout.
     if any(json.loads(store.get(f"pairs/{rank}")) for rank in range(len(plan.hosts))):
         return LinkSpeeds(rates, broken)
     return LinkSpeeds(rates, broken, *_all_hosts(plan, store, device))
@@ -112,7 +115,7 @@ def _rendezvous(plan: CheckPlan) -> TCPStore:
 
 
 def _missing(store: TCPStore, what: str, plan: CheckPlan) -> str:
-    """Names of hosts that have not told `what` in time."""
+    """Names of hosts that have not set their key below `what` within RENDEZVOUS_TIMEOUT_S, with commas."""
     keys = [f"{what}/{rank}" for rank in range(len(plan.hosts))]
     if _wait(store, keys):
         return ""
@@ -159,8 +162,9 @@ def _all_reduce(store: PrefixStore, rank: int, world: int, device: torch.device)
     with _group(store, rank, world, device):
         _sum_s(size, world, device)  # connects
         first_s = _sum_s(size, world, device)
+        # The ranks must agree on the number of rounds, or the last ones would wait for a partner that has left.
         more = torch.tensor(max(1, int(MEASURE_S / first_s)), device=device)
-        dist.all_reduce(more, dist.ReduceOp.MIN)  # clocks differ
+        dist.all_reduce(more, dist.ReduceOp.MIN)
         best_s = min(first_s, *(_sum_s(size, world, device) for _ in range(int(more))))
     return 2 * (world - 1) / world * size / best_s
 

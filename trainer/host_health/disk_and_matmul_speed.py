@@ -1,4 +1,4 @@
-"""How fast this host writes and multiplies: measured, in a second or two."""
+"""Speed of this host's disk and of its devices' matrix products: measured, in a second or two."""
 
 import os
 import tempfile
@@ -16,8 +16,8 @@ _MULTIPLY_S = 0.4
 
 
 def write_bytes_per_s(folder: Path) -> float:
-    """Of one file that is on the disk when its time is up. Raises UnfitHostError."""
-    block = os.urandom(MIB)
+    """Bytes a second of one file in `folder`, synced. Raises UnfitHostError when it cannot be written."""
+    block = os.urandom(MIB)  # some file systems compress, or leave zeros out
     started = time.perf_counter()
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:

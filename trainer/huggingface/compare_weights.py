@@ -13,7 +13,7 @@ _CONSTANTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", ".num_b
 _SAME_ACTIVATION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh", "swish": "silu"}
 _ROPE_DEFAULTS = {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 1.0}
 _HEAD = "lm_head.weight"
-_MOST = 20
+_MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ def match_weights(stored: StoredWeights, wanted: Architecture) -> MatchedWeights
     problems = [] if stored.config is None else _config_problems(stored.config, wanted)
     found = {name: mapping for mapping in wanted.mappings if (name := _name_of(mapping, stored, wanted)) is not None}
     spare = [name for name in stored.tensors if name not in found and not name.endswith(_CONSTANTS)]
+    # Some files hold a tied head once more: whether it equals the embedding shows when values are read.
     copies = [name for name in spare if name == _HEAD and "tie_word_embeddings" in wanted.config]
+    # Tensors of another configuration differ by the hundred: they would hide the one key that says why.
     if not problems:
         problems = _tensor_problems(stored, wanted, found)
         problems += [f"tensor {name}: found, not expected" for name in spare if name not in copies]
     if problems:
-        more = [f"… and {len(problems) - _MOST} more"] if len(problems) > _MOST else []
-        lines = "\n".join(["", *problems[:_MOST], *more])
+        more = [f"… and {len(problems) - _MOST_LISTED} more"] if len(problems) > _MOST_LISTED else []
+        lines = "\n".join(["", *problems[:_MOST_LISTED], *more])
         raise RecipeError(f"model.init_from: {stored.path} does not hold this recipe's {wanted.class_name}:{lines}")
     return MatchedWeights(found, copies)
 
@@ -56,6 +58,7 @@ def _tensor_problems(stored: StoredWeights, wanted: Architecture, found: dict[st
             problems.append(f"tensor {name}: found shape {info.shape}, expected {mapping.shape}")
         elif info.dtype not in _FLOATS and not mapping.is_count:
             problems.append(f"tensor {name}: found {info.dtype}, expected one of {', '.join(_FLOATS)}")
+    # What our model does without (`ours` None) may be absent: it counts as zero then.
     present = {mapping.theirs for mapping in found.values()}
     absent = [mapping for mapping in wanted.mappings if mapping.theirs not in present and mapping.ours is not None]
     return problems + [f"tensor {mapping.theirs}: not found, expected shape {mapping.shape}" for mapping in absent]
@@ -85,6 +88,7 @@ def _effective(config: dict[str, Any], wanted: Architecture) -> dict[str, Any]:
     for key in ("hidden_act", "activation_function"):
         if key in found:
             found[key] = _SAME_ACTIVATION.get(found[key], found[key])
+    # Defaults that transformers works out from other keys, in the class's own __init__.
     if "hidden_size" in found and "num_attention_heads" in found:
         found.setdefault("num_key_value_heads", found["num_attention_heads"])
         found.setdefault("head_dim", found["hidden_size"] // found["num_attention_heads"])

@@ -27,7 +27,7 @@ __all__ = ["DTYPES", "ExportOptions", "export"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
-SHARD_BYTES = 5_000_000_000  # beyond, several files: as transformers did for years
+SHARD_BYTES = 5_000_000_000  # default of ExportOptions; beyond, several files: as transformers did for years
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -56,6 +56,7 @@ def export(
         buffers = reader.buffers()
         for name, mappings in shards.items():
             plan = {mapping.theirs: _info(mapping, options) for mapping in mappings}
+            # A generator: one tensor is in memory at a time, whatever the model's size.
             contents = (_bytes(_read(mapping, reader, buffers, options), mapping) for mapping in mappings)
             write_tensors(staging / name, plan, contents, _metadata(manifest, options))
         if len(shards) > 1:
@@ -131,6 +132,7 @@ def _read(
     if read is None:
         raise ExportError(f"the checkpoint has no weights of {mapping.ours}: it was made by another model")
     values = read(*mapping.elements).view(mapping.own_shape)
+    # Stored rows are ours (outputs, inputs); GPT-2's own layers keep the transpose.
     cast = (values.T if mapping.transposed else values).to(dtype)
     if dtype == torch.float16 and cast.isinf().any() and not values.isinf().any():
         raise ExportError(
@@ -170,6 +172,7 @@ def _published_folder(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
         yield staging
+        # The folder's names before its own: after a power cut `out` is whole or absent.
         sync_folder(staging)
         staging.rename(out)
         sync_folder(out.parent)

@@ -66,7 +66,7 @@ def _rope_mappings(family: Family, config: GptModel, vocab: int) -> Iterator[Ten
     for i in range(config.layers):
         theirs, ours = f"model.layers.{i}", f"model.blocks.{i}"
         yield from _norm(f"{theirs}.input_layernorm", f"{ours}.attention_norm", family, config)
-        row = 0
+        row = 0  # of our one projection, where queries, then keys, then values lie below one another
         for name, rows in (("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)):
             yield linear(f"{theirs}.self_attn.{name}", f"{ours}.attention.qkv", (rows, width), first_row=row)
             if config.bias:
@@ -80,7 +80,7 @@ def _rope_mappings(family: Family, config: GptModel, vocab: int) -> Iterator[Ten
                 yield bias(f"{theirs}.{their_name}", f"{ours}.{our_name}", shape[0], is_ours=True)
         yield from _norm(f"{theirs}.post_attention_layernorm", f"{ours}.mlp_norm", family, config)
     yield from _norm("model.norm", "model.norm", family, config)
-    if not config.tie_embeddings:
+    if not config.tie_embeddings:  # a tied head is the embedding itself, in our file and in theirs
         yield linear("lm_head", "model.head", (vocab, width))
 
 

@@ -38,9 +38,12 @@ def load_initial_weights(context: Context, module: torch.nn.Module) -> None:
         return
     started = time.monotonic()
     stored, found = _matched(recipe, recipe.model.init_from)
-    fill(module, stored, found)
+    copy_weights(module, stored, found)
+    # Collective, on every rank: each has read its own copy of the files, and data parallelism takes equal weights for
+    # granted. DeepSpeed would broadcast rank 0's without a word.
     if len(set(ranks.gather(_digest(module)))) > 1:
         raise DataError(f"model.init_from: the workers read different weights from {stored.path}: copy it to all nodes")
+    # Files by turns: hashing all of a large model on every rank would take minutes.
     own_share = {file.name: _sha256(file) for file in stored.files[ranks.rank :: ranks.world]}
     sha256 = {name: value for share in ranks.gather(own_share) for name, value in share.items()}
     context.record_once(
@@ -65,14 +68,14 @@ def _inputs(recipe: Recipe) -> int:
 
 
 @torch.no_grad()
-def fill(module: torch.nn.Module, stored: StoredWeights, found: MatchedWeights) -> None:
+def copy_weights(module: torch.nn.Module, stored: StoredWeights, found: MatchedWeights) -> None:
     """Copy each matched tensor to its place. Raises RecipeError where one is not zero that ours does without."""
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for file in stored.files:
         with safe_open(file, framework="pt") as tensors:
             for name, mapping in found.mappings.items():
                 if stored.tensors[name][0] == file:
-                    _fill_one(own, mapping, tensors.get_tensor(name), stored.path)
+                    _copy_one(own, mapping, tensors.get_tensor(name), stored.path)
     for name in found.copies_of_embedding:
         with safe_open(stored.tensors[name][0], framework="pt") as tensors:
             if not torch.equal(tensors.get_tensor(name).float(), own["model.embed.weight"]):
@@ -80,7 +83,7 @@ def fill(module: torch.nn.Module, stored: StoredWeights, found: MatchedWeights) 
                 raise RecipeError(f"model.init_from: {problem}: set model.tie_embeddings=false")
 
 
-def _fill_one(own: dict[str, torch.Tensor], mapping: TensorMapping, values: torch.Tensor, path: Path) -> None:
+def _copy_one(own: dict[str, torch.Tensor], mapping: TensorMapping, values: torch.Tensor, path: Path) -> None:
     if mapping.ours is not None:
         start, stop = mapping.elements
         own[mapping.ours].view(-1)[start:stop].view(mapping.own_shape).copy_(values.T if mapping.transposed else values)

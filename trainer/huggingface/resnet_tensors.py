@@ -72,6 +72,7 @@ def _block(
     shapes: list[tuple[int, ...]] = [(width, inner, 3, 3), (width, width, 3, 3)]
     if config.depth == 50:
         shapes = [(width, inner, 1, 1), (width, width, 3, 3), (outer, width, 1, 1)]
+    # Their layers have no names but numbers, in the order of the forward pass.
     for i, shape in enumerate(shapes):
         yield from _convolution(f"{theirs}.layer.{i}", f"{ours}.conv{i + 1}", f"{ours}.bn{i + 1}", shape)
     if strided or inner != outer:

@@ -1,4 +1,4 @@
-"""Telling what an image shows."""
+"""Image classification: one label per image."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -69,6 +69,7 @@ class ClassificationTask:
         self._flops_per_image = resnet_flops_per_image(model, data.size)
 
     def parameter_groups(self) -> list[ParameterGroup]:
+        """Weights of convolutions and of the classifier decay, norms and biases do not."""
         return parameter_groups(self.module, self._optimizer)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -76,7 +77,9 @@ class ClassificationTask:
         return {"loss": mean(sums, "loss"), "accuracy": mean(sums, "correct")}
 
     def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device, length: int) -> str | None:
+        """None: a classifier makes nothing to look at."""
         return None
 
     def flops_per_target(self) -> float:
+        """Of one training image, forward and backward."""
         return self._flops_per_image

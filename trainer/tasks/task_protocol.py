@@ -13,7 +13,7 @@ from configs.recipe import Optimizer
 __all__ = ["ParameterGroup", "Task", "parameter_groups"]
 
 
-IGNORED = -100  # a target that does not count
+IGNORED = -100  # a target that does not count; the batches of data/ have the same number
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from tests.support.training.tiny_huggingface import RESNETS, checkpoint_of, gpt_
 from trainer.huggingface.architecture import architecture
 from trainer.huggingface.compare_weights import match_weights
 from trainer.huggingface.export import ExportOptions, export
-from trainer.huggingface.init_from import check_initial_weights, fill
+from trainer.huggingface.init_from import check_initial_weights, copy_weights
 from trainer.huggingface.stored_weights import open_weights
 from trainer.launch.preflight import preflight
 from trainer.tasks.build_task import build_task
@@ -131,7 +131,7 @@ def test_weights_of_every_class_go_through_a_run_and_back_bit_for_bit(tmp_path: 
 def filled(recipe: Recipe, inputs: int) -> torch.nn.Module:
     module = build_task(recipe).module
     stored = open_weights(Path(recipe.model.init_from or ""))
-    fill(module, stored, match_weights(stored, architecture(recipe.model, inputs)))
+    copy_weights(module, stored, match_weights(stored, architecture(recipe.model, inputs)))
     return module.eval()
 
 
