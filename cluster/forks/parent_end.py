@@ -19,9 +19,10 @@ Message = dict[str, Any]
 
 
 class ForkedWorker:
-    """The process runs until it tells a `result` or an `error`, or until `died` says how it ended without a word."""
+    """The process runs until it sends a `result` or an `error`, or until `died` says how it ended without one."""
 
     def __init__(self, connection: socket.socket, request: Message) -> None:
+        """`connection`: a new one to a fork server, which forks at the first line. Raises OSError when it is gone."""
         self._connection, self._received, self._closed = connection, b"", False
         self._page = PositionPage.make()
         self.beat: Message = {}
@@ -29,7 +30,7 @@ class ForkedWorker:
         connection.setblocking(False)
 
     def receive(self, timeout_s: float) -> list[Message]:
-        """What it has told since the last call; waits for news up to `timeout_s`. Beats are kept in `beat`."""
+        """Messages since the last call; waits for one up to `timeout_s`. Beats are kept in `beat` instead."""
         if not self._closed:
             select.select([self._connection], [], [], timeout_s)
             self._read()
@@ -55,7 +56,8 @@ class ForkedWorker:
                 self._received += block
 
     def send(self, **message: Any) -> None:
-        with suppress(OSError):  # it has died: `receive` will tell
+        """An order to the process: `master` or `leave`."""
+        with suppress(OSError):  # it has died: `receive` will say so
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     @property
@@ -65,6 +67,7 @@ class ForkedWorker:
 
     @property
     def pid(self) -> int | None:
+        """None before its first beat."""
         return self.beat.get("pid")
 
     def dump_stacks(self, log: Path | None) -> None:

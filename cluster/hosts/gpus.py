@@ -18,7 +18,7 @@ _FOREIGN_BYTES = 1 << 30  # a driver keeps some hundred MiB for itself
 
 @dataclass(frozen=True)
 class GpuReading:
-    """Counts are None where the GPU does not keep them."""
+    """One GPU as the driver reports it. Counts are None where the GPU does not keep them."""
 
     name: str  # with its number or uuid
     lost: str | None = None  # what the driver says instead of the rest
@@ -30,7 +30,7 @@ class GpuReading:
 
 
 def problems(gpu: GpuReading) -> Iterator[str]:
-    """What makes it unfit; pure."""
+    """What makes the GPU unfit for a run, in sentences with the remedy; pure."""
     if gpu.lost is not None:
         yield f"{gpu.name} does not answer ({gpu.lost}): the host has to be restarted, or the gpu replaced"
     if gpu.uncorrected_errors:
@@ -44,7 +44,7 @@ def problems(gpu: GpuReading) -> Iterator[str]:
 
 
 def remarks(gpu: GpuReading) -> Iterator[str]:
-    """What makes it slow; pure."""
+    """What makes the GPU slow; pure."""
     if gpu.too_hot:
         yield f"{gpu.name} is slowed down by its temperature or power supply: see nvidia-smi -q -d PERFORMANCE"
 

@@ -21,7 +21,7 @@ _MEMORY_PART = 0.75
 
 @dataclass(frozen=True)
 class HostHealth:
-    """What was found."""
+    """What a host has to give to a run at this moment."""
 
     memory_bytes: int  # that can be had
     shared_memory_bytes: int
@@ -30,11 +30,15 @@ class HostHealth:
 
 
 def measure(shared: Path) -> HostHealth:
-    """`shared`: a folder that all hosts see, and in which this one may write for a moment."""
+    """What is free here, and the clock. Raises OSError where `shared` cannot be written.
+
+    `shared`: a folder that all hosts see, and in which this one may write for a moment.
+    """
     with tempfile.NamedTemporaryFile(dir=shared, prefix=".clock-") as file:
         before = time.time()
         file.write(b"x")
         file.flush()
+        # The server stamps the file: the one clock that all hosts can compare with, without talking to each other.
         ahead_s = before - Path(file.name).stat().st_mtime
     return HostHealth(
         psutil.virtual_memory().available,

@@ -10,6 +10,11 @@ from pathlib import Path
 __all__ = ["UnixSession", "end_unix_sessions"]
 
 
+_TERM_GRACE_S = 1.0
+_KILL_POLL_S = 0.2
+_MEMBER_POLL_S = 0.05
+
+
 @dataclass(frozen=True)
 class UnixSession:
     """A Unix session (setsid(2)) by its leader: id and start time (clock ticks since boot), unlike any other's."""
@@ -39,10 +44,11 @@ def end_unix_sessions(unix_sessions: list[UnixSession], *, grace_s: float) -> No
     """Wait `grace_s` for their processes to leave by themselves, then terminate, then kill them."""
     _wait(unix_sessions, grace_s)
     _send(signal.SIGTERM, unix_sessions)
-    _wait(unix_sessions, 1.0)
+    _wait(unix_sessions, _TERM_GRACE_S)
+    # Again and again: a process may have forked after /proc was read.
     while live_members(unix_sessions):
         _send(signal.SIGKILL, unix_sessions)
-        _wait(unix_sessions, 0.2)
+        _wait(unix_sessions, _KILL_POLL_S)
 
 
 def _send(number: signal.Signals, unix_sessions: list[UnixSession]) -> None:
@@ -54,7 +60,7 @@ def _send(number: signal.Signals, unix_sessions: list[UnixSession]) -> None:
 def _wait(unix_sessions: list[UnixSession], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while live_members(unix_sessions) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(_MEMBER_POLL_S)
 
 
 def _is_same(session: UnixSession) -> bool:

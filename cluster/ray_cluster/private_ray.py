@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cluster.hosts.host_fitness import OBJECT_STORE_BYTES
 from cluster.processes.unix_sessions import UnixSession, end_unix_sessions
 from cluster.ray_cluster.ray_guard import RayGuard
 from configs.errors import StokerError
@@ -21,7 +22,6 @@ __all__ = ["LocalRay"]
 
 LOOPBACK = "127.0.0.1"
 _VITAL = ("gcs_server", "raylet")
-OBJECT_STORE_BYTES = 128 << 20  # Ray Train passes the worker function and its configuration only
 
 
 class LocalRay:
@@ -46,6 +46,7 @@ class LocalRay:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             stack.enter_context(_environment(_settings(folder, self.gpus)))
             guard = stack.enter_context(RayGuard(str(folder)))
+            # Undone in reverse: Ray ends first, while the guard still stands; environment and files come last.
             stack.callback(_stop, self._started)
             with _in_unix_sessions(self._started, guard), _no_helpers(), _signal_handlers_kept():
                 _start(folder, self.cpus, self.gpus)
@@ -118,6 +119,7 @@ def _in_unix_sessions(started: list[UnixSession], guard: RayGuard) -> Iterator[N
     def popen(*arguments: Any, **options: Any) -> Any:
         process = original(*arguments, **options, start_new_session=True)
         started.append(UnixSession.of(process.pid))
+        # At once: should the driver be killed in the next moment, nobody else knows of this process.
         guard.add(started[-1])
         return process
 
@@ -197,5 +199,5 @@ def _stop(started: list[UnixSession]) -> None:
 
     try:
         ray.shutdown()
-    finally:
+    finally:  # it leaves agents behind, and fails itself when its raylet is dead
         end_unix_sessions(started, grace_s=3.0)

@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 from cluster.hosts.health_report import CheckPlan, rounds
 from cluster.hosts.network import address_towards, free_port, interface_of
 from configs.checkout import CHECKOUT
-from configs.errors import UnfitHostError
+from configs.errors import UnfitHostError, first_line
 from trainer.host_health.disk_and_matmul_speed import devices
 
 __all__ = ["all_reduce_between_processes"]
@@ -62,7 +62,7 @@ def measure_link_speeds(plan: CheckPlan, device: torch.device) -> LinkSpeeds:
                 _wait(store, [f"done/{rank}" for rank in _present(store, plan)])
     except (OSError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
         where = f"{plan.hosts[0]} at {plan.address}"
-        return LinkSpeeds(remarks=[f"the links were not measured, without an answer of {where}: {_first_line(error)}"])
+        return LinkSpeeds(remarks=[f"the links were not measured, without an answer of {where}: {first_line(error)}"])
 
 
 def _measure(plan: CheckPlan, store: TCPStore, device: torch.device) -> LinkSpeeds:
@@ -145,7 +145,7 @@ def _pairs(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[dict
                 try:
                     rates[other] = _all_reduce(part, pair.index(plan.rank), 2, device)
                 except (RuntimeError, UnfitHostError) as error:  # torch's own errors are RuntimeErrors
-                    broken[other] = _first_line(error)
+                    broken[other] = first_line(error)
     return rates, broken
 
 
@@ -153,7 +153,7 @@ def _all_hosts(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[
     try:
         return _all_reduce(PrefixStore("all", store), plan.rank, len(plan.hosts), device), []
     except (RuntimeError, UnfitHostError) as error:
-        return None, [f"no all-reduce of all hosts together: {_first_line(error)}"]
+        return None, [f"no all-reduce of all hosts together: {first_line(error)}"]
 
 
 def _all_reduce(store: PrefixStore, rank: int, world: int, device: torch.device) -> float:
@@ -200,10 +200,6 @@ def _forget_group() -> None:
     """torch counts groups, and two processes meet under that number: one that has failed must not count."""
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     dist.destroy_process_group()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _choose_interface(address: str) -> None:
