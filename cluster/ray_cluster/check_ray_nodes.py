@@ -46,8 +46,8 @@ def _free_port(node: dict[str, Any], address: str) -> int:
         port: int = ray.get(_on(node, free_port).remote(address), timeout=_SCHEDULED_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise ClusterError(
-            f"node {node['NodeName']} of the Ray cluster ran no task within {_SCHEDULED_S:.0f} s ({first_line(error)}): "
-            "see that its raylet is up, and that Stoker's code is installed there"
+            f"node {node['NodeName']} of the Ray cluster ran no task within {_SCHEDULED_S:.0f} s "
+            f"({first_line(error)}): see that its raylet is up, and that Stoker's code is installed there"
         ) from error
     return port
 
