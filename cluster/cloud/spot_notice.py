@@ -17,7 +17,7 @@ _TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class NoticeEndpoint:
-    """Where a provider tells it, and the headers that it wants."""
+    """Where a provider announces that a host ends, and the headers that it wants."""
 
     endpoint: str
     path: str
@@ -36,7 +36,10 @@ NOTICE_ENDPOINTS = {
 
 
 def is_preempted(provider: str, endpoint: str | None = None) -> bool:
-    """Ask once. Raises OSError when the service does not answer, or refuses."""
+    """Whether the provider has announced the end of this host; asks once.
+
+    `endpoint`: in place of the provider's own, for tests. Raises OSError when the service does not answer, or refuses.
+    """
     notice = NOTICE_ENDPOINTS[provider]
     base = endpoint or notice.endpoint
     headers = notice.headers | ({"X-aws-ec2-metadata-token": _aws_token(base)} if provider == "aws" else {})

@@ -31,7 +31,7 @@ _OVER = {
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm calls the state of a job, and who told. A name that we do not know counts as a job that may go on."""
+    """What Slurm calls the state of a job; `source` says which command, or the ledger. A name that we do not know counts as a job that may go on."""
 
     name: str
     reason: str = ""
@@ -39,30 +39,56 @@ class JobState:
 
     @property
     def over(self) -> bool:
+        """Whether Slurm will not run the job again by itself."""
         return self.name in _OVER
 
 
 class Scheduler(Protocol):
     """What Stoker needs of Slurm. All raise ClusterError with Slurm's own words."""
 
-    def submit(self, script: str) -> str: ...
-    def test(self, script: str) -> str: ...
-    def state(self, job: str) -> JobState | None: ...
-    def job(self, job: str) -> dict[str, str]: ...
-    def requeue(self, job: str) -> None: ...
-    def exclude(self, job: str, hosts: Sequence[str]) -> None: ...
-    def cancel(self, job: str) -> None: ...
-    def interrupt(self, job: str) -> None: ...
-    def config(self) -> dict[str, str]: ...
-    def partitions(self, names: str | None) -> list[dict[str, str]]: ...
-    def would_take(self, script: Path, excluded: Sequence[str]) -> bool: ...
-    def node_address(self, host: str) -> str: ...
-    def has_pyxis(self) -> bool: ...
+    def submit(self, script: str) -> str:
+        """Queue the job of `script`; the new job's id."""
+
+    def test(self, script: str) -> str:
+        """What Slurm would do with `script`, in a line, without queueing it."""
+
+    def state(self, job: str) -> JobState | None:
+        """State of a job; None when Slurm does not know it any more."""
+
+    def job(self, job: str) -> dict[str, str]:
+        """All that scontrol says of a job, by its own names, such as JobState and EndTime."""
+
+    def requeue(self, job: str) -> None:
+        """Put a running job back into the queue; Slurm ends all of its processes."""
+
+    def exclude(self, job: str, hosts: Sequence[str]) -> None:
+        """Keep `hosts` from a job, in place of those excluded before; only while it waits in the queue."""
+
+    def cancel(self, job: str) -> None:
+        """End a job for good."""
+
+    def interrupt(self, job: str) -> None:
+        """SIGINT for the batch script: the run is to save a checkpoint and leave for good."""
+
+    def config(self) -> dict[str, str]:
+        """The cluster's configuration, by Slurm's own names."""
+
+    def partitions(self, names: str | None) -> list[dict[str, str]]:
+        """Of each of `names`, which commas part; of the default partition when that is None."""
+
+    def would_take(self, script: Path, excluded: Sequence[str]) -> bool:
+        """Whether the hosts that are up, without `excluded`, could ever run the job of `script`."""
+
+    def node_address(self, host: str) -> str:
+        """Name or IP by which Slurm reaches the host."""
+
+    def has_pyxis(self) -> bool:
+        """Whether srun here makes containers."""
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command left."""
+    """What a command of Slurm left: its exit status and its output."""
 
     status: int
     out: str
@@ -74,7 +100,10 @@ class NoAnswerError(ClusterError):
 
 
 def run(command: Sequence[str], text: str = "") -> CommandResult:
-    """Raises ClusterError when there is no such command, NoAnswerError when it does not answer."""
+    """Run one of Slurm's commands, with `text` as its input, in a fixed locale and format of times.
+
+    Raises ClusterError when there is no such command, NoAnswerError when it does not answer.
+    """
     environment = {**_without_meddling(os.environ), "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
     timeout_s = SUBMIT_TIMEOUT_S if "--parsable" in command else COMMAND_TIMEOUT_S
     try:
@@ -129,9 +158,11 @@ class SlurmCommands:
         return self._from_sacct(job) or self._from_squeue(job)
 
     def job(self, job: str) -> dict[str, str]:
+        """All that `scontrol show job` says. Raises ClusterError for a job that Slurm has forgotten."""
         return fields_of(self._output_of("scontrol", "--oneliner", "show", "job", job))
 
     def requeue(self, job: str) -> None:
+        """Raises ClusterError where Slurm refuses; else Slurm ends the caller too, if it is of the job."""
         self._output_of("scontrol", "requeue", job)
 
     def exclude(self, job: str, hosts: Sequence[str]) -> None:
@@ -139,6 +170,7 @@ class SlurmCommands:
         self._output_of("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(hosts)}")
 
     def cancel(self, job: str) -> None:
+        """SIGTERM, and SIGKILL after KillWait, to every process of the job."""
         self._output_of("scancel", job)
 
     def interrupt(self, job: str) -> None:
@@ -146,6 +178,7 @@ class SlurmCommands:
         self._output_of("scancel", "--batch", "--signal=INT", job)
 
     def config(self) -> dict[str, str]:
+        """All that `scontrol show config` says."""
         lines = self._output_of("scontrol", "show", "config").splitlines()
         pairs = (line.partition("=") for line in lines if "=" in line)
         return {name.strip(): value.strip() for name, _, value in pairs}
@@ -203,7 +236,7 @@ class SlurmCommands:
 
 
 def fields_of(line: str) -> dict[str, str]:
-    """`scontrol --oneliner`: Name=value, values may have blanks."""
+    """A line of `scontrol --oneliner` by name: Name=value, values may have blanks."""
     found = re.split(r"(?:^|\s)([A-Za-z][A-Za-z0-9/:_]*)=", line.strip())
     return dict(zip(found[1::2], (value.strip() for value in found[2::2]), strict=True))
 

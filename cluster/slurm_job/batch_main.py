@@ -29,7 +29,8 @@ from configs.sections.slurm_section import Slurm
 
 
 def main(run_folder: Path, submission: int) -> int:
-    block_signals()
+    """One start of the job, from its environment to its end; the exit code for Slurm. Raises StokerError."""
+    block_signals()  # first: a warning that comes while the recipe is read waits until the supervisor asks for it
     job, ledger = SlurmJob.from_env(os.environ), Ledger(run_folder / "ledger.jsonl")
     cancelled = is_cancelled(ledger.events(), job.job_id)  # while it waited in the queue
     note_start(job, ledger)
@@ -67,7 +68,7 @@ class _ThisStart:
             without = self.can_do_without
             hosts = JobHosts(self.job, self.slurm, self.recipe.workers, without, self.ledger, say)
             return Supervisor(self.job, self.slurm, hosts, self.scheduler, self.ledger, say).run(start)
-        finally:
+        finally:  # the folder is shared, and the token opens the job's Ray
             token.unlink(missing_ok=True)
 
     def finish(self, ending: Ending) -> int:

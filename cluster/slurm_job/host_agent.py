@@ -27,8 +27,8 @@ from cluster.slurm_job.lost_head import OrphanWatch
 from configs.errors import RunFolderError, StokerError, UnfitHostError
 
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-AGENT_POLL_S = 0.5
-BEAT_S = 5.0
+AGENT_POLL_S = 0.5  # between two looks at Ray and at the first host
+BEAT_S = 5.0  # between two reports that this host is there
 PROBE_TIMEOUT_S = 1.0
 # Ray gives a silent host up after about five seconds: this one must be quiet by then.
 FENCE_S = 3.5
@@ -61,10 +61,12 @@ class AgentPlan:
     contained: bool  # the agents are in containers, and cluster/slurm_job/orphan_step.py runs beside them
 
     def encode(self) -> str:
+        """One word of a command line; `decode` takes it back."""
         return json.dumps(asdict(self))
 
     @classmethod
     def decode(cls, text: str) -> "AgentPlan":
+        """From what `encode` gave."""
         return cls(**json.loads(text))
 
 
@@ -110,6 +112,7 @@ def ray_environment(plan: AgentPlan, interface: str) -> dict[str, str]:
 
 
 def orphan_watch(plan: AgentPlan, host: str) -> OrphanWatch:
+    """That of `host`, with Slurm's own commands: outside of any container."""
     hosts = (plan.head, host)
     folder = Path(plan.folder)
     return OrphanWatch(plan.job_id, hosts, len(plan.hosts), plan.max_requeues, folder, SlurmCommands(), say)
@@ -161,6 +164,7 @@ class Agent:
         silent_s = time.monotonic() - self._heard
         if silent_s > FENCE_S:
             if self._answered and self._ray is not None:  # before, its Ray is not up yet, and ours waits for it
+                # Fencing: a host that is cut off must not go on writing while the run starts again elsewhere.
                 self._kill()
                 say(f"{self._host}: {self._plan.head} has not answered for {silent_s:.1f} s: ended Ray here")
             if self._orphan is not None:
@@ -221,6 +225,8 @@ class Agent:
             stdin=subprocess.DEVNULL,
             stdout=(self._folder / "start.log").open("ab"),
             stderr=subprocess.STDOUT,
+            # A Unix session, or a signal to the agent's process group would reach Ray; the tie to the parent, as nothing
+            # else ends Ray when the agent is killed.
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -250,8 +256,8 @@ def leave_requested(host: str, timeout_s: float) -> bool:
     readable, _, _ = select.select([0], [], [], timeout_s)
     if not readable:
         return False
-    told = os.read(0, 1 << 12)
-    return not told or host in told.decode().splitlines()
+    order = os.read(0, 1 << 12)
+    return not order or host in order.decode().splitlines()
 
 
 def send_message(message: dict[str, object]) -> None:
@@ -274,7 +280,7 @@ def check_shared(plan: AgentPlan, host: str) -> None:
 
 
 def check_fit(plan: AgentPlan) -> None:
-    """Raises UnfitHostError."""
+    """Raises UnfitHostError when this host has too little memory or space, or its clock is off."""
     try:
         found = problems(measure(Path(plan.folder)), plan.memory_bytes or 0)
     except OSError as error:
@@ -284,10 +290,11 @@ def check_fit(plan: AgentPlan) -> None:
 
 
 def main(plan: AgentPlan) -> int:
+    """Until the supervisor ends it, or it cannot go on; the exit code. Nothing that it started remains."""
     # `scancel --signal` reaches every process of a step, which Ray would leave at. It is for the supervisor alone to
     # decide, so the signals are blocked, here and in all that starts from here. SIGKILL ends us all the same.
     signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
-    adopt_orphans()
+    adopt_orphans()  # before anything starts: what Ray starts leaves its parent, and `end_descendants` is to find it
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     with ExitStack() as stack:
         try:

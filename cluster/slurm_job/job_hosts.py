@@ -36,6 +36,7 @@ class JobHosts:
 
     @property
     def names(self) -> list[str]:
+        """Hosts that take part and are not lost, in Slurm's order."""
         return [host for host in self._names if host not in self._lost]
 
     def not_ready(self, agents: HostAgents) -> list[str]:

@@ -14,7 +14,7 @@ from cluster.slurm.requeue import refuse_requeue, requeue
 from cluster.slurm.scheduler import Scheduler
 from configs.errors import EXIT_REQUEUE, ClusterError
 
-LOOK_S = 3.0
+LOOK_S = 3.0  # between two questions of one host, at the least
 QUESTIONS_PER_S = 20.0  # to Slurm's controller, by all hosts together
 
 
@@ -27,7 +27,7 @@ def takeover_host(job: Mapping[str, str], head: str) -> str | None:
 
 
 class OrphanWatch:
-    """`look` is called while the first host does not answer."""
+    """Requeues an orphaned job, or ends it. `look` is called while the first host does not answer."""
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class OrphanWatch:
         self._told = self._done = False
 
     def look(self) -> None:
+        """Ask Slurm, but not too often, whether it has given the first host up; if so, and this host is next, act."""
         if self._done or time.monotonic() - self._looked < self._every_s:
             return
         self._looked = time.monotonic()

@@ -22,6 +22,7 @@ from cluster.slurm_job.host_agent import (
 
 
 def main(plan: AgentPlan) -> int:
+    """Until standard input ends; 0."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     watch, heard = orphan_watch(plan, host), time.monotonic()

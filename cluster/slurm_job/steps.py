@@ -15,7 +15,7 @@ _MODULES = f"PYTHONPATH={CHECKOUT}"
 
 
 def agents_command(job: SlurmJob, python: str, plan: AgentPlan, container: Container | None) -> list[str]:
-    """One step with an agent on each host. It outlives a lost host, and an agent that ends."""
+    """One step with an agent on each host. It outlives a lost host, and an agent that ends: --no-kill, --wait=0."""
     flags = container.step_flags if container else []
     agent = ["-m", "cluster.slurm_job.host_agent", plan.encode()]
     return [*_on_each_host(job, "stoker-agents"), *flags, *inside(container, python, [_MODULES], agent)]

@@ -178,7 +178,7 @@ def test_states_come_from_the_accounting_else_the_queue_else_the_ledger(
 
 
 def test_a_job_asks_again_while_slurm_is_away_and_takes_a_no_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrying_scheduler, "_FIRST_S", 0.01)
+    monkeypatch.setattr(retrying_scheduler, "_FIRST_PAUSE_S", 0.01)
     answers = [AWAY, NoAnswerError("scontrol did not answer in 60 s"), CommandResult(0, "JobId=7", "")]
     asked, said = iter(answers), list[str]()
 
