@@ -109,7 +109,7 @@ def train_command(recipe_path: str) -> str:
 
 
 def ray_environment(recipe: Recipe, cloud: Cloud) -> dict[str, str]:
-    """Environment of every Ray process of the cluster: lost nodes noticed within seconds, and a stopped job given time for its checkpoint."""
+    """Environment of every Ray process: lost nodes noticed within seconds, a stopped job given time to save."""
     health = {"initial_delay_ms": 5000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
     environment = {f"RAY_health_check_{name}": str(value) for name, value in health.items()}
     environment |= {"RAY_JOB_STOP_WAIT_TIME_S": str(cloud.grace_s), "RAY_USAGE_STATS_ENABLED": "0"}

@@ -31,7 +31,10 @@ _OVER = {
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm calls the state of a job; `source` says which command, or the ledger. A name that we do not know counts as a job that may go on."""
+    """What Slurm calls the state of a job; `source` says which command, or the ledger.
+
+    A name that we do not know counts as a job that may go on.
+    """
 
     name: str
     reason: str = ""

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.hosts.health_report import HostReport
 
 END_TIMEOUT_S = 3.5
-SILENCE_S = 30.0  # an agent reports every few seconds (host_agent.BEAT_S), but srun may hold lines back
+SILENCE_S = 30.0  # an agent reports every BEAT_S of host_agent.py, but a busy host is late
 
 
 class HostAgents:

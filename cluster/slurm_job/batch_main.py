@@ -30,7 +30,7 @@ from configs.sections.slurm_section import Slurm
 
 def main(run_folder: Path, submission: int) -> int:
     """One start of the job, from its environment to its end; the exit code for Slurm. Raises StokerError."""
-    block_signals()  # first: a warning that comes while the recipe is read waits until the supervisor asks for it
+    block_signals()
     job, ledger = SlurmJob.from_env(os.environ), Ledger(run_folder / "ledger.jsonl")
     cancelled = is_cancelled(ledger.events(), job.job_id)  # while it waited in the queue
     note_start(job, ledger)

@@ -39,7 +39,10 @@ def step_command(folder: Path, nodes: int, flags: Sequence[str]) -> list[str]:
 
 
 def check_hosts(folder: Path, nodes: int, flags: Sequence[str], environment: Mapping[str, str]) -> list[HostReport]:
-    """The hosts' reports, by name. Raises ClusterError when Slurm does not start the check, or none of it comes back."""
+    """The hosts' reports, by name.
+
+    Raises ClusterError when Slurm does not start the check, or not all of it comes back.
+    """
     command = step_command(folder.resolve(), nodes, flags)
     try:
         done = subprocess.run(

@@ -225,8 +225,8 @@ class Agent:
             stdin=subprocess.DEVNULL,
             stdout=(self._folder / "start.log").open("ab"),
             stderr=subprocess.STDOUT,
-            # A Unix session, or a signal to the agent's process group would reach Ray; the tie to the parent, as nothing
-            # else ends Ray when the agent is killed.
+            # Out of the agent's process group, whose signals are not for Ray; tied to the agent, or Ray would go on when
+            # the agent is killed.
             start_new_session=True,
             preexec_fn=die_with_parent,
         )

@@ -126,7 +126,7 @@ class Supervisor:
         return f"Ray's head on {self._job.hosts[0]} is gone: this attempt is over"
 
     def _give_up(self, driver: subprocess.Popen[bytes], problem: str) -> Ending:
-        if not self._warned:  # it has had the signal else, and a second one would hurry it
+        if not self._warned:  # else it has had the signal
             driver.send_signal(signal.SIGUSR1)
         try:
             driver.wait(STUCK_S)
@@ -174,7 +174,10 @@ class Supervisor:
 
 
 def block_signals() -> None:
-    """Here and in all processes that start from here; SIGUSR1 is the supervisor's own way to tell the driver."""
+    """First of all, here and in all processes that start from here: one that comes too early waits for `sigtimedwait`.
+
+    SIGUSR1 is the supervisor's own way to stop the driver.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signal.signal(signal.SIGUSR1, lambda *_: None)  # some send it to the batch shell; ours is SIGUSR2
 
