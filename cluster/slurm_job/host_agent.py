@@ -225,8 +225,8 @@ class Agent:
             stdin=subprocess.DEVNULL,
             stdout=(self._folder / "start.log").open("ab"),
             stderr=subprocess.STDOUT,
-            # Out of the agent's process group, whose signals are not for Ray; but tied to the agent, or Ray would outlive
-            # an agent that is killed.
+            # Out of the agent's process group, whose signals are not for Ray; but tied to the agent, or Ray would
+            # outlive an agent that is killed.
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
