@@ -67,7 +67,7 @@ class ShellConnection:
         self._position = Position(before.progress + 1, before.step if step is None else step, phase)
         self._page.write(self._position)
 
-    def tell(self, **facts: Any) -> None:
+    def report(self, **facts: Any) -> None:
         """Add `facts` to every beat from now on, such as the attempt's number, and send one at once."""
         self._facts = {**self._facts, **facts}
         with suppress(OSError):  # the listening thread sees that too, and ends the process

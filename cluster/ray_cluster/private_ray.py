@@ -17,14 +17,14 @@ from cluster.processes.unix_sessions import UnixSession, end_unix_sessions
 from cluster.ray_cluster.ray_guard import RayGuard
 from configs.errors import StokerError
 
-__all__ = ["LocalRay"]
+__all__ = ["PrivateRay"]
 
 
 LOOPBACK = "127.0.0.1"
 _VITAL = ("gcs_server", "raylet")
 
 
-class LocalRay:
+class PrivateRay:
     """Ray with `cpus` and `gpus` inside a `with`, which must be in the main thread: Ray's processes die with it.
 
     At the end, however it comes, none of its processes and files remain, and the environment is what it was. Should
@@ -109,8 +109,8 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 def _in_unix_sessions(started: list[UnixSession], guard: RayGuard) -> Iterator[None]:
     """Ray's processes start in Unix sessions of their own, which go to `started` and to `guard`.
 
-    A signal to the process group of the terminal or of `timeout` then reaches the driver alone, and `started` tells
-    Ray's processes from any other.
+    A signal to the process group of the terminal or of `timeout` then reaches the driver alone, and by `started`
+    Ray's processes are known from any other.
     """
     from ray._private import services
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.processes.stop_signals import HANDLED
 from cluster.ray_cluster.attached_ray import AttachedRay
-from cluster.ray_cluster.private_ray import LocalRay
+from cluster.ray_cluster.private_ray import PrivateRay
 from cluster.run.ledger import Ledger
 from cluster.workers.hang_rule import Hang
 from cluster.workers.run_workers import WorkerFailure, run_workers
@@ -93,7 +93,7 @@ def _run(plan: SessionPlan, tell: Any) -> None:
         _append(order, say, "room" if room is None else "waiting", since=since, room=room)
 
     folder = Path(plan.folder)
-    ray = AttachedRay(plan.address, say) if plan.address else LocalRay(folder, plan.cpus, plan.gpus, say)
+    ray = AttachedRay(plan.address, say) if plan.address else PrivateRay(folder, plan.cpus, plan.gpus, say)
     with ray:
         _leave_signals_to_driver()  # once more: Ray may have set its own
         # These import Ray, which reads its settings from the environment that `ray` has made.

@@ -1,4 +1,4 @@
-"""The job that this process runs in, as Slurm's environment tells it. Pure."""
+"""The job that this process runs in, by Slurm's environment variables. Pure."""
 
 import re
 from collections.abc import Mapping

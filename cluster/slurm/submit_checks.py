@@ -1,4 +1,4 @@
-"""What would go wrong with a job on this cluster, told before it is queued. Pure."""
+"""What would go wrong with a job on this cluster, found before it is queued. Pure."""
 
 import re
 from collections.abc import Iterable, Mapping

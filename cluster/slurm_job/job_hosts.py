@@ -155,5 +155,5 @@ def _gave_up(agents: HostAgents) -> list[tuple[str, str, int]]:
 
 def _unfit(agents: HostAgents) -> dict[str, str]:
     """Hosts that did not pass their check, and why."""
-    told = {host: str(failure["message"]) for host, failure in agents.failed.items() if failure.get("unfit")}
-    return told | {host: "; ".join(report.problems) for host, report in agents.reports.items() if report.problems}
+    failed = {host: str(failure["message"]) for host, failure in agents.failed.items() if failure.get("unfit")}
+    return failed | {host: "; ".join(report.problems) for host, report in agents.reports.items() if report.problems}

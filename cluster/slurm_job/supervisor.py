@@ -147,7 +147,7 @@ class Supervisor:
         return Ending(code, f"the driver ended with {code}")
 
     def _tick(self, agents: HostAgents) -> None:
-        """Wait a moment for a signal, and take in what the agents tell."""
+        """Wait a moment for a signal, and take in what the agents send."""
         # Not by handlers: blocked signals wait, and none comes in the middle of a step of this loop.
         received = signal.sigtimedwait(SIGNALS, SIGNAL_POLL_S)
         if received is not None:

@@ -81,7 +81,9 @@ class Manifest:
     schedule: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)  # of a validation at this very step
     scalars: dict[str, Any] = field(default_factory=dict)
-    numbers: dict[str, Any] = field(default_factory=dict)  # left-out steps, and the losses that spikes are told by
+    numbers: dict[str, Any] = field(
+        default_factory=dict
+    )  # left-out steps, and the losses that spikes are measured against
     files: list[StoredFile] = field(default_factory=list)
     fragments: list[StoredFragment] = field(default_factory=list)
     buffers: dict[str, StoredBuffer] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """A rank's own share of a step: the time it was not waiting for the others inside a collective.
 
-In a step all ranks take equally long, because they wait for the slowest; only their own shares tell which one that is.
+In a step all ranks take equally long, because they wait for the slowest; only their own shares show which one that is.
 """
 
 import time

@@ -159,7 +159,7 @@ class DeepSpeedEngine:
         return not admitted or (norm is not None and not bool(torch.isfinite(norm)))
 
     def _clip_unsharded(self) -> torch.Tensor | None:
-        """At stage 0 in fp32 the gradients lie in the model, and DeepSpeed does not tell their norm."""
+        """At stage 0 in fp32 the gradients lie in the model, and DeepSpeed does not give their norm."""
         if self._recipe.zero.stage or self._recipe.precision != "fp32":
             return None
         parameters = [p for p in self._task.module.parameters() if p.grad is not None]

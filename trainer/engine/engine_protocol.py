@@ -28,7 +28,7 @@ class StepResult:
     skipped: bool  # fp16 overflow, for which the loss scale was lowered: no update was made
     dropped: bool = False  # no update was made either: it was not admitted, or a gradient was no number
     overflows_in_a_row: int = 0  # of fp16 gradients, with this step; those left out before neither count nor end it
-    own_s: float = 0.0  # of this rank's own work, without waiting for others; 0 where that cannot be told
+    own_s: float = 0.0  # of this rank's own work, without waiting for others; 0 where that is not known
 
 
 @dataclass(frozen=True)

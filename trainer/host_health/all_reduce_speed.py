@@ -46,7 +46,7 @@ class LinkSpeeds:
 def measure_link_speeds(plan: CheckPlan, device: torch.device) -> LinkSpeeds:
     """Measure this host with its neighbours, then with all hosts: on every host of `plan` at the same time.
 
-    When the others cannot be met, that is a remark: from here nobody can tell whose fault it is.
+    When the others cannot be met, that is a remark: from here nobody can know whose fault it is.
     """
     if len(plan.hosts) < 2:
         return LinkSpeeds()

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.forks.child_end import ShellConnection
 from cluster.processes.private_folder import private_folder
-from cluster.ray_cluster.private_ray import LocalRay
+from cluster.ray_cluster.private_ray import PrivateRay
 from cluster.workers.run_workers import WorkerFailure, run_workers
 from configs.errors import EXIT_FAILED, EXIT_USER, DataError
 from configs.recipe import Workers
@@ -70,7 +70,7 @@ def fail_in_two_ways(tmp_path: Path) -> None:
     os.environ["RAY_ADDRESS"] = "203.0.113.1:6379"
     environment, handlers = dict(os.environ), signal.getsignal(signal.SIGTERM)
     before = set(psutil.Process().children(recursive=True))  # multiprocessing's resource tracker
-    with private_folder() as private, LocalRay(private, 2, 0, lambda line: None):
+    with private_folder() as private, PrivateRay(private, 2, 0, lambda line: None):
         session = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
         with pytest.raises(WorkerFailure) as failure:
             run(rank_1_fails, tmp_path, private, count=2, max_failures=0)
