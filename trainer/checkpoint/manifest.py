@@ -83,7 +83,7 @@ class Manifest:
     scalars: dict[str, Any] = field(default_factory=dict)
     numbers: dict[str, Any] = field(
         default_factory=dict
-    )  # left-out steps, and the losses that spikes are measured against
+    )  # steps left out, and the losses to compare the next ones with
     files: list[StoredFile] = field(default_factory=list)
     fragments: list[StoredFragment] = field(default_factory=list)
     buffers: dict[str, StoredBuffer] = field(default_factory=dict)
