@@ -139,7 +139,7 @@ def run_request(connection: socket.socket, request: dict[str, Any], rest: bytes)
     except BaseException as error:
         traceback.print_exc()
         code = 1
-        shell.end({"error": describe(error)})
+        shell.end({"error": error_as_dict(error)})
     finally:
         with suppress(OSError):
             sys.stdout.flush()
@@ -148,7 +148,7 @@ def run_request(connection: socket.socket, request: dict[str, Any], rest: bytes)
         os._exit(code)
 
 
-def describe(error: BaseException) -> dict[str, Any]:
+def error_as_dict(error: BaseException) -> dict[str, Any]:
     """An error as plain JSON; `own` says that `kind` is a class of configs.errors, which the shell raises again."""
     own = isinstance(error, StokerError)
     return {

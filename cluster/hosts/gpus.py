@@ -8,7 +8,7 @@ from typing import Any
 
 import pynvml
 
-__all__ = ["problems", "read_gpus", "remarks"]
+__all__ = ["gpu_problems", "gpu_remarks", "read_gpus"]
 
 
 MIB = 1 << 20
@@ -29,7 +29,7 @@ class GpuReading:
     too_hot: bool = False
 
 
-def problems(gpu: GpuReading) -> Iterator[str]:
+def gpu_problems(gpu: GpuReading) -> Iterator[str]:
     """What makes the GPU unfit for a run, in sentences with the remedy; pure."""
     if gpu.lost is not None:
         yield f"{gpu.name} does not answer ({gpu.lost}): the host has to be restarted, or the gpu replaced"
@@ -43,7 +43,7 @@ def problems(gpu: GpuReading) -> Iterator[str]:
         yield f"{gpu.name} has {gpu.used_bytes // MIB} MiB in use by another process: see nvidia-smi, and end it"
 
 
-def remarks(gpu: GpuReading) -> Iterator[str]:
+def gpu_remarks(gpu: GpuReading) -> Iterator[str]:
     """What makes the GPU slow; pure."""
     if gpu.too_hot:
         yield f"{gpu.name} is slowed down by its temperature or power supply: see nvidia-smi -q -d PERFORMANCE"

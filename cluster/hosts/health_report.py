@@ -13,8 +13,8 @@ __all__ = [
     "UNFIT_FRACTION",
     "CheckPlan",
     "HostReport",
-    "lines",
-    "rounds",
+    "pair_rounds",
+    "report_lines",
     "slow_hosts",
     "unreachable_hosts",
 ]
@@ -78,7 +78,7 @@ class HostReport:
         return cls(**{**fields, "health": health})
 
 
-def lines(report: HostReport) -> Iterator[str]:
+def report_lines(report: HostReport) -> Iterator[str]:
     """The report for people, a line for each kind of figure."""
     if report.health is not None:
         health = report.health
@@ -135,7 +135,7 @@ def _title(device: str) -> str:
     return "one cpu core" if device == "cpu" else device
 
 
-def rounds(hosts: int) -> list[list[tuple[int, int]]]:
+def pair_rounds(hosts: int) -> list[list[tuple[int, int]]]:
     """Pairs of neighbours in a ring of so many hosts, in rounds in which each host has one partner at most.
 
     Every host works out the same rounds, so that nobody has to say who is next. Two rounds, three for odd numbers.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["OBJECT_STORE_BYTES", "measure", "problems"]
+__all__ = ["OBJECT_STORE_BYTES", "host_problems", "measure_host_health"]
 
 
 MIB = 1 << 20
@@ -29,7 +29,7 @@ class HostHealth:
     clock_ahead_s: float  # of that of the shared file system's server; 0 on a local disk
 
 
-def measure(shared: Path) -> HostHealth:
+def measure_host_health(shared: Path) -> HostHealth:
     """What is free here, and the clock. Raises OSError where `shared` cannot be written.
 
     `shared`: a folder that all hosts see, and in which this one may write for a moment.
@@ -48,7 +48,7 @@ def measure(shared: Path) -> HostHealth:
     )
 
 
-def problems(health: HostHealth, needed_memory_bytes: int) -> list[str]:
+def host_problems(health: HostHealth, needed_memory_bytes: int) -> list[str]:
     """What makes the host unfit for a run that may use so much memory here; pure."""
     found = []
     if health.memory_bytes < _MEMORY_PART * needed_memory_bytes:

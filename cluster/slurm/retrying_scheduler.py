@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
-from cluster.slurm.scheduler import CommandResult, NoAnswerError, SlurmCommands, run
+from cluster.slurm.scheduler import CommandResult, NoAnswerError, SlurmCommands, run_command
 
 __all__ = ["retrying_commands"]
 
@@ -48,4 +48,4 @@ def with_retries(execute: Execute, say: Callable[[str], None], retry_s: float = 
 
 def retrying_commands(say: Callable[[str], None]) -> SlurmCommands:
     """Slurm's commands for a job, which would be lost if it gave up."""
-    return SlurmCommands(with_retries(run, say))
+    return SlurmCommands(with_retries(run_command, say))

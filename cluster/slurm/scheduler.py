@@ -102,7 +102,7 @@ class NoAnswerError(ClusterError):
     """Slurm did not answer in time. What was asked of it may be done all the same."""
 
 
-def run(command: Sequence[str], text: str = "") -> CommandResult:
+def run_command(command: Sequence[str], text: str = "") -> CommandResult:
     """Run one of Slurm's commands, with `text` as its input, in a fixed locale and format of times.
 
     Raises ClusterError when there is no such command, NoAnswerError when it does not answer.
@@ -130,9 +130,9 @@ def overruled_variables(environment: Iterable[str]) -> list[str]:
 
 
 class SlurmCommands:
-    """The real one. `execute` is the seam: `run`, or what answers in its place."""
+    """The real one. `execute` is the seam: `run_command`, or what answers in its place."""
 
-    def __init__(self, execute: Callable[..., CommandResult] = run) -> None:
+    def __init__(self, execute: Callable[..., CommandResult] = run_command) -> None:
         self._execute = execute
 
     def submit(self, script: str) -> str:

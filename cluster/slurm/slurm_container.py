@@ -13,7 +13,7 @@ from configs.errors import ClusterError, RecipeError
 from configs.local_folders import local_folders, outermost
 from configs.recipe import Recipe
 
-__all__ = ["Container", "check_container", "container_of", "inside"]
+__all__ = ["Container", "check_container", "container_of", "python_command"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def check_container(container: Container, *, has_pyxis: bool, has_command: bool)
     return [f"there is no {container.runtime} here: the hosts of the job must have it (slurm.setup may load it)"]
 
 
-def inside(container: Container | None, python: str, environment: Sequence[str], arguments: Sequence[str]) -> list[str]:
+def python_command(
+    container: Container | None, python: str, environment: Sequence[str], arguments: Sequence[str]
+) -> list[str]:
     """A command of Python, in the container if there is one. `environment`: NAME=value, against the image's own."""
     if container is None:
         return [python, *arguments]

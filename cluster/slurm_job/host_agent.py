@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cluster.hosts.health_process import HostCheck
 from cluster.hosts.health_report import CheckPlan
-from cluster.hosts.host_fitness import OBJECT_STORE_BYTES, measure, problems
+from cluster.hosts.host_fitness import OBJECT_STORE_BYTES, host_problems, measure_host_health
 from cluster.hosts.network import address_towards, free_port, interface_address, interface_of, reaches
 from cluster.processes.private_folder import private_folder
 from cluster.processes.process_tree import adopt_orphans, die_with_parent, end_descendants
@@ -282,7 +282,7 @@ def check_shared(plan: AgentPlan, host: str) -> None:
 def check_fit(plan: AgentPlan) -> None:
     """Raises UnfitHostError when this host has too little memory or space, or its clock is off."""
     try:
-        found = problems(measure(Path(plan.folder)), plan.memory_bytes or 0)
+        found = host_problems(measure_host_health(Path(plan.folder)), plan.memory_bytes or 0)
     except OSError as error:
         raise UnfitHostError(f"{plan.folder} cannot be written from here: {error.strerror}") from error
     if found:

@@ -3,7 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 
-from cluster.hosts.health_report import SLOW_FRACTION, UNFIT_FRACTION, HostReport, lines, slow_hosts, unreachable_hosts
+from cluster.hosts.health_report import (
+    SLOW_FRACTION,
+    UNFIT_FRACTION,
+    HostReport,
+    report_lines,
+    slow_hosts,
+    unreachable_hosts,
+)
 from cluster.run.ledger import Ledger
 from cluster.slurm.decisions import Ending, rejoin_timeout_s, unreliable_hosts, workers_that_fit
 from cluster.slurm.job_environment import SlurmJob
@@ -120,7 +127,7 @@ class JobHosts:
 
     def _tell(self, reports: list[HostReport]) -> None:
         for report in reports:
-            self._say(f"{report.host}: {'; '.join(lines(report))}")
+            self._say(f"{report.host}: {'; '.join(report_lines(report))}")
         rates = {r.host: {"flops": r.flops, "links": r.links, "disk_bytes_per_s": r.disk_bytes_per_s} for r in reports}
         self._ledger.append(
             "hosts_checked",

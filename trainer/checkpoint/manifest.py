@@ -81,9 +81,7 @@ class Manifest:
     schedule: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)  # of a validation at this very step
     scalars: dict[str, Any] = field(default_factory=dict)
-    numbers: dict[str, Any] = field(
-        default_factory=dict
-    )  # steps left out, and the losses to compare the next ones with
+    numbers: dict[str, Any] = field(default_factory=dict)  # steps left out, and losses to compare the next ones with
     files: list[StoredFile] = field(default_factory=list)
     fragments: list[StoredFragment] = field(default_factory=list)
     buffers: dict[str, StoredBuffer] = field(default_factory=dict)

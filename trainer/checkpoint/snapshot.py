@@ -51,7 +51,7 @@ def take_snapshot(engine: Engine, header: Manifest, ranks: Ranks, buffer: HostBu
     """Copy this rank's share; training may go on as soon as this returns."""
     file = f"rank-{ranks.rank:05d}-of-{ranks.world:05d}.safetensors"
     fragments = list(engine.fragments())
-    buffers = share_of(engine.buffers(), ranks.rank, ranks.world)
+    buffers = buffers_of_rank(engine.buffers(), ranks.rank, ranks.world)
     live = {_key(fragment): fragment.tensor for fragment in fragments}
     live |= {f"buffer/{name}": value for name, value in buffers.items()}
     plan = plan_tensor_file({key: TensorInfo(_NAMES[t.dtype], tuple(t.shape)) for key, t in live.items()})
@@ -83,7 +83,7 @@ def _key(fragment: Fragment) -> str:
     return StoredFragment(fragment.parameter, fragment.kind, fragment.start, 0, "", 0, FRAGMENT_DTYPE).key
 
 
-def share_of(buffers: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
+def buffers_of_rank(buffers: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
     """Whole tensors that every rank holds, dealt out so that each is stored once and all write about as much."""
     loads_bytes = [0] * ranks  # every rank works all of it out, so that no collective is needed to agree
     mine = {}

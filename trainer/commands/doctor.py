@@ -12,7 +12,7 @@ from cluster.hosts.health_report import (
     UNFIT_FRACTION,
     CheckPlan,
     HostReport,
-    lines,
+    report_lines,
     slow_hosts,
     unreachable_hosts,
 )
@@ -66,7 +66,7 @@ def _check_here(folder: Path) -> HostReport:
 def _tell(reports: list[HostReport]) -> bool:
     """Everything that was found; whether all are fit."""
     for report in reports:
-        for line in lines(report):
+        for line in report_lines(report):
             say(f"{report.host}: {line}" if len(reports) > 1 else line)
     unfit = {report.host: "; ".join(report.problems) for report in reports if report.problems}
     unfit = {**unreachable_hosts(reports), **slow_hosts(reports, UNFIT_FRACTION), **unfit}

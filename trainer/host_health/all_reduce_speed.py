@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
-from cluster.hosts.health_report import CheckPlan, rounds
+from cluster.hosts.health_report import CheckPlan, pair_rounds
 from cluster.hosts.network import address_towards, free_port, interface_of
 from configs.checkout import CHECKOUT
 from configs.errors import UnfitHostError, first_line
@@ -137,7 +137,7 @@ def _wait(store: TCPStore, keys: list[str]) -> bool:
 def _pairs(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
     rates: dict[str, float] = {}
     broken: dict[str, str] = {}
-    for pairs in rounds(len(plan.hosts)):
+    for pairs in pair_rounds(len(plan.hosts)):
         for pair in pairs:
             if plan.rank in pair:
                 other = plan.hosts[sum(pair) - plan.rank]

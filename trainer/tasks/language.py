@@ -12,7 +12,7 @@ from configs.recipe import Optimizer
 from configs.sections.model_section import GptModel
 from trainer.models.cost import gpt_flops_per_token
 from trainer.models.gpt import Gpt
-from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean, parameter_groups
+from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean_per_target, parameter_groups
 
 TEMPERATURE = 0.8
 TOP_K = 40
@@ -70,7 +70,7 @@ class LanguageTask:
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Mean loss in nats per token, and its exponential."""
-        loss = mean(sums, "loss")
+        loss = mean_per_target(sums, "loss")
         # A diverged run has a loss beyond what exp can hold.
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 

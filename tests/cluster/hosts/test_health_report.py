@@ -12,8 +12,8 @@ from cluster.hosts.health_report import (
     UNFIT_FRACTION,
     CheckPlan,
     HostReport,
-    lines,
-    rounds,
+    pair_rounds,
+    report_lines,
     slow_hosts,
     unreachable_hosts,
 )
@@ -31,7 +31,7 @@ def ring(*rates: float) -> list[HostReport]:
 
 @given(st.integers(2, 60))
 def test_every_host_adds_up_with_both_neighbours_and_with_one_at_a_time(hosts: int) -> None:
-    plan = rounds(hosts)
+    plan = pair_rounds(hosts)
     for pairs in plan:
         ranks = list(chain.from_iterable(pairs))
         assert len(ranks) == len(set(ranks))
@@ -80,4 +80,4 @@ def test_plans_and_reports_survive_the_way_from_host_to_host() -> None:
     full = HostReport("a", HostHealth(1 << 30, 1 << 30, 1 << 30, -0.2), ["gpu 0 (H100)"], 5e8, {"cpu": 1e9})
     for report in (full, HostReport("b", problems=["x"])):
         assert HostReport.from_dict(json.loads(json.dumps(report.as_dict()))) == report
-    assert list(lines(full))[-1] == "matrix product on one cpu core 1 GFLOP/s in fp32"
+    assert list(report_lines(full))[-1] == "matrix product on one cpu core 1 GFLOP/s in fp32"

@@ -27,7 +27,7 @@ from cluster.slurm.scheduler import (
     SlurmCommands,
     fields_of,
     overruled_variables,
-    run,
+    run_command,
     time_left_s,
 )
 from cluster.slurm_job.job_hosts import JobHosts
@@ -208,7 +208,7 @@ def test_slurms_commands_do_not_see_what_the_shell_says_of_other_jobs(monkeypatc
     shell = {"SBATCH_PARTITION": "debug", "SLURM_ARRAY_JOB_ID": "3", "SLURM_CONF": "/etc/slurm.conf"}
     for name, value in shell.items():
         monkeypatch.setenv(name, value)
-    seen = run(["env"]).out.splitlines()
+    seen = run_command(["env"]).out.splitlines()
     assert "SLURM_CONF=/etc/slurm.conf" in seen
     assert not [line for line in seen if line.startswith(("SBATCH_", "SLURM_ARRAY"))]
     assert overruled_variables(shell) == ["SBATCH_PARTITION"]
