@@ -23,6 +23,7 @@ __all__ = [
     "UnfitHostError",
     "WorkerError",
     "WorkersLeftError",
+    "first_line",
 ]
 
 
@@ -121,3 +122,8 @@ class UnfitHostError(StokerError):
 
 class ClusterError(UserError):
     """The Ray cluster cannot be reached, refuses us, or has not what the recipe asks for."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without the trace that some carry in their text; its class where it is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

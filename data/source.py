@@ -8,6 +8,7 @@ from data.index.catalog import Catalog
 
 __all__ = ["IGNORED", "Skipped", "skipped_sample"]
 
+
 IGNORED = -100  # a target or a label from which nothing is learnt
 
 

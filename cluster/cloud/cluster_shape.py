@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from cluster.hosts.resources import whole_cpus
+from cluster.hosts.resources import cpus_of_workers
 from configs.errors import RecipeError, ResourceError
 from configs.recipe import Recipe, Workers
 from configs.sections.cloud_section import Cloud, quantity_bytes
@@ -33,8 +33,9 @@ class NodeShape:
 
 
 def node_shape(workers: Workers, workers_per_node: int) -> NodeShape:
+    """Nodes for `workers`, whole ones: the last may have room for more workers than it gets."""
     each = min(workers_per_node, workers.most)
-    cpus, gpus = whole_cpus(each, workers.cpus), each * workers.gpus
+    cpus, gpus = cpus_of_workers(each, workers.cpus), each * workers.gpus
     return NodeShape(-(-workers.least // each), -(-workers.most // each), cpus, gpus)
 
 
@@ -98,16 +99,17 @@ def resource_name(run: str) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
     if name == run and name[0].isalpha() and len(name) <= _MAX_NAME:
         return name
+    # Two runs that differ in what a name may not hold would else get the same one, and each other's cluster.
     return f"run-{name[: _MAX_NAME - 13].strip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
 def train_command(recipe_path: str) -> str:
-    """The driver's, on a node of the cluster."""
+    """The driver's command line, for a shell on a node of the cluster."""
     return shlex.join(["stoker", "train", recipe_path, "--address", "auto"])
 
 
 def ray_environment(recipe: Recipe, cloud: Cloud) -> dict[str, str]:
-    """Of every Ray process: lost nodes noticed within seconds, and a stopped job given time for its checkpoint."""
+    """Environment of every Ray process: lost nodes noticed within seconds, a stopped job given time to save."""
     health = {"initial_delay_ms": 5000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
     environment = {f"RAY_health_check_{name}": str(value) for name, value in health.items()}
     environment |= {"RAY_JOB_STOP_WAIT_TIME_S": str(cloud.grace_s), "RAY_USAGE_STATS_ENABLED": "0"}

@@ -16,7 +16,7 @@ __all__ = ["render_kuberay"]
 
 Object = dict[str, Any]
 _RECIPE_FOLDER = "/etc/stoker"
-_SPARE_S = 30  # after the drain, for Ray to end
+_SPARE_S = 30  # of a pod's grace, after the drain, for Ray to end
 
 
 def render_kuberay(recipe: Recipe, recipe_text: str, ray_version: str) -> list[Object]:
@@ -83,6 +83,7 @@ def _worker_pod(recipe: Recipe, cloud: Cloud, shape: NodeShape) -> Object:
     resources: Object = {"cpu": str(shape.cpus), "memory": cloud.node_memory}
     resources |= {"nvidia.com/gpu": str(shape.gpus)} if shape.gpus else {}
     container = _container("ray-worker", recipe, cloud, resources)
+    # Kubernetes waits for preStop before it sends SIGTERM: the run leaves while its Ray node still works.
     drain = ["stoker", "drain", "--grace-s", str(cloud.grace_s)]
     container["lifecycle"] = {"preStop": {"exec": {"command": drain}}}
     spec = _pod(cloud, container)

@@ -66,7 +66,7 @@ def _docker(cloud: Cloud, shape: NodeShape) -> Object:
 
 
 def recipe_path(recipe: Recipe, cloud: Cloud) -> str:
-    """Of the resolved recipe on the cluster."""
+    """Path of the resolved recipe on the cluster: in the shared folder, which every node has."""
     return f"{cloud.shared}/{resource_name(recipe.run.name)}.yaml"
 
 
@@ -93,6 +93,7 @@ def _start(recipe: Recipe, cloud: Cloud, *, head: bool) -> list[str]:
     # `ray stop` of a container that has nothing but this node in it.
     commands = ["ray stop", f"{given}; ray start {place} --disable-usage-stats"]
     if cloud.spot and not head:
+        # Beside Ray, and started again with it: the provider's notice comes two minutes before the end at the most.
         watch = f"stoker drain --watch {cloud.spot} --grace-s {cloud.grace_s}"
         commands.append(f"{given}; nohup {watch} >/tmp/stoker-drain.log 2>&1 &")
     return commands

@@ -9,33 +9,38 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
-__all__ = ["is_taken_away"]
+__all__ = ["is_preempted"]
 
 
 _TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
-class Notice:
-    """Where a provider tells it, and the headers that it wants."""
+class NoticeEndpoint:
+    """Where a provider announces that a host ends, and the headers that it wants."""
 
     endpoint: str
     path: str
     headers: dict[str, str]
 
 
-NOTICES = {
-    "aws": Notice("http://169.254.169.254", "/latest/meta-data/spot/instance-action", {}),
-    "gcp": Notice(
+NOTICE_ENDPOINTS = {
+    "aws": NoticeEndpoint("http://169.254.169.254", "/latest/meta-data/spot/instance-action", {}),
+    "gcp": NoticeEndpoint(
         "http://metadata.google.internal", "/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}
     ),
-    "azure": Notice("http://169.254.169.254", "/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"}),
+    "azure": NoticeEndpoint(
+        "http://169.254.169.254", "/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"}
+    ),
 }
 
 
-def is_taken_away(provider: str, endpoint: str | None = None) -> bool:
-    """Ask once. Raises OSError when the service does not answer, or refuses."""
-    notice = NOTICES[provider]
+def is_preempted(provider: str, endpoint: str | None = None) -> bool:
+    """Whether the provider has announced the end of this host; asks once.
+
+    `endpoint`: in place of the provider's own, for tests. Raises OSError when the service does not answer, or refuses.
+    """
+    notice = NOTICE_ENDPOINTS[provider]
     base = endpoint or notice.endpoint
     headers = notice.headers | ({"X-aws-ec2-metadata-token": _aws_token(base)} if provider == "aws" else {})
     try:
@@ -44,10 +49,10 @@ def is_taken_away(provider: str, endpoint: str | None = None) -> bool:
         if provider == "aws" and error.code == 404:  # nothing is planned
             return False
         raise
-    return tells_of_end(provider, body)
+    return announces_preemption(provider, body)
 
 
-def tells_of_end(provider: str, body: str) -> bool:
+def announces_preemption(provider: str, body: str) -> bool:
     """What a provider's answer means. Raises OSError for one that is none of its."""
     try:
         match provider:

@@ -4,7 +4,6 @@ Lines of JSON. To the shell: `beat` (what the process does), `listening` (rank 0
 at the end. From the shell: `master` (where the ranks meet), `leave` (why the workers should leave), `dump`.
 """
 
-import ctypes
 import faulthandler
 import importlib
 import json
@@ -21,30 +20,31 @@ from itertools import count
 from statistics import median
 from typing import Any
 
-from cluster.forks.position_page import Position, PositionBoard
+from cluster.forks.position_page import Position, PositionPage
+from cluster.processes.process_tree import die_with_parent, set_process_name
 from cluster.run.faults import is_echo
 from configs.errors import StokerError
 
-__all__ = ["WorkerLink"]
+__all__ = ["ShellConnection"]
 
 
 BEAT_S = 0.5
 STACKS_SIGNAL = signal.SIGUSR2  # faulthandler writes every thread's stack when it comes
-_PR_SET_NAME = 15
 _STEPS_REMEMBERED = 20
-_STEPS_WARM = 3
+_STEPS_WARM = 3  # a median of fewer would be that of the first steps, which compile and allocate
 
 
-class WorkerLink:
-    """Tells the shell twice a second that this process lives and how far its main thread has come.
+class ShellConnection:
+    """The line to this process's shell in Ray. Twice a second a beat says that the process lives and what it does.
 
-    A thread of its own sends the beats: a stopped process is silent, a hung one beats without progress. When the shell
-    is gone the process ends at once, as nobody would stop it any more.
+    How far its main thread has come stands in `page`. A thread of its own sends the beats: a stopped process is
+    silent, a hung one beats without progress. When the shell is gone the process ends at once, as nobody would stop it
+    any more.
     """
 
-    def __init__(self, connection: socket.socket, rest: bytes, board: PositionBoard) -> None:
-        self._connection, self._received, self._board = connection, rest, board
-        self._sending = threading.Lock()
+    def __init__(self, connection: socket.socket, rest: bytes, page: PositionPage) -> None:
+        self._connection, self._received, self._page = connection, rest, page
+        self._sending = threading.Lock()  # two threads send, and lines must stay whole
         self._facts: dict[str, Any] = {}
         self._position = Position()
         self._master: tuple[str, int] | None = None
@@ -52,6 +52,7 @@ class WorkerLink:
         self._step_s: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
         self._step_started = 0.0
         self.leave: str | None = None
+        # Daemons: neither keeps a process alive whose main thread has ended.
         threading.Thread(target=self._listen, name="shell", daemon=True).start()
         threading.Thread(target=self._beat, name="beats", daemon=True).start()
 
@@ -64,10 +65,10 @@ class WorkerLink:
                 self._step_s.append(now - self._step_started)
             self._step_started = now
         self._position = Position(before.progress + 1, before.step if step is None else step, phase)
-        self._board.write(self._position)
+        self._page.write(self._position)
 
-    def tell(self, **facts: Any) -> None:
-        """Add facts to every beat from now on, such as the attempt's number, and send one at once."""
+    def report(self, **facts: Any) -> None:
+        """Add `facts` to every beat from now on, such as the attempt's number, and send one at once."""
         self._facts = {**self._facts, **facts}
         with suppress(OSError):  # the listening thread sees that too, and ends the process
             self._send({"fact": facts})
@@ -106,7 +107,7 @@ class WorkerLink:
                 if not block:
                     break
                 self._received += block
-        os._exit(1)  # the shell is gone
+        os._exit(1)  # the shell is gone; sys.exit would end this thread alone, while the main thread may hang
 
     def _obey(self, order: dict[str, Any]) -> None:
         if "master" in order:
@@ -118,32 +119,37 @@ class WorkerLink:
 
 
 def run_request(connection: socket.socket, request: dict[str, Any], rest: bytes) -> None:
-    """Run the request's target in this process, tell how it ended, and end the process."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, request["name"].encode()[:15])
+    """Run the request's target in this process, send how it ended to the shell, and end the process.
+
+    `rest`: what came after the request on `connection`. Never returns.
+    """
+    set_process_name(request["name"])
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["working_folder"])
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [STACKS_SIGNAL])  # Slurm's signals are blocked in a job
-    link = WorkerLink(connection, rest, PositionBoard.open(request["board"]))
+    # From here on the process ends with its shell; before, it ends with the fork server (PR_SET_PDEATHSIG).
+    shell = ShellConnection(connection, rest, PositionPage.open(request["page"]))
     module, _, name = request["target"].partition(":")
     code = 0
     try:
-        result = getattr(importlib.import_module(module), name)(request["config"], link)
-        link.end({"result": result})
+        result = getattr(importlib.import_module(module), name)(request["config"], shell)
+        shell.end({"result": result})
     except BaseException as error:
         traceback.print_exc()
         code = 1
-        link.end({"error": describe(error)})
+        shell.end({"error": error_as_dict(error)})
     finally:
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
+        # No atexit handlers: a fork has those of the server, and DeepSpeed's or NCCL's may wait for dead peers.
         os._exit(code)
 
 
-def describe(error: BaseException) -> dict[str, Any]:
-    """An error as plain data; `configs.errors` has the class of a StokerError."""
+def error_as_dict(error: BaseException) -> dict[str, Any]:
+    """An error as plain JSON; `own` says that `kind` is a class of configs.errors, which the shell raises again."""
     own = isinstance(error, StokerError)
     return {
         "kind": type(error).__name__,
@@ -155,9 +161,7 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def main(descriptor: int, parent: int) -> None:
-    """A fresh interpreter that the fork server started."""
-    from cluster.processes.process_tree import die_with_parent
-
+    """A fresh interpreter that the fork server (`parent`) started, with the connection at `descriptor`."""
     die_with_parent(parent)
     request = json.loads(sys.stdin.readline())
     run_request(socket.socket(fileno=descriptor), request, b"")

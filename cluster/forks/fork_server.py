@@ -40,13 +40,14 @@ def receive_line(connection: socket.socket) -> tuple[bytes, bytes]:
 
 
 class ForkServer:
-    """One thread: accepts, forks, and tells each connection how its process ended."""
+    """One thread, as a fork has no other: accepts, forks, and sends each connection how its process ended."""
 
     def __init__(self, listener: socket.socket, owner: int) -> None:
         self._listener = listener
-        self._owner = os.pidfd_open(owner)
+        self._owner = os.pidfd_open(owner)  # readable when the owner ends; its number may be given to another then
         self._connections: dict[int, socket.socket] = {}
         self._awake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # So that `select` notices a child that ends: SIGCHLD alone would only restart it (PEP 475).
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
@@ -84,6 +85,8 @@ class ForkServer:
         if pid:
             return pid
         try:
+            # First the server's signal handling, which would write into the server's pipe; then the tie to the server;
+            # then what may fail.
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(server)
@@ -113,6 +116,7 @@ class ForkServer:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
+            # Forgotten as soon as it is reaped: its number may be another process's then, which is not to be killed.
             connection = self._connections.pop(pid, None)
             if connection is None:
                 continue
@@ -123,7 +127,10 @@ class ForkServer:
 
 
 def listen(path: Path) -> socket.socket | None:
-    """A listening socket at `path`, which only this user can reach; None when a live server is there already."""
+    """A listening socket at `path`, which only this user can reach; None when a live server is there already.
+
+    Bound under another name and renamed, so that nobody finds it at `path` before its mode is set and it listens.
+    """
     listener = socket.socket(socket.AF_UNIX)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     listener.bind(str(temporary))
@@ -141,12 +148,14 @@ def listen(path: Path) -> socket.socket | None:
 
 
 def main(path: Path, owner: int, modules: list[str]) -> None:
+    """Listen at `path`, import `modules`, serve until process `owner` ends. Returns at once beside a live server."""
     # A terminal's Ctrl-C and the end of a `ray job` reach every process of a run: the driver alone acts on them.
     for number in HANDLED:
         signal.signal(number, signal.SIG_IGN)
     listener = listen(path)
     if listener is None:
         return
+    # After `listen`: connections wait in its queue meanwhile, and no second server is started beside this one.
     for module in modules:
         importlib.import_module(module)
     gc.collect()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.forks.position_page import Position, PositionBoard
+from cluster.forks.position_page import Position, PositionPage
 from cluster.forks.stack_dump import dump_stacks
 
 __all__ = ["ForkedWorker", "Message"]
@@ -19,17 +19,18 @@ Message = dict[str, Any]
 
 
 class ForkedWorker:
-    """The process runs until it tells a `result` or an `error`, or until `died` says how it ended without a word."""
+    """The process runs until it sends a `result` or an `error`, or until `died` says how it ended without one."""
 
     def __init__(self, connection: socket.socket, request: Message) -> None:
+        """`connection`: a new one to a fork server, which forks at the first line. Raises OSError when it is gone."""
         self._connection, self._received, self._closed = connection, b"", False
-        self._board = PositionBoard.make()
+        self._page = PositionPage.make()
         self.beat: Message = {}
-        connection.sendall(json.dumps({**request, "board": self._board.path}).encode() + b"\n")
+        connection.sendall(json.dumps({**request, "page": self._page.path}).encode() + b"\n")
         connection.setblocking(False)
 
     def receive(self, timeout_s: float) -> list[Message]:
-        """What it has told since the last call; waits for news up to `timeout_s`. Beats are kept in `beat`."""
+        """Messages since the last call; waits for one up to `timeout_s`. Beats are kept in `beat` instead."""
         if not self._closed:
             select.select([self._connection], [], [], timeout_s)
             self._read()
@@ -55,16 +56,18 @@ class ForkedWorker:
                 self._received += block
 
     def send(self, **message: Any) -> None:
-        with suppress(OSError):  # it has died: `receive` will tell
+        """An order to the process: `master` or `leave`."""
+        with suppress(OSError):  # it has died: `receive` will say so
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     @property
     def position(self) -> Position:
         """How far its main thread has come, up to this moment."""
-        return self._board.read()
+        return self._page.read()
 
     @property
     def pid(self) -> int | None:
+        """None before its first beat."""
         return self.beat.get("pid")
 
     def dump_stacks(self, log: Path | None) -> None:
@@ -83,4 +86,4 @@ class ForkedWorker:
         """Leave it: it ends by itself when the connection does, unless it is stopped."""
         self.kill()
         self._connection.close()
-        self._board.close()
+        self._page.close()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cluster.forks.child_end import STACKS_SIGNAL
 
-_TIMEOUT_S = 5.0
-_HANDLER_S = 0.5
+_PY_SPY_TIMEOUT_S = 5.0
+_HANDLER_S = 0.5  # for faulthandler to write, which says nothing when it is done
 
 
 def dump_stacks(pid: int, log: Path) -> None:
@@ -23,6 +23,7 @@ def dump_stacks(pid: int, log: Path) -> None:
         ways = ["--nonblocking"] if stopped else ["--native", "--nonblocking"]
         if any(_py_spy(pid, way, file.fileno()) for way in ways) or stopped:
             return
+    # A stopped process would run its handler only when it goes on, and then write into the log of another attempt.
     os.kill(pid, STACKS_SIGNAL)  # faulthandler, inside the process
     time.sleep(_HANDLER_S)
 
@@ -38,7 +39,9 @@ def _py_spy(pid: int, way: str, descriptor: int) -> bool:
         return False
     command = [tool, "dump", "--pid", str(pid), way]
     try:
-        done = subprocess.run(command, stdout=descriptor, stderr=subprocess.DEVNULL, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, stdout=descriptor, stderr=subprocess.DEVNULL, timeout=_PY_SPY_TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

@@ -15,12 +15,16 @@ __all__ = ["connect", "start_fork_server", "try_connect"]
 
 
 _START_TIMEOUT_S = 60.0
+_CONNECT_POLL_S = 0.02
 
 
 def start_fork_server(
     path: Path, owner: int, modules: list[str], environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start it in a session of its own; it listens within moments and imports `modules` meanwhile."""
+    """Start it in a Unix session of its own; it listens within moments and imports `modules` meanwhile.
+
+    It ends with process `owner`. Without `modules` it imports nothing: for requests of fresh interpreters.
+    """
     late = LATE_IMPORTS if modules else ()
     return subprocess.Popen(
         [sys.executable, "-m", "cluster.forks.fork_server", str(path), str(owner), *modules, *late],
@@ -62,7 +66,7 @@ def connect(path: Path, owner: int, modules: list[str], environment: Mapping[str
         start_fork_server(path, owner, modules, environment)
     deadline = time.monotonic() + _START_TIMEOUT_S
     while connection is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(_CONNECT_POLL_S)
         connection = try_connect(path)
     if connection is None:
         raise TimeoutError(f"no fork server answered at {path} within {_START_TIMEOUT_S:.0f} s")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pynvml
 
-__all__ = ["problems", "read_gpus", "remarks"]
+__all__ = ["gpu_problems", "gpu_remarks", "read_gpus"]
 
 
 MIB = 1 << 20
@@ -18,7 +18,7 @@ _FOREIGN_BYTES = 1 << 30  # a driver keeps some hundred MiB for itself
 
 @dataclass(frozen=True)
 class GpuReading:
-    """Counts are None where the GPU does not keep them."""
+    """One GPU as the driver reports it. Counts are None where the GPU does not keep them."""
 
     name: str  # with its number or uuid
     lost: str | None = None  # what the driver says instead of the rest
@@ -29,8 +29,8 @@ class GpuReading:
     too_hot: bool = False
 
 
-def problems(gpu: GpuReading) -> Iterator[str]:
-    """What makes it unfit; pure."""
+def gpu_problems(gpu: GpuReading) -> Iterator[str]:
+    """What makes the GPU unfit for a run, in sentences with the remedy; pure."""
     if gpu.lost is not None:
         yield f"{gpu.name} does not answer ({gpu.lost}): the host has to be restarted, or the gpu replaced"
     if gpu.uncorrected_errors:
@@ -43,8 +43,8 @@ def problems(gpu: GpuReading) -> Iterator[str]:
         yield f"{gpu.name} has {gpu.used_bytes // MIB} MiB in use by another process: see nvidia-smi, and end it"
 
 
-def remarks(gpu: GpuReading) -> Iterator[str]:
-    """What makes it slow; pure."""
+def gpu_remarks(gpu: GpuReading) -> Iterator[str]:
+    """What makes the GPU slow; pure."""
     if gpu.too_hot:
         yield f"{gpu.name} is slowed down by its temperature or power supply: see nvidia-smi -q -d PERFORMANCE"
 

@@ -13,13 +13,15 @@ from cluster.hosts.health_report import CheckPlan, HostReport
 __all__ = ["TIMEOUT_S", "HostCheck"]
 
 
-TIMEOUT_S = 240.0
+TIMEOUT_S = 240.0  # of a whole check; the parts of trainer/host_health have shorter ones
+_REPORT_POLL_S = 0.1
 
 
 class HostCheck:
     """A check that runs; `report` is None until it has ended, one way or the other."""
 
     def __init__(self, plan: CheckPlan, environment: Mapping[str, str], log: Path) -> None:
+        """Starts it. `log` gets what it writes to its standard error."""
         self._host, self._log = plan.host, log
         self._deadline = time.monotonic() + TIMEOUT_S
         command = [sys.executable, "-m", "trainer.host_health.measure_host", plan.encode()]
@@ -28,6 +30,7 @@ class HostCheck:
         )
 
     def report(self) -> HostReport | None:
+        """What it found; a problem of the host where it broke off, or has run for TIMEOUT_S and is killed."""
         if self._process.poll() is None and time.monotonic() < self._deadline:
             return None
         if self._process.poll() is None:
@@ -44,8 +47,9 @@ class HostCheck:
             return self._failed(f"its health check broke off ({how}): {self._last_words()}")
 
     def wait(self) -> HostReport:
+        """The report, within TIMEOUT_S."""
         while (report := self.report()) is None:
-            time.sleep(0.1)
+            time.sleep(_REPORT_POLL_S)
         return report
 
     def _failed(self, problem: str) -> HostReport:

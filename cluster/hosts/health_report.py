@@ -8,13 +8,22 @@ from typing import Any
 
 from cluster.hosts.host_fitness import HostHealth
 
-__all__ = ["SLOW_PART", "UNFIT_PART", "CheckPlan", "HostReport", "cut_hosts", "lines", "rounds", "slow_hosts"]
+__all__ = [
+    "SLOW_FRACTION",
+    "UNFIT_FRACTION",
+    "CheckPlan",
+    "HostReport",
+    "pair_rounds",
+    "report_lines",
+    "slow_hosts",
+    "unreachable_hosts",
+]
 
 
 GIB = 1 << 30
 # Of the others' median. Measured beside a starting Ray, rates of equal hosts differ by less than two.
-UNFIT_PART = 0.25
-SLOW_PART = 0.5
+UNFIT_FRACTION = 0.25
+SLOW_FRACTION = 0.5
 _ENOUGH_TO_COMPARE = 3  # of two hosts on one link, nobody knows whose fault it is
 
 
@@ -29,13 +38,16 @@ class CheckPlan:
 
     @property
     def host(self) -> str:
+        """Name of the host that this plan is for."""
         return self.hosts[self.rank]
 
     def encode(self) -> str:
+        """One word of a command line; `decode` takes it back."""
         return json.dumps(asdict(self))
 
     @classmethod
     def decode(cls, text: str) -> "CheckPlan":
+        """From what `encode` gave."""
         fields = json.loads(text)
         return cls(**{**fields, "hosts": tuple(fields["hosts"])})
 
@@ -56,16 +68,18 @@ class HostReport:
     remarks: list[str] = field(default_factory=list)  # nobody's fault that this host could name
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` takes them back."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "HostReport":
+        """From what `as_dict` gave. Raises TypeError for fields of another version."""
         health = fields["health"] and HostHealth(**fields["health"])
         return cls(**{**fields, "health": health})
 
 
-def lines(report: HostReport) -> Iterator[str]:
-    """For people."""
+def report_lines(report: HostReport) -> Iterator[str]:
+    """The report for people, a line for each kind of figure."""
     if report.health is not None:
         health = report.health
         sizes = (health.memory_bytes, health.shared_memory_bytes, health.temporary_bytes)
@@ -85,7 +99,7 @@ def lines(report: HostReport) -> Iterator[str]:
     yield from report.remarks
 
 
-def cut_hosts(reports: Sequence[HostReport]) -> dict[str, str]:
+def unreachable_hosts(reports: Sequence[HostReport]) -> dict[str, str]:
     """Hosts that none of their neighbours could add up with, while others could: host and why."""
     if not any(report.links for report in reports):
         return {}
@@ -93,13 +107,13 @@ def cut_hosts(reports: Sequence[HostReport]) -> dict[str, str]:
     return {r.host: f"no all-reduce with {', '.join(r.broken)}: {next(iter(r.broken.values()))}" for r in alone}
 
 
-def slow_hosts(reports: Sequence[HostReport], part: float) -> dict[str, str]:
-    """Hosts that multiply or send at less than `part` of the others' median: host and why."""
+def slow_hosts(reports: Sequence[HostReport], fraction: float) -> dict[str, str]:
+    """Hosts that multiply or send at less than `fraction` of the others' median: host and why."""
     found: dict[str, str] = {}
     for what, unit, rates in _rates(reports):
         for host, rate in rates.items():
             usual = median([other for name, other in rates.items() if name != host] or [0.0])
-            if rate < part * usual:
+            if rate < fraction * usual:
                 found.setdefault(host, f"{what} {rate / 1e6:,.0f} {unit}, the others' median is {usual / 1e6:,.0f}")
     return found
 
@@ -121,8 +135,11 @@ def _title(device: str) -> str:
     return "one cpu core" if device == "cpu" else device
 
 
-def rounds(hosts: int) -> list[list[tuple[int, int]]]:
-    """Pairs of neighbours in a ring of `hosts`, in rounds in which each host has one partner at most."""
+def pair_rounds(hosts: int) -> list[list[tuple[int, int]]]:
+    """Pairs of neighbours in a ring of so many hosts, in rounds in which each host has one partner at most.
+
+    Every host works out the same rounds, so that nobody has to say who is next. Two rounds, three for odd numbers.
+    """
     if hosts < 2:
         return []
     if hosts == 2:

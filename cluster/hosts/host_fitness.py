@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["OBJECT_STORE_BYTES", "measure", "problems"]
+__all__ = ["OBJECT_STORE_BYTES", "host_problems", "measure_host_health"]
 
 
 MIB = 1 << 20
@@ -21,7 +21,7 @@ _MEMORY_PART = 0.75
 
 @dataclass(frozen=True)
 class HostHealth:
-    """What was found."""
+    """What a host has to give to a run at this moment."""
 
     memory_bytes: int  # that can be had
     shared_memory_bytes: int
@@ -29,12 +29,16 @@ class HostHealth:
     clock_ahead_s: float  # of that of the shared file system's server; 0 on a local disk
 
 
-def measure(shared: Path) -> HostHealth:
-    """`shared`: a folder that all hosts see, and in which this one may write for a moment."""
+def measure_host_health(shared: Path) -> HostHealth:
+    """What is free here, and the clock. Raises OSError where `shared` cannot be written.
+
+    `shared`: a folder that all hosts see, and in which this one may write for a moment.
+    """
     with tempfile.NamedTemporaryFile(dir=shared, prefix=".clock-") as file:
         before = time.time()
         file.write(b"x")
         file.flush()
+        # The server stamps the file: the one clock that all hosts can compare with, without talking to each other.
         ahead_s = before - Path(file.name).stat().st_mtime
     return HostHealth(
         psutil.virtual_memory().available,
@@ -44,7 +48,7 @@ def measure(shared: Path) -> HostHealth:
     )
 
 
-def problems(health: HostHealth, needed_memory_bytes: int) -> list[str]:
+def host_problems(health: HostHealth, needed_memory_bytes: int) -> list[str]:
     """What makes the host unfit for a run that may use so much memory here; pure."""
     found = []
     if health.memory_bytes < _MEMORY_PART * needed_memory_bytes:

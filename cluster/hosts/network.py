@@ -6,7 +6,7 @@ import psutil
 
 from configs.errors import ClusterError, ResourceError
 
-__all__ = ["address_towards", "free_port", "interface_address", "interface_of", "reaches"]
+__all__ = ["address_towards", "find_interface", "free_port", "interface_address", "interface_of", "reaches"]
 
 
 _LAST_PORT = 65535
@@ -26,14 +26,21 @@ def interface_address(name: str) -> str:
 
 def interface_of(address: str) -> str:
     """The interface that has `address`. Raises ResourceError."""
-    for name, entries in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in entries):
-            return name
-    raise ResourceError(f"no network interface of {socket.gethostname()} has the address {address}")
+    name = find_interface(address)
+    if name is None:
+        raise ResourceError(f"no network interface of {socket.gethostname()} has the address {address}")
+    return name
+
+
+def find_interface(address: str) -> str | None:
+    """The network interface of this host that has `address`; None where none has, as behind a translated address."""
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, entries in interfaces if any(entry.address == address for entry in entries)), None)
 
 
 def address_towards(host: str) -> str:
-    """This host's own address on the way to `host`; nothing is sent."""
+    """This host's own address on the way to `host`; nothing is sent. Raises OSError where no way leads there."""
+    # Connecting a datagram socket only asks the routing table.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))
         address: str = probe.getsockname()[0]
@@ -41,7 +48,7 @@ def address_towards(host: str) -> str:
 
 
 def free_port(address: str) -> int:
-    """One that nobody listens on at this moment."""
+    """A port of `address` that nobody listens on at this moment; somebody may before it is used."""
     with socket.create_server((address, 0)) as server:
         port: int = server.getsockname()[1]
         return port

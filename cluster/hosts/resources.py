@@ -16,9 +16,9 @@ __all__ = [
     "check_disk",
     "check_resources",
     "check_writable",
+    "cpus_of_workers",
+    "fitting_workers",
     "goes_into",
-    "whole_cpus",
-    "workers_here",
 ]
 
 
@@ -38,7 +38,7 @@ def check_resources(workers: Workers, *, cpus: int, gpus: int) -> None:
             )
 
 
-def workers_here(workers: Workers, *, cpus: int, gpus: int) -> int:
+def fitting_workers(workers: Workers, *, cpus: int, gpus: int) -> int:
     """How many of an elastic range of workers fit on this machine; check_resources has passed."""
     fits = [goes_into(each, found) for each, found in ((workers.cpus, cpus), (workers.gpus, gpus)) if each]
     return min(workers.most, *fits)
@@ -49,7 +49,7 @@ def goes_into(each: float, found: float) -> int:
     return round(found * _SHARES) // round(each * _SHARES)
 
 
-def whole_cpus(count: int, each: float) -> int:
+def cpus_of_workers(count: int, each: float) -> int:
     """As many as `count` workers with `each` need."""
     return -(-count * round(each * _SHARES) // _SHARES)
 

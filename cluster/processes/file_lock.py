@@ -10,7 +10,10 @@ __all__ = ["try_lock"]
 
 
 def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock file `path` (made if missing), or None when another process does."""
+    """A descriptor that holds the lock file `path` (made if missing), or None when another process does.
+
+    Closing it frees the lock. Raises RunFolderError where the file system has no locks, or the file is another user's.
+    """
     descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,5 +11,6 @@ import sys
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 if __name__ == "__main__":
+    # The mask outlives an exec, and every process started below inherits it; a handler would not outlive it.
     signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
     os.execvp(sys.argv[1], sys.argv[1:])

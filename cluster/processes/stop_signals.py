@@ -33,6 +33,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # The first one counts: the reason of a leave does not change while the run is leaving.
         self.requested = self.requested or signal.Signals(number).name
         self._interrupts += number == signal.SIGINT
         if self._interrupts == 2:  # once: a third must not break the cleaning up after the second

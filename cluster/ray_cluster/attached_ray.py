@@ -21,7 +21,7 @@ _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
-_REACH_S = 10.0
+_REACH_S = 10.0  # for a TCP connection to the GCS
 
 
 class AttachedRay:

@@ -11,16 +11,19 @@ from cluster.hosts.health_process import TIMEOUT_S, HostCheck
 from cluster.hosts.health_report import CheckPlan, HostReport
 from cluster.hosts.network import free_port
 from cluster.ray_cluster.attached_ray import AttachedRay
-from configs.errors import ClusterError
+from configs.errors import ClusterError, first_line
 
 __all__ = ["check_nodes"]
 
 
-_SCHEDULED_S = 60.0
+_SCHEDULED_S = 60.0  # for Ray to begin a task on a node that is up
 
 
 def check_nodes(address: str, folder: Path, say: Callable[[str], None]) -> list[HostReport]:
-    """Raises ClusterError when the cluster cannot be joined, or no node has cpus."""
+    """The reports of all nodes with cpus, which are checked at the same time, by name.
+
+    Raises ClusterError when the cluster cannot be joined, or no node has cpus.
+    """
     with AttachedRay(address, say):
         import ray
 
@@ -42,16 +45,15 @@ def _free_port(node: dict[str, Any], address: str) -> int:
     try:
         port: int = ray.get(_on(node, free_port).remote(address), timeout=_SCHEDULED_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ClusterError(
-            f"node {node['NodeName']} of the Ray cluster ran no task within {_SCHEDULED_S:.0f} s ({first}): see that "
-            "its raylet is up, and that Stoker's code is installed there"
+            f"node {node['NodeName']} of the Ray cluster ran no task within {_SCHEDULED_S:.0f} s "
+            f"({first_line(error)}): see that its raylet is up, and that Stoker's code is installed there"
         ) from error
     return port
 
 
 def _names(nodes: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Ray's, told apart where several nodes are on one host."""
+    """Ray's names, with a part of the node's id where several nodes are on one host."""
     names = [str(node["NodeName"]) for node in nodes]
     repeated = len(set(names)) < len(names)
     return tuple(f"{node['NodeName']}/{node['NodeID'][:6]}" if repeated else str(node["NodeName"]) for node in nodes)
@@ -83,4 +85,4 @@ def _result(wait: Any, host: str) -> HostReport:
     except ray.exceptions.GetTimeoutError:
         return HostReport(host, problems=[f"Ray there did not run the check within {_SCHEDULED_S + TIMEOUT_S:.0f} s"])
     except ray.exceptions.RayError as error:
-        return HostReport(host, problems=[f"Ray there could not run the check: {str(error).strip().splitlines()[0]}"])
+        return HostReport(host, problems=[f"Ray there could not run the check: {first_line(error)}"])

@@ -7,7 +7,8 @@ from typing import Any
 __all__ = ["RayHosts"]
 
 
-_ALIVE = 0  # GcsNodeInfo.ALIVE
+ALIVE = 0  # ray.core.generated.gcs_pb2.GcsNodeInfo.ALIVE
+_GCS_TIMEOUT_S = 2
 
 
 class RayHosts:
@@ -19,12 +20,12 @@ class RayHosts:
         self._client: Any = None
 
     def alive(self) -> set[str] | None:
-        """By name; None when it does not answer."""
+        """Names of the nodes that Ray counts as alive; None when the GCS does not answer within 2 s."""
         with suppress(Exception):  # Ray's errors here have no public class
             if self._client is None:
                 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
                 self._client = GcsClient(address=self._address)
-            nodes = self._client.get_all_node_info(timeout=2).values()
-            return {node.node_name for node in nodes if node.state == _ALIVE}
+            nodes = self._client.get_all_node_info(timeout=_GCS_TIMEOUT_S).values()
+            return {node.node_name for node in nodes if node.state == ALIVE}
         return None

@@ -12,19 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.processes.unix_sessions import Session, end
-from cluster.ray_cluster.ray_guard import Guard
+from cluster.hosts.host_fitness import OBJECT_STORE_BYTES
+from cluster.processes.unix_sessions import UnixSession, end_unix_sessions
+from cluster.ray_cluster.ray_guard import RayGuard
 from configs.errors import StokerError
 
-__all__ = ["LocalRay"]
+__all__ = ["PrivateRay"]
 
 
 LOOPBACK = "127.0.0.1"
 _VITAL = ("gcs_server", "raylet")
-OBJECT_STORE_BYTES = 128 << 20  # Ray Train passes the worker function and its configuration only
 
 
-class LocalRay:
+class PrivateRay:
     """Ray with `cpus` and `gpus` inside a `with`, which must be in the main thread: Ray's processes die with it.
 
     At the end, however it comes, none of its processes and files remain, and the environment is what it was. Should
@@ -37,7 +37,7 @@ class LocalRay:
         self.cpus, self.gpus, self._say = cpus, gpus, say
         self._folder = folder
         self._stack = ExitStack()
-        self._started: list[Session] = []
+        self._started: list[UnixSession] = []
 
     def __enter__(self) -> Self:
         self._say(f"starting Ray on this host: {self.cpus} cpus, {self.gpus} gpus")
@@ -45,9 +45,10 @@ class LocalRay:
             folder = Path(tempfile.mkdtemp(prefix="ray-", dir=self._folder))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             stack.enter_context(_environment(_settings(folder, self.gpus)))
-            guard = stack.enter_context(Guard(str(folder)))
+            guard = stack.enter_context(RayGuard(str(folder)))
+            # Undone in reverse: Ray ends first, while the guard still stands; environment and files come last.
             stack.callback(_stop, self._started)
-            with _own_sessions(self._started, guard), _no_helpers(), _signal_handlers_kept():
+            with _in_unix_sessions(self._started, guard), _no_helpers(), _signal_handlers_kept():
                 _start(folder, self.cpus, self.gpus)
             self._stack = stack.pop_all()
         return self
@@ -105,11 +106,11 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _own_sessions(started: list[Session], guard: Guard) -> Iterator[None]:
-    """Ray's processes start in sessions of their own, which go to `started` and to `guard`.
+def _in_unix_sessions(started: list[UnixSession], guard: RayGuard) -> Iterator[None]:
+    """Ray's processes start in Unix sessions of their own, which go to `started` and to `guard`.
 
-    A signal to the process group of the terminal or of `timeout` then reaches the driver alone, and `started` tells
-    Ray's processes from any other.
+    A signal to the process group of the terminal or of `timeout` then reaches the driver alone, and by `started`
+    Ray's processes are known from any other.
     """
     from ray._private import services
 
@@ -117,8 +118,9 @@ def _own_sessions(started: list[Session], guard: Guard) -> Iterator[None]:
 
     def popen(*arguments: Any, **options: Any) -> Any:
         process = original(*arguments, **options, start_new_session=True)
-        started.append(Session.of(process.pid))
-        guard.watch(started[-1])
+        started.append(UnixSession.of(process.pid))
+        # At once: should the driver be killed in the next moment, nobody else knows of this process.
+        guard.add(started[-1])
         return process
 
     services.ConsolePopen = popen
@@ -192,10 +194,10 @@ def _start(folder: Path, cpus: int, gpus: int) -> None:
         )
 
 
-def _stop(started: list[Session]) -> None:
+def _stop(started: list[UnixSession]) -> None:
     import ray
 
     try:
         ray.shutdown()
-    finally:
-        end(started, grace_s=3.0)
+    finally:  # it leaves agents behind, and fails itself when its raylet is dead
+        end_unix_sessions(started, grace_s=3.0)

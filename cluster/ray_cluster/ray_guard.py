@@ -11,19 +11,19 @@ from types import TracebackType
 from typing import IO, Self
 
 from cluster.processes.private_folder import remove_if_abandoned
-from cluster.processes.unix_sessions import Session, end
+from cluster.processes.unix_sessions import UnixSession, end_unix_sessions
 
 DONE = "done"
 
 
-class Guard:
-    """Inside a `with`, watches over the sessions it is told of, for as long as this process lives."""
+class RayGuard:
+    """Inside a `with`, the guard process ends every Unix session passed to `add`, should this process die."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
     def __enter__(self) -> Self:
-        # A session of its own: what ends the driver's process group must not end the guard.
+        # A Unix session of its own: what ends the driver's process group must not end the guard.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cluster.ray_cluster.ray_guard", self._folder],
             stdin=subprocess.PIPE,
@@ -34,35 +34,38 @@ class Guard:
         )
         return self
 
-    def watch(self, session: Session) -> None:
+    def add(self, session: UnixSession) -> None:
         """End `session` too, should this process die."""
-        self._tell(f"{session.leader} {session.started_ticks}")
+        self._send(f"{session.leader} {session.started_ticks}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._tell(DONE)
+            self._send(DONE)
         self._process.communicate()  # closes its input: without DONE it ends what is left
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
 
 
-def stand_guard(orders: IO[str], folder: str) -> None:
-    """Read sessions from `orders` until it is closed; end them, and remove `folder`, unless the last word was DONE."""
-    sessions = []
+def guard_ray(orders: IO[str], folder: str) -> None:
+    """Read Unix sessions from `orders` until it is closed; then end them and remove `folder`.
+
+    Not when the last line was DONE: the driver has done it itself.
+    """
+    found = []
     for line in orders:
         if line.strip() == DONE:
             return
         leader, started_ticks = line.split()
-        sessions.append(Session(int(leader), int(started_ticks)))
-    end(sessions, grace_s=1.0)
+        found.append(UnixSession(int(leader), int(started_ticks)))
+    end_unix_sessions(found, grace_s=1.0)
     shutil.rmtree(folder, ignore_errors=True)
     remove_if_abandoned(Path(folder).parent)  # the driver's own, should it be gone as well
 
 
 if __name__ == "__main__":
-    stand_guard(sys.stdin, sys.argv[1])
+    guard_ray(sys.stdin, sys.argv[1])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, get_origin
 
 __all__ = ["Event", "attempt_of", "invocation_of", "job_of", "step_of"]
 
+
 _HAVE_EMPTY = (int, float, str, bool, list, dict)
 SPREAD = {"spread": True}  # for a field whose entries stand in the line themselves
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.processes.stop_signals import HANDLED
 from cluster.ray_cluster.attached_ray import AttachedRay
-from cluster.ray_cluster.private_ray import LocalRay
+from cluster.ray_cluster.private_ray import PrivateRay
 from cluster.run.events import Event
 from cluster.run.faults import FaultPlace
 from cluster.run.ledger import Ledger
@@ -95,7 +95,7 @@ def _run(plan: SessionPlan, tell: Any) -> None:
         tell(say=line)
 
     folder = Path(plan.folder)
-    ray = AttachedRay(plan.address, say) if plan.address else LocalRay(folder, plan.cpus, plan.gpus, say)
+    ray = AttachedRay(plan.address, say) if plan.address else PrivateRay(folder, plan.cpus, plan.gpus, say)
     with ray:
         _leave_signals_to_driver()  # once more: Ray may have set its own
         order, workers = ShellOrder(**plan.order), Workers.model_validate(plan.workers)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.forks.start_fork_server import start_fork_server
-from cluster.processes.private_folder import session_folder
+from cluster.processes.private_folder import private_folder
 
 __all__ = ["Workplace", "workplace"]
 
@@ -30,7 +30,7 @@ def workplace(modules: list[str]) -> Iterator[Workplace]:
     Should this process be killed, the fork server ends by itself, and the folder goes with the guard of the session or
     at the next start.
     """
-    with session_folder() as folder:
+    with private_folder() as folder:
         path = folder / "fork"
         server = start_fork_server(path, os.getpid(), modules, os.environ)
         try:

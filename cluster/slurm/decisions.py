@@ -15,7 +15,7 @@ __all__ = [
     "Ending",
     "excludable",
     "is_cancelled",
-    "patience_s",
+    "rejoin_timeout_s",
     "requeues_in_a_row",
     "unreliable_hosts",
     "workers_that_fit",
@@ -34,7 +34,7 @@ def workers_that_fit(workers: Workers, hosts: int, cpus: int, gpus: int) -> int:
     return hosts * per_host
 
 
-def patience_s(slurm: Slurm, workers: Workers, room: int) -> float | None:
+def rejoin_timeout_s(slurm: Slurm, workers: Workers, room: int) -> float | None:
     """How long the run goes on without a lost host; None: for good. `room`: the workers that fit on what is left."""
     if room >= workers.most:  # it was a spare one
         return None

@@ -1,4 +1,4 @@
-"""The job that this process runs in, as Slurm's environment tells it. Pure."""
+"""The job that this process runs in, by Slurm's environment variables. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -77,6 +77,7 @@ def _expand(part: str) -> list[str]:
         return [part]
     head, ranges, tail = found.groups()
     numbers = [number for each in ranges.split(",") for number in _numbers(each)]
+    # The rest may have brackets too: rack[1-2]n[1-4].
     return [f"{head}{number}{rest}" for number in numbers for rest in _expand(tail)]
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from configs.errors import ClusterError
 
-__all__ = ["Scheduler", "SlurmCommands", "overruled", "time_left_s"]
+__all__ = ["Scheduler", "SlurmCommands", "overruled_variables", "time_left_s"]
 
 
 COMMAND_TIMEOUT_S = 60.0
@@ -31,7 +31,10 @@ _OVER = {
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm calls the state of a job, and who told. A name that we do not know counts as a job that may go on."""
+    """What Slurm calls the state of a job; `source` says which command, or the ledger.
+
+    A name that we do not know counts as a job that may go on.
+    """
 
     name: str
     reason: str = ""
@@ -39,30 +42,56 @@ class JobState:
 
     @property
     def over(self) -> bool:
+        """Whether Slurm will not run the job again by itself."""
         return self.name in _OVER
 
 
 class Scheduler(Protocol):
     """What Stoker needs of Slurm. All raise ClusterError with Slurm's own words."""
 
-    def submit(self, script: str) -> str: ...
-    def test(self, script: str) -> str: ...
-    def state(self, job: str) -> JobState | None: ...
-    def job(self, job: str) -> dict[str, str]: ...
-    def requeue(self, job: str) -> None: ...
-    def exclude(self, job: str, hosts: Sequence[str]) -> None: ...
-    def cancel(self, job: str) -> None: ...
-    def interrupt(self, job: str) -> None: ...
-    def config(self) -> dict[str, str]: ...
-    def partitions(self, names: str | None) -> list[dict[str, str]]: ...
-    def would_take(self, script: Path, excluded: Sequence[str]) -> bool: ...
-    def node_address(self, host: str) -> str: ...
-    def has_pyxis(self) -> bool: ...
+    def submit(self, script: str) -> str:
+        """Queue the job of `script`; the new job's id."""
+
+    def test(self, script: str) -> str:
+        """What Slurm would do with `script`, in a line, without queueing it."""
+
+    def state(self, job: str) -> JobState | None:
+        """State of a job; None when Slurm does not know it any more."""
+
+    def job(self, job: str) -> dict[str, str]:
+        """All that scontrol says of a job, by its own names, such as JobState and EndTime."""
+
+    def requeue(self, job: str) -> None:
+        """Put a running job back into the queue; Slurm ends all of its processes."""
+
+    def exclude(self, job: str, hosts: Sequence[str]) -> None:
+        """Keep `hosts` from a job, in place of those excluded before; only while it waits in the queue."""
+
+    def cancel(self, job: str) -> None:
+        """End a job for good."""
+
+    def interrupt(self, job: str) -> None:
+        """SIGINT for the batch script: the run is to save a checkpoint and leave for good."""
+
+    def config(self) -> dict[str, str]:
+        """The cluster's configuration, by Slurm's own names."""
+
+    def partitions(self, names: str | None) -> list[dict[str, str]]:
+        """Of each of `names`, which commas part; of the default partition when that is None."""
+
+    def would_take(self, script: Path, excluded: Sequence[str]) -> bool:
+        """Whether the hosts that are up, without `excluded`, could ever run the job of `script`."""
+
+    def node_address(self, host: str) -> str:
+        """Name or IP by which Slurm reaches the host."""
+
+    def has_pyxis(self) -> bool:
+        """Whether srun here makes containers."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a command left."""
+class CommandResult:
+    """What a command of Slurm left: its exit status and its output."""
 
     status: int
     out: str
@@ -73,8 +102,11 @@ class NoAnswerError(ClusterError):
     """Slurm did not answer in time. What was asked of it may be done all the same."""
 
 
-def run(command: Sequence[str], text: str = "") -> Answer:
-    """Raises ClusterError when there is no such command, NoAnswerError when it does not answer."""
+def run_command(command: Sequence[str], text: str = "") -> CommandResult:
+    """Run one of Slurm's commands, with `text` as its input, in a fixed locale and format of times.
+
+    Raises ClusterError when there is no such command, NoAnswerError when it does not answer.
+    """
     environment = {**_without_meddling(os.environ), "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
     timeout_s = SUBMIT_TIMEOUT_S if "--parsable" in command else COMMAND_TIMEOUT_S
     try:
@@ -85,28 +117,28 @@ def run(command: Sequence[str], text: str = "") -> Answer:
         raise ClusterError(f"there is no {command[0]} here: submit on a host of the Slurm cluster") from error
     except subprocess.TimeoutExpired as error:
         raise NoAnswerError(f"{command[0]} did not answer in {timeout_s:.0f} s: is Slurm's controller up?") from error
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def _without_meddling(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name in _KEPT or not name.startswith(_MEDDLING)}
 
 
-def overruled(environment: Iterable[str]) -> list[str]:
+def overruled_variables(environment: Iterable[str]) -> list[str]:
     """Variables by which a user gives sbatch defaults, and which do not count for `stoker submit`."""
     return sorted(name for name in environment if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS")
 
 
 class SlurmCommands:
-    """The real one. `execute` is the seam: `run`, or what answers in its place."""
+    """The real one. `execute` is the seam: `run_command`, or what answers in its place."""
 
-    def __init__(self, execute: Callable[..., Answer] = run) -> None:
+    def __init__(self, execute: Callable[..., CommandResult] = run_command) -> None:
         self._execute = execute
 
     def submit(self, script: str) -> str:
         """The new job's id."""
         try:
-            out = self._told("sbatch", "--parsable", text=script)
+            out = self._output_of("sbatch", "--parsable", text=script)
         except NoAnswerError as error:
             raise NoAnswerError(
                 f"{error} The job may be queued all the same, and the run does not know of it: see `squeue --me`, and "
@@ -129,34 +161,40 @@ class SlurmCommands:
         return self._from_sacct(job) or self._from_squeue(job)
 
     def job(self, job: str) -> dict[str, str]:
-        return fields_of(self._told("scontrol", "--oneliner", "show", "job", job))
+        """All that `scontrol show job` says. Raises ClusterError for a job that Slurm has forgotten."""
+        return fields_of(self._output_of("scontrol", "--oneliner", "show", "job", job))
 
     def requeue(self, job: str) -> None:
-        self._told("scontrol", "requeue", job)
+        """Raises ClusterError where Slurm refuses; else Slurm ends the caller too, if it is of the job."""
+        self._output_of("scontrol", "requeue", job)
 
     def exclude(self, job: str, hosts: Sequence[str]) -> None:
         """Only while it waits in the queue."""
-        self._told("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(hosts)}")
+        self._output_of("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(hosts)}")
 
     def cancel(self, job: str) -> None:
-        self._told("scancel", job)
+        """SIGTERM, and SIGKILL after KillWait, to every process of the job."""
+        self._output_of("scancel", job)
 
     def interrupt(self, job: str) -> None:
         """SIGINT for the supervisor: the run is to save a checkpoint and leave for good."""
-        self._told("scancel", "--batch", "--signal=INT", job)
+        self._output_of("scancel", "--batch", "--signal=INT", job)
 
     def config(self) -> dict[str, str]:
-        lines = self._told("scontrol", "show", "config").splitlines()
+        """All that `scontrol show config` says."""
+        lines = self._output_of("scontrol", "show", "config").splitlines()
         pairs = (line.partition("=") for line in lines if "=" in line)
         return {name.strip(): value.strip() for name, _, value in pairs}
 
     def partitions(self, names: str | None) -> list[dict[str, str]]:
         """Of each of `names`, which commas part; of the default partition when that is None."""
         if names is None:
-            found = [fields_of(line) for line in self._told("scontrol", "--oneliner", "show", "partition").splitlines()]
+            found = [
+                fields_of(line) for line in self._output_of("scontrol", "--oneliner", "show", "partition").splitlines()
+            ]
             return [fields for fields in found if fields.get("Default") == "YES"]
         show = ("scontrol", "--oneliner", "show", "partition")
-        return [fields_of(self._told(*show, name)) for name in names.split(",")]
+        return [fields_of(self._output_of(*show, name)) for name in names.split(",")]
 
     def would_take(self, script: Path, excluded: Sequence[str]) -> bool:
         """Whether the hosts that are up, without `excluded`, could ever run the job of `script`."""
@@ -167,11 +205,11 @@ class SlurmCommands:
 
     def node_address(self, host: str) -> str:
         """Name or IP by which Slurm reaches the host."""
-        return fields_of(self._told("scontrol", "--oneliner", "show", "node", host)).get("NodeAddr", host)
+        return fields_of(self._output_of("scontrol", "--oneliner", "show", "node", host)).get("NodeAddr", host)
 
     def has_pyxis(self) -> bool:
         """Whether srun has the options of that plugin."""
-        return "--container-image" in self._told("srun", "--help")
+        return "--container-image" in self._output_of("srun", "--help")
 
     def _from_sacct(self, job: str) -> JobState | None:
         if shutil.which("sacct") is None:
@@ -193,7 +231,7 @@ class SlurmCommands:
         name, _, reason = lines[0].partition("|")
         return JobState(name.strip(), reason.strip(), "squeue")
 
-    def _told(self, *command: str, text: str = "") -> str:
+    def _output_of(self, *command: str, text: str = "") -> str:
         answer = self._execute(list(command), text)
         if answer.status:
             raise ClusterError(f"{command[0]} failed: {_error_line(answer)}")
@@ -201,7 +239,7 @@ class SlurmCommands:
 
 
 def fields_of(line: str) -> dict[str, str]:
-    """`scontrol --oneliner`: Name=value, values may have blanks."""
+    """A line of `scontrol --oneliner` by name: Name=value, values may have blanks."""
     found = re.split(r"(?:^|\s)([A-Za-z][A-Za-z0-9/:_]*)=", line.strip())
     return dict(zip(found[1::2], (value.strip() for value in found[2::2]), strict=True))
 
@@ -214,7 +252,7 @@ def time_left_s(job: dict[str, str], now: datetime) -> float | None:
         return None
 
 
-def _error_line(answer: Answer) -> str:
+def _error_line(answer: CommandResult) -> str:
     said = (answer.err.strip() or answer.out.strip() or "no message").splitlines()  # scontrol may say it on stdout
     lines = [line for line in said if "error" in line] or said
     return "; ".join(line.strip() for line in lines[:3])

@@ -13,12 +13,12 @@ from configs.errors import ClusterError, RecipeError
 from configs.local_folders import local_folders, outermost
 from configs.recipe import Recipe
 
-__all__ = ["Container", "check_container", "container_of", "inside"]
+__all__ = ["Container", "check_container", "container_of", "python_command"]
 
 
 @dataclass(frozen=True)
 class Container:
-    """`mounts` are whole: SRC:DST or SRC:DST:ro."""
+    """What a job's container is made of. `mounts` are whole: SRC:DST or SRC:DST:ro."""
 
     runtime: str  # pyxis, or the name of a command as apptainer
     image: str
@@ -74,6 +74,7 @@ def container_of(recipe: Recipe, working_folder: Path, checkout: Path) -> Contai
 
 
 def default_runtime(image: str) -> str:
+    """By the form of `image`: apptainer for a .sif file or a URL, else pyxis."""
     return "apptainer" if image.endswith(".sif") or "://" in image else "pyxis"
 
 
@@ -84,7 +85,7 @@ def _absolute(image: str, working_folder: Path) -> str:
 
 
 def check_container(container: Container, *, has_pyxis: bool, has_command: bool) -> list[str]:
-    """What the host that submits can tell: warnings. Raises RecipeError or ClusterError."""
+    """Warnings of what the host that submits can see. Raises RecipeError or ClusterError."""
     if container.image_path is not None and not container.image_path.exists():
         raise RecipeError(f"slurm.container: there is no {container.image}: correct the path, or make the image")
     if container.runtime == "pyxis":
@@ -99,7 +100,9 @@ def check_container(container: Container, *, has_pyxis: bool, has_command: bool)
     return [f"there is no {container.runtime} here: the hosts of the job must have it (slurm.setup may load it)"]
 
 
-def inside(container: Container | None, python: str, environment: Sequence[str], arguments: Sequence[str]) -> list[str]:
+def python_command(
+    container: Container | None, python: str, environment: Sequence[str], arguments: Sequence[str]
+) -> list[str]:
     """A command of Python, in the container if there is one. `environment`: NAME=value, against the image's own."""
     if container is None:
         return [python, *arguments]

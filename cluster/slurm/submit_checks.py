@@ -1,11 +1,11 @@
-"""What would go wrong with a job on this cluster, told before it is queued. Pure."""
+"""What would go wrong with a job on this cluster, found before it is queued. Pure."""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from cluster.hosts.resources import whole_cpus
+from cluster.hosts.resources import cpus_of_workers
 from cluster.slurm.decisions import workers_that_fit
 from configs.errors import ResourceError
 from configs.recipe import Workers
@@ -32,7 +32,7 @@ class HostShape:
 def host_shape(workers: Workers, slurm: Slurm) -> HostShape:
     """Raises ResourceError when the workers do not fit in what `slurm` asks for."""
     each = -(-workers.most // (slurm.nodes - slurm.spare_nodes))
-    cpus = slurm.cpus_per_node or whole_cpus(each, workers.cpus)
+    cpus = slurm.cpus_per_node or cpus_of_workers(each, workers.cpus)
     gpus = each * workers.gpus if slurm.gpus_per_node is None else slurm.gpus_per_node
     fitting = workers_that_fit(workers, slurm.nodes, cpus, gpus)
     if fitting < workers.least:

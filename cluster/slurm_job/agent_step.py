@@ -11,7 +11,7 @@ from typing import Any
 from cluster.hosts.health_report import HostReport
 
 END_TIMEOUT_S = 3.5
-SILENCE_S = 30.0  # an agent tells every few seconds that it is there
+SILENCE_S = 30.0  # an agent reports every BEAT_S of host_agent.py, but a busy host is late
 
 
 class HostAgents:
@@ -22,6 +22,7 @@ class HostAgents:
             command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         assert self._process.stdout is not None
+        # The supervisor waits for signals, and must not be held up by a step that says nothing.
         os.set_blocking(self._process.stdout.fileno(), False)
         self._received = b""
         self.alive: frozenset[str] = frozenset()  # hosts whose Ray is up, as Ray's GCS has it
@@ -30,7 +31,7 @@ class HostAgents:
         self._heard: dict[str, float] = {}  # by host
 
     def poll(self) -> None:
-        """Take in what the agents have told since the last call."""
+        """Take in what the agents have sent since the last call."""
         assert self._process.stdout is not None
         while block := self._process.stdout.read(1 << 16):
             self._received += block
@@ -51,7 +52,7 @@ class HostAgents:
                 self.reports[report["host"]] = HostReport.from_dict(report)
 
     def silent(self) -> list[str]:
-        """Hosts whose agent was there, and has not told so for too long: it was killed, or its host is cut off."""
+        """Hosts whose agent was heard once, but not for SILENCE_S: it was killed, or its host is cut off."""
         return [host for host, heard in self._heard.items() if time.monotonic() - heard > SILENCE_S]
 
     def leave_out(self, host: str) -> None:
@@ -63,10 +64,12 @@ class HostAgents:
 
     @property
     def ended(self) -> bool:
+        """Whether the whole step has: it outlives single agents."""
         return self._process.poll() is not None
 
     @property
     def status(self) -> int | None:
+        """Exit status of srun, once `ended`."""
         return self._process.returncode
 
     def end(self) -> None:

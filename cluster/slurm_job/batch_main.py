@@ -15,8 +15,8 @@ from cluster.run.ledger import Ledger
 from cluster.run.run_folder import RunFolder
 from cluster.slurm.decisions import Ending, excludable, is_cancelled, requeues_in_a_row, unreliable_hosts
 from cluster.slurm.job_environment import SlurmJob
-from cluster.slurm.patient_scheduler import patient_commands
 from cluster.slurm.requeue import refuse_requeue, requeue
+from cluster.slurm.retrying_scheduler import retrying_commands
 from cluster.slurm.sbatch_script import slurm_folder, submission_path
 from cluster.slurm.scheduler import Scheduler, SlurmCommands
 from cluster.slurm.slurm_container import container_of
@@ -32,6 +32,7 @@ from configs.sections.slurm_section import Slurm
 
 
 def main(run_folder: Path, submission: int) -> int:
+    """One start of the job, from its environment to its end; the exit code for Slurm. Raises StokerError."""
     block_signals()
     job, ledger = SlurmJob.from_env(os.environ), Ledger(RunFolder(run_folder).ledger)
     cancelled = is_cancelled(ledger.events(), job.job_id)  # while it waited in the queue
@@ -58,7 +59,7 @@ class _ThisStart:
     run_folder: Path
     submission: int
     ledger: Ledger
-    scheduler: Scheduler = field(default_factory=lambda: patient_commands(say))
+    scheduler: Scheduler = field(default_factory=lambda: retrying_commands(say))
 
     def run(self) -> Ending:
         """Raises StokerError when it cannot begin."""
@@ -70,7 +71,7 @@ class _ThisStart:
             without = self.can_do_without
             hosts = JobHosts(self.job, self.slurm, self.recipe.workers, without, self.ledger, say)
             return Supervisor(self.job, self.slurm, hosts, self.scheduler, self.ledger, say).run(start)
-        finally:
+        finally:  # the folder is shared, and the token opens the job's Ray
             token.unlink(missing_ok=True)
 
     def finish(self, ending: Ending) -> int:

@@ -17,8 +17,8 @@ from configs.errors import ClusterError
 __all__ = ["check_hosts", "plan_of_task"]
 
 
-_FIRST_PORT, _PORTS = 20000, 10000
-_QUEUED_S = 600.0
+_FIRST_PORT, _PORTS = 20000, 10000  # rank 0's port follows from the step's id: no task can ask another one for it
+_QUEUED_S = 600.0  # that srun may wait for hosts
 
 
 def plan_of_task(environment: Mapping[str, str], folder: Path, scheduler: Scheduler) -> CheckPlan:
@@ -30,6 +30,7 @@ def plan_of_task(environment: Mapping[str, str], folder: Path, scheduler: Schedu
 
 
 def step_command(folder: Path, nodes: int, flags: Sequence[str]) -> list[str]:
+    """The srun that checks `nodes` hosts, one task on each; `flags` are the user's, for srun. Pure."""
     return [
         *("srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--job-name=stoker-doctor"),
         *("--overlap", "--export=ALL", "--kill-on-bad-exit=0", *flags),
@@ -38,7 +39,10 @@ def step_command(folder: Path, nodes: int, flags: Sequence[str]) -> list[str]:
 
 
 def check_hosts(folder: Path, nodes: int, flags: Sequence[str], environment: Mapping[str, str]) -> list[HostReport]:
-    """Raises ClusterError when Slurm does not start the check, or none of it comes back."""
+    """The hosts' reports, by name.
+
+    Raises ClusterError when Slurm does not start the check, or not all of it comes back.
+    """
     command = step_command(folder.resolve(), nodes, flags)
     try:
         done = subprocess.run(

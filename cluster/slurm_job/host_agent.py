@@ -17,9 +17,9 @@ from pathlib import Path
 
 from cluster.hosts.health_process import HostCheck
 from cluster.hosts.health_report import CheckPlan
-from cluster.hosts.host_fitness import OBJECT_STORE_BYTES, measure, problems
+from cluster.hosts.host_fitness import OBJECT_STORE_BYTES, host_problems, measure_host_health
 from cluster.hosts.network import address_towards, free_port, interface_address, interface_of, reaches
-from cluster.processes.private_folder import session_folder
+from cluster.processes.private_folder import private_folder
 from cluster.processes.process_tree import adopt_orphans, die_with_parent, end_descendants
 from cluster.ray_cluster.live_hosts import RayHosts
 from cluster.slurm.scheduler import SlurmCommands
@@ -27,8 +27,8 @@ from cluster.slurm_job.lost_head import OrphanWatch
 from configs.errors import RunFolderError, StokerError, UnfitHostError
 
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-TICK_S = 0.5
-BEAT_S = 5.0
+AGENT_POLL_S = 0.5  # between two looks at Ray and at the first host
+BEAT_S = 5.0  # between two reports that this host is there
 PROBE_TIMEOUT_S = 1.0
 # Ray gives a silent host up after about five seconds: this one must be quiet by then.
 FENCE_S = 3.5
@@ -61,10 +61,12 @@ class AgentPlan:
     contained: bool  # the agents are in containers, and cluster/slurm_job/orphan_step.py runs beside them
 
     def encode(self) -> str:
+        """One word of a command line; `decode` takes it back."""
         return json.dumps(asdict(self))
 
     @classmethod
     def decode(cls, text: str) -> "AgentPlan":
+        """From what `encode` gave."""
         return cls(**json.loads(text))
 
 
@@ -110,6 +112,7 @@ def ray_environment(plan: AgentPlan, interface: str) -> dict[str, str]:
 
 
 def orphan_watch(plan: AgentPlan, host: str) -> OrphanWatch:
+    """That of `host`, with Slurm's own commands: outside of any container."""
     hosts = (plan.head, host)
     folder = Path(plan.folder)
     return OrphanWatch(plan.job_id, hosts, len(plan.hosts), plan.max_requeues, folder, SlurmCommands(), say)
@@ -130,7 +133,7 @@ class Agent:
         self._answered = False
         self._restarts = 0
         self._hosts: RayHosts | None = None
-        self._told: set[str] | None = None
+        self._reported: set[str] | None = None
         self._health: HostCheck | None = None
         self._checked = False
         self._beat = 0.0
@@ -138,22 +141,22 @@ class Agent:
 
     def run(self) -> int:
         """Until the supervisor ends it or leaves this host out (0), or it cannot go on (1)."""
-        self._tell_presence()
+        self._report_presence()
         self._start()
-        while not told_to_leave(self._host, TICK_S):
+        while not leave_requested(self._host, AGENT_POLL_S):
             problem = self._check()
             if problem is not None:
                 say(f"{self._host}: {problem}\n{self.last_words()}")
-                tell({"failed": {"host": self._host, "message": problem, "code": 1}})
+                send_message({"failed": {"host": self._host, "message": problem, "code": 1}})
                 return 1
         return 0
 
     def _check(self) -> str | None:
         """One look at Ray and at the first host; what makes it pointless to go on."""
-        self._tell_health()
-        self._tell_presence()
+        self._report_health()
+        self._report_presence()
         if self._host == self._plan.head:
-            self._tell_hosts()
+            self._report_hosts()
             return f"Ray's head ended ({_how(self._ray)})" if self._ended() else None
         if reaches(self._plan.address, PROBE_TIMEOUT_S):
             self._heard, self._answered = time.monotonic(), True
@@ -161,27 +164,28 @@ class Agent:
         silent_s = time.monotonic() - self._heard
         if silent_s > FENCE_S:
             if self._answered and self._ray is not None:  # before, its Ray is not up yet, and ours waits for it
+                # Fencing: a host that is cut off must not go on writing while the run starts again elsewhere.
                 self._kill()
                 say(f"{self._host}: {self._plan.head} has not answered for {silent_s:.1f} s: ended Ray here")
             if self._orphan is not None:
                 self._orphan.look()
         return None
 
-    def _tell_presence(self) -> None:
+    def _report_presence(self) -> None:
         if time.monotonic() - self._beat > BEAT_S:
             self._beat = time.monotonic()
-            tell({"here": self._host})
+            send_message({"here": self._host})
 
-    def _tell_hosts(self) -> None:
+    def _report_hosts(self) -> None:
         """To the supervisor, when it is news: the hosts whose Ray is alive, as the head sees it."""
         if not reaches(self._plan.address, PROBE_TIMEOUT_S):
             return
         if self._hosts is None:
             self._hosts = RayHosts(self._plan.address, self._plan.token)
         alive = self._hosts.alive()
-        if alive is not None and alive != self._told:
-            tell({"alive": sorted(alive)})
-            self._told = alive
+        if alive is not None and alive != self._reported:
+            send_message({"alive": sorted(alive)})
+            self._reported = alive
 
     def _start_health_check(self) -> None:
         """Beside Ray, which takes as long to start; once."""
@@ -193,9 +197,9 @@ class Agent:
         environment = {**ray_environment(self._plan, self._interface), **others}
         self._health = HostCheck(plan, environment, self._folder / "check.log")
 
-    def _tell_health(self) -> None:
+    def _report_health(self) -> None:
         if self._health is not None and (report := self._health.report()):
-            tell({"checked": report.as_dict()})
+            send_message({"checked": report.as_dict()})
             self._health, self._checked = None, True
 
     def _ended(self) -> bool:
@@ -221,6 +225,8 @@ class Agent:
             stdin=subprocess.DEVNULL,
             stdout=(self._folder / "start.log").open("ab"),
             stderr=subprocess.STDOUT,
+            # Out of the agent's process group, whose signals are not for Ray; but tied to the agent, or Ray would
+            # outlive an agent that is killed.
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -243,18 +249,18 @@ def _how(process: subprocess.Popen[bytes] | None) -> str:
     return f"signal {-status}" if status is not None and status < 0 else f"exit {status}"
 
 
-def told_to_leave(host: str, timeout_s: float) -> bool:
+def leave_requested(host: str, timeout_s: float) -> bool:
     """Wait that long for the end of standard input, or a line there with the name of this host."""
     import select
 
     readable, _, _ = select.select([0], [], [], timeout_s)
     if not readable:
         return False
-    told = os.read(0, 1 << 12)
-    return not told or host in told.decode().splitlines()
+    order = os.read(0, 1 << 12)
+    return not order or host in order.decode().splitlines()
 
 
-def tell(message: dict[str, object]) -> None:
+def send_message(message: dict[str, object]) -> None:
     """To the supervisor, through srun."""
     print(json.dumps(message), flush=True)  # noqa: T201
 
@@ -274,9 +280,9 @@ def check_shared(plan: AgentPlan, host: str) -> None:
 
 
 def check_fit(plan: AgentPlan) -> None:
-    """Raises UnfitHostError."""
+    """Raises UnfitHostError when this host has too little memory or space, or its clock is off."""
     try:
-        found = problems(measure(Path(plan.folder)), plan.memory_bytes or 0)
+        found = host_problems(measure_host_health(Path(plan.folder)), plan.memory_bytes or 0)
     except OSError as error:
         raise UnfitHostError(f"{plan.folder} cannot be written from here: {error.strerror}") from error
     if found:
@@ -284,20 +290,21 @@ def check_fit(plan: AgentPlan) -> None:
 
 
 def main(plan: AgentPlan) -> int:
+    """Until the supervisor ends it, or it cannot go on; the exit code. Nothing that it started remains."""
     # `scancel --signal` reaches every process of a step, which Ray would leave at. It is for the supervisor alone to
     # decide, so the signals are blocked, here and in all that starts from here. SIGKILL ends us all the same.
     signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
-    adopt_orphans()
+    adopt_orphans()  # before anything starts: what Ray starts leaves its parent, and `end_descendants` is to find it
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     with ExitStack() as stack:
         try:
             check_shared(plan, host)
             check_fit(plan)
-            agent = Agent(plan, host, stack.enter_context(session_folder()))
+            agent = Agent(plan, host, stack.enter_context(private_folder()))
         except StokerError as error:
             say(f"{host}: {error}")
             unfit = isinstance(error, UnfitHostError)
-            tell({"failed": {"host": host, "message": str(error), "code": error.exit_code, "unfit": unfit}})
+            send_message({"failed": {"host": host, "message": str(error), "code": error.exit_code, "unfit": unfit}})
             return error.exit_code
         code = agent.run()
         left = end_descendants(timeout_s=3.0)

@@ -3,10 +3,17 @@
 import time
 from collections.abc import Callable, Sequence
 
-from cluster.hosts.health_report import SLOW_PART, UNFIT_PART, HostReport, cut_hosts, lines, slow_hosts
+from cluster.hosts.health_report import (
+    SLOW_FRACTION,
+    UNFIT_FRACTION,
+    HostReport,
+    report_lines,
+    slow_hosts,
+    unreachable_hosts,
+)
 from cluster.run.job_events import HostBack, HostLost, HostsChecked, HostUnfit
 from cluster.run.ledger import Ledger
-from cluster.slurm.decisions import Ending, patience_s, unreliable_hosts, workers_that_fit
+from cluster.slurm.decisions import Ending, rejoin_timeout_s, unreliable_hosts, workers_that_fit
 from cluster.slurm.job_environment import SlurmJob
 from cluster.slurm_job.agent_step import HostAgents
 from configs.errors import EXIT_FAILED, EXIT_REQUEUE, ClusterError
@@ -37,6 +44,7 @@ class JobHosts:
 
     @property
     def names(self) -> list[str]:
+        """Hosts that take part and are not lost, in Slurm's order."""
         return [host for host in self._names if host not in self._lost]
 
     def not_ready(self, agents: HostAgents) -> list[str]:
@@ -66,7 +74,7 @@ class JobHosts:
         """None when the run begins without the hosts that did not join."""
         for host in missing:
             self._record_loss(host, "it did not join")
-        if self._head not in missing and patience_s(self._slurm, self._workers, self._room()) is None:
+        if self._head not in missing and rejoin_timeout_s(self._slurm, self._workers, self._room()) is None:
             self._say(f"{why}: going on without")
             return None
         return Ending(EXIT_FAILED, why, requeue=True)
@@ -79,7 +87,7 @@ class JobHosts:
             if host in agents.alive and self._lost.pop(host, 0.0):
                 self._ledger.append(HostBack(host=host, job=self._job.job_id))
                 self._say(f"host {host} is back")
-        patience = patience_s(self._slurm, self._workers, self._room())
+        patience = rejoin_timeout_s(self._slurm, self._workers, self._room())
         for host, since in self._lost.items():
             if patience is not None and now - since > patience:
                 return f"host {host} did not come back within {patience:.0f} s"
@@ -91,7 +99,7 @@ class JobHosts:
 
     def _leave_out(self, agents: HostAgents, host: str, cause: str) -> bool:
         """False when the run needs the host."""
-        if host == self._head or patience_s(self._slurm, self._workers, self._room(without=1)) is not None:
+        if host == self._head or rejoin_timeout_s(self._slurm, self._workers, self._room(without=1)) is not None:
             return False
         self._record_unfit(host, cause)
         self._say(f"host {host} is left out: {cause}")
@@ -103,13 +111,13 @@ class JobHosts:
     def _compare(self, agents: HostAgents) -> Ending | None:
         reports = [agents.reports[host] for host in self.names]
         self._tell(reports)
-        for host, cause in {**slow_hosts(reports, UNFIT_PART), **cut_hosts(reports)}.items():
+        for host, cause in {**slow_hosts(reports, UNFIT_FRACTION), **unreachable_hosts(reports)}.items():
             if self._leave_out(agents, host, cause):
                 reports = [report for report in reports if report.host != host]
             elif self._is_spare(host):
                 self._record_unfit(host, cause)
                 return Ending(EXIT_REQUEUE, f"{host}: {cause}", requeue=True)
-        for host, cause in slow_hosts(reports, SLOW_PART).items():
+        for host, cause in slow_hosts(reports, SLOW_FRACTION).items():
             self._say(f"warning: host {host} holds the others up: {cause}")
         remaining = {report.host for report in reports}
         for report in reports:
@@ -120,7 +128,7 @@ class JobHosts:
 
     def _tell(self, reports: list[HostReport]) -> None:
         for report in reports:
-            self._say(f"{report.host}: {'; '.join(lines(report))}")
+            self._say(f"{report.host}: {'; '.join(report_lines(report))}")
         rates = {r.host: {"flops": r.flops, "links": r.links, "disk_bytes_per_s": r.disk_bytes_per_s} for r in reports}
         together = reports[0].all_reduce_bytes_per_s
         self._ledger.append(HostsChecked(job=self._job.job_id, hosts=rates, all_reduce_bytes_per_s=together))
@@ -151,5 +159,5 @@ def _gave_up(agents: HostAgents) -> list[tuple[str, str, int]]:
 
 def _unfit(agents: HostAgents) -> dict[str, str]:
     """Hosts that did not pass their check, and why."""
-    told = {host: str(failure["message"]) for host, failure in agents.failed.items() if failure.get("unfit")}
-    return told | {host: "; ".join(report.problems) for host, report in agents.reports.items() if report.problems}
+    failed = {host: str(failure["message"]) for host, failure in agents.failed.items() if failure.get("unfit")}
+    return failed | {host: "; ".join(report.problems) for host, report in agents.reports.items() if report.problems}

@@ -16,11 +16,11 @@ from cluster.slurm.requeue import refuse_requeue, requeue
 from cluster.slurm.scheduler import Scheduler
 from configs.errors import EXIT_REQUEUE, ClusterError
 
-LOOK_S = 3.0
+LOOK_S = 3.0  # between two questions of one host, at the least
 QUESTIONS_PER_S = 20.0  # to Slurm's controller, by all hosts together
 
 
-def heir(job: Mapping[str, str], head: str) -> str | None:
+def takeover_host(job: Mapping[str, str], head: str) -> str | None:
     """The host that acts for an orphaned job, by what scontrol says of it; None while the job is none."""
     hosts = expand_hosts(job.get("NodeList", ""))
     if job.get("JobState") != "RUNNING" or job.get("BatchHost") != head or head in hosts or not hosts:
@@ -29,7 +29,7 @@ def heir(job: Mapping[str, str], head: str) -> str | None:
 
 
 class OrphanWatch:
-    """`look` is called while the first host does not answer."""
+    """Requeues an orphaned job, or ends it. `look` is called while the first host does not answer."""
 
     def __init__(
         self,
@@ -50,11 +50,12 @@ class OrphanWatch:
         self._told = self._done = False
 
     def look(self) -> None:
+        """Ask Slurm, but not too often, whether it has given the first host up; if so, and this host is next, act."""
         if self._done or time.monotonic() - self._looked < self._every_s:
             return
         self._looked = time.monotonic()
         try:
-            if heir(self._scheduler.job(self._job_id), self._head) == self._own:
+            if takeover_host(self._scheduler.job(self._job_id), self._head) == self._own:
                 self._end()
         except ClusterError as error:
             self._say(f"{self._own}: {self._head} does not answer, and Slurm cannot be asked: {error}")

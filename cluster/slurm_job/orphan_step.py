@@ -11,21 +11,22 @@ import time
 
 from cluster.hosts.network import reaches
 from cluster.slurm_job.host_agent import (
+    AGENT_POLL_S,
     FENCE_S,
     PROBE_TIMEOUT_S,
     SHIELDED,
-    TICK_S,
     AgentPlan,
+    leave_requested,
     orphan_watch,
-    told_to_leave,
 )
 
 
 def main(plan: AgentPlan) -> int:
+    """Until standard input ends; 0."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     watch, heard = orphan_watch(plan, host), time.monotonic()
-    while not told_to_leave(host, TICK_S):
+    while not leave_requested(host, AGENT_POLL_S):
         if reaches(plan.address, PROBE_TIMEOUT_S):
             heard = time.monotonic()
         elif time.monotonic() - heard > FENCE_S:

@@ -7,7 +7,7 @@ from pathlib import Path
 from cluster.hosts.network import address_towards, interface_address
 from cluster.slurm.job_environment import SlurmJob
 from cluster.slurm.scheduler import Scheduler
-from cluster.slurm.slurm_container import Container, inside
+from cluster.slurm.slurm_container import Container, python_command
 from cluster.slurm_job.host_agent import AgentPlan
 from configs.checkout import CHECKOUT
 
@@ -15,10 +15,10 @@ _MODULES = f"PYTHONPATH={CHECKOUT}"
 
 
 def agents_command(job: SlurmJob, python: str, plan: AgentPlan, container: Container | None) -> list[str]:
-    """One step with an agent on each host. It outlives a lost host, and an agent that ends."""
+    """One step with an agent on each host. It outlives a lost host, and an agent that ends: --no-kill, --wait=0."""
     flags = container.step_flags if container else []
     agent = ["-m", "cluster.slurm_job.host_agent", plan.encode()]
-    return [*_on_each_host(job, "stoker-agents"), *flags, *inside(container, python, [_MODULES], agent)]
+    return [*_on_each_host(job, "stoker-agents"), *flags, *python_command(container, python, [_MODULES], agent)]
 
 
 def orphan_watch_command(job: SlurmJob, python: str, plan: AgentPlan) -> list[str]:
@@ -50,7 +50,7 @@ def driver_command(job: SlurmJob, python: str, recipe: Path, plan: AgentPlan, co
         plan.address,
     ]
     variables = [_MODULES, "RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={plan.token}"]
-    command = inside(container, python, variables, arguments)
+    command = python_command(container, python, variables, arguments)
     if container is None or not container.step_flags:
         return command
     return [

@@ -26,8 +26,8 @@ from configs.sections.slurm_section import Slurm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 CANCEL = signal.SIGINT  # `stoker cancel`: as the warning, but for good
-TICK_S = 0.25
-HEAD_SILENCE_S = 4.0
+SIGNAL_POLL_S = 0.25  # for a signal, between two looks at agents and driver
+HEAD_SILENCE_S = 4.0  # longer than host_agent.FENCE_S: by then no host writes for this attempt any more
 MARGIN_S = 8.0  # of the time left, to end everything and to requeue
 STUCK_S = 2.0  # for the driver to leave when its Ray is broken
 
@@ -66,12 +66,12 @@ class Supervisor:
 
     def run(self, start: Start) -> Ending:
         """Returns when everything that it started is gone."""
-        adopt_orphans()
+        adopt_orphans()  # srun and the driver start processes of their own, which must not outlive this start
         agents = HostAgents(start.agents, start.environment)
         self._watch = HostAgents(start.orphan_watch, start.environment) if start.orphan_watch else None
         try:
             return self._wait_for_hosts(agents) or self._train(agents, start)
-        finally:
+        finally:  # agents first: they end Ray on their hosts, which this host cannot
             agents.end()
             if self._watch is not None:
                 self._watch.end()
@@ -127,7 +127,7 @@ class Supervisor:
         return f"Ray's head on {self._job.hosts[0]} is gone: this attempt is over"
 
     def _give_up(self, driver: subprocess.Popen[bytes], problem: str) -> Ending:
-        if not self._warned:
+        if not self._warned:  # else it has had the signal
             driver.send_signal(signal.SIGUSR1)
         try:
             driver.wait(STUCK_S)
@@ -148,8 +148,9 @@ class Supervisor:
         return Ending(code, f"the driver ended with {code}")
 
     def _tick(self, agents: HostAgents) -> None:
-        """Wait a moment for a signal, and take in what the agents tell."""
-        received = signal.sigtimedwait(SIGNALS, TICK_S)
+        """Wait a moment for a signal, and take in what the agents send."""
+        # Not by handlers: blocked signals wait, and none comes in the middle of a step of this loop.
+        received = signal.sigtimedwait(SIGNALS, SIGNAL_POLL_S)
         if received is not None:
             self._on_signal(signal.Signals(received.si_signo).name)
         agents.poll()
@@ -174,7 +175,10 @@ class Supervisor:
 
 
 def block_signals() -> None:
-    """Here and in all processes that start from here; SIGUSR1 is the supervisor's own way to tell the driver."""
+    """First of all, here and in all processes that start from here: one that comes too early waits for `sigtimedwait`.
+
+    SIGUSR1 is the supervisor's own way to stop the driver.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signal.signal(signal.SIGUSR1, lambda *_: None)  # some send it to the batch shell; ours is SIGUSR2
 

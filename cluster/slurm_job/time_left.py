@@ -11,7 +11,7 @@ from configs.errors import ClusterError
 
 
 class TimeLeft:
-    """Known some time after it was made, if Slurm answers."""
+    """The end of a job, known some time after this was made, if Slurm answers."""
 
     def __init__(self, job_id: str, scheduler: Scheduler, say: Callable[[str], None]) -> None:
         self._job_id, self._scheduler, self._say = job_id, scheduler, say

@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
-
 import configs.errors
 from cluster.forks.parent_end import ForkedWorker, Message
 from cluster.forks.start_fork_server import connect, try_connect
+from cluster.hosts.network import find_interface
 from cluster.ray_cluster.key_value import GroupStore, RunStore
 from cluster.run.faults import FaultPlace
 from cluster.run.ledger import Ledger
@@ -144,7 +143,7 @@ def _node_id() -> str:
 
 def _environment(order: ShellOrder, place: Place) -> dict[str, str]:
     """As torchrun's, and the network interface that leads to the other hosts."""
-    interface = interface_of(place.ip)
+    interface = find_interface(place.ip)
     networks = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
     return {
         "RANK": str(place.rank),
@@ -157,12 +156,6 @@ def _environment(order: ShellOrder, place: Place) -> dict[str, str]:
         "STOKER_HOST_IP": place.ip,
         **networks,
     }
-
-
-def interface_of(ip: str) -> str | None:
-    """The network interface with this address."""
-    addresses = psutil.net_if_addrs()
-    return next((name for name, found in addresses.items() if any(a.address == ip for a in found)), None)
 
 
 class _Shell:

@@ -9,9 +9,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from cluster.processes.private_folder import session_folder
+from cluster.processes.private_folder import private_folder
 from cluster.processes.stop_signals import StopSignals
-from cluster.ray_cluster.private_ray import LocalRay
+from cluster.ray_cluster.private_ray import PrivateRay
 from cluster.workers.run_workers import run_workers
 from cluster.workers.worker_shell import ShellOrder
 from configs.errors import StokerError
@@ -60,7 +60,7 @@ def run(folder: Path) -> None:
             if signals.requested:
                 (folder / "requested").write_text(signals.requested)
 
-        with session_folder() as private, LocalRay(private, 1, 0, lambda line: None):
+        with private_folder() as private, PrivateRay(private, 1, 0, lambda line: None):
             (folder / "session").write_text(os.environ["RAY_AUTH_TOKEN_PATH"])
             workers = Workers.model_validate({"count": 1})
             order = order_of("tests.support.small_driver:beat_until_told", {"folder": str(folder)})

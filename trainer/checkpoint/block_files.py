@@ -9,14 +9,15 @@ from pathlib import Path
 
 import xxhash
 
-BLOCK_BYTES = 4 << 20
-_ALIGNMENT = 4096
-_DIGEST_HEX = 32
+BLOCK_BYTES = 4 << 20  # part of the format: the manifest has a digest of each
+_ALIGNMENT = 4096  # a page, which is enough for O_DIRECT on local file systems; where not, the cache is used
+_DIGEST_HEX = 32  # characters of one digest
 _DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
 
 
 def host_memory(size_bytes: int) -> memoryview:
     """Zeroed whole pages of at least `size_bytes`, fit for direct input and output."""
+    # An anonymous mapping begins at a page, which neither bytearray nor torch.empty promises.
     area = mmap.mmap(-1, max(_rounded_up(size_bytes), _ALIGNMENT))
     if hasattr(mmap, "MADV_HUGEPAGE") and len(area) >= BLOCK_BYTES:
         area.madvise(mmap.MADV_HUGEPAGE)
@@ -38,6 +39,7 @@ def block_digest(block: memoryview) -> str:
 
 
 def block_digests(image: memoryview) -> str:
+    """The digests of all blocks of `image`, end to end in hexadecimal: what `StoredFile.blocks` holds."""
     return "".join(block_digest(image[start:stop]) for start, stop in block_spans(len(image)))
 
 
@@ -61,6 +63,7 @@ def write_file(path: Path, image: memoryview) -> None:
         direct = _set_direct(descriptor)
         position = 0
         while position < len(image):
+            # The last bytes are no whole page, and a short write may end within one: O_DIRECT takes neither.
             whole = len(image) - position >= _ALIGNMENT
             if direct and (not whole or position % _ALIGNMENT):
                 direct = _clear_direct(descriptor)
@@ -73,6 +76,7 @@ def write_file(path: Path, image: memoryview) -> None:
                 if not (direct and error.errno == errno.EINVAL):  # stricter about alignment than a page
                     raise
                 direct = _clear_direct(descriptor)
+        # O_DIRECT passes the page cache, not the disk's own, and knows nothing of the file's length.
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -87,6 +91,7 @@ class BlockFile:
         self._direct = _set_direct(self._descriptor)
 
     def size_bytes(self) -> int:
+        """Length of the open file, whatever its name is by now."""
         return os.fstat(self._descriptor).st_size
 
     def read_into(self, offset: int, into: memoryview, size_bytes: int) -> None:
@@ -99,6 +104,7 @@ class BlockFile:
             done += count
 
     def _read(self, offset: int, into: memoryview) -> int:
+        # After a short read, which network file systems make, the rest begins anywhere.
         if self._direct and (len(into) % _ALIGNMENT or offset % _ALIGNMENT):
             self._direct = _clear_direct(self._descriptor)
         try:
@@ -110,12 +116,14 @@ class BlockFile:
             return os.preadv(self._descriptor, [into], offset)
 
     def close(self) -> None:
+        """Nothing can be read afterwards."""
         os.close(self._descriptor)
 
 
 def _set_direct(descriptor: int) -> bool:
     if not _DIRECT:
         return False
+    # By fcntl, not at open(2): tmpfs and some network file systems refuse the flag, and then the file is open already.
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | _DIRECT)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One save: each rank stores its part, rank 0 publishes, each rank reads its part back from the medium.
+"""One save: each rank stores its share, rank 0 publishes, each rank reads its share back from the medium.
 
 Knows nothing of torch: what is committed is bytes in host memory.
 """
@@ -21,13 +21,13 @@ from trainer.checkpoint.block_files import (
 )
 from trainer.checkpoint.manifest import Manifest, StoredBuffer, StoredFile, StoredFragment, check_coverage
 from trainer.checkpoint.rank_receipts import Receipts
-from trainer.checkpoint.store_protocol import CheckpointFolder, CheckpointStore, Save, StoredBytes, read_manifest
+from trainer.checkpoint.store_protocol import CheckpointFolder, CheckpointStore, SaveId, StoredBytes, read_manifest
 
-_LOOK_S = 1.0
+_SUPERSEDED_CHECK_S = 1.0  # between two looks for a newer attempt: each reads the ledger on the shared file system
 
 
 @dataclass(frozen=True)
-class Part:
+class RankShare:
     """One rank's share of a checkpoint: the image of its safetensors file and what lies where in it."""
 
     header: Manifest  # complete but for files, fragments and buffers
@@ -44,7 +44,7 @@ class Commit:
         self,
         store: CheckpointStore,
         receipts: Receipts,
-        save: Save,
+        save: SaveId,
         *,
         rank: int,
         ranks: int,
@@ -60,42 +60,49 @@ class Commit:
         self.kept = False  # `publish` has found the checkpoint of an earlier try whole: it stays in this one's place
         self._store, self._receipts, self._save = store, receipts, save
         self._rank, self._ranks, self._given_up, self._superseded = rank, ranks, given_up, superseded
+        # Every rank makes its own: they meet in the store under the name of the save.
         self._staging = store.staging(save)
-        self._next_look = 0.0  # for a newer attempt, while waiting
+        self._next_check = 0.0  # for a newer attempt, while waiting
 
-    def store_part(self, part: Part) -> tuple[StoredFile, StoredBytes]:
-        """Store this rank's file and tell rank 0, also of a failure. Raises what went wrong."""
+    def store_share(self, share: RankShare) -> tuple[StoredFile, StoredBytes]:
+        """Store this rank's file and post the result to rank 0, also a failure. Raises what went wrong.
+
+        The file that comes back is open: it reads the same bytes after `publish` has renamed them.
+        """
         try:
             with ThreadPoolExecutor(1) as pool:  # hashing needs a processor, writing the medium
-                sha256 = pool.submit(lambda: hashlib.sha256(part.image).hexdigest())
-                file = self._staging.write(part.file, part.image)
-                blocks = block_digests(part.image)
-            name = self._staging.file_name(part.file)
-            stored = StoredFile(name, len(part.image), sha256.result(), blocks)
+                sha256 = pool.submit(lambda: hashlib.sha256(share.image).hexdigest())
+                file = self._staging.write(share.file, share.image)
+                blocks = block_digests(share.image)
+            name = self._staging.file_name(share.file)
+            stored = StoredFile(name, len(share.image), sha256.result(), blocks)
         except Exception as error:
-            self._post("stored", {"error": f"rank {self._rank} could not write {part.file}: {error}"})
+            # Posted even so, or rank 0 would wait up to RECEIPT_TIMEOUT_S for a file that never comes.
+            self._post("stored", {"error": f"rank {self._rank} could not write {share.file}: {error}"})
             raise
-        fragments = [asdict(replace(fragment, file=name)) for fragment in part.fragments]
-        buffers = {key: asdict(replace(buffer, file=name)) for key, buffer in part.buffers.items()}
+        # Only now: a receipt says that the bytes are durable, and rank 0 publishes by it.
+        fragments = [asdict(replace(fragment, file=name)) for fragment in share.fragments]
+        buffers = {key: asdict(replace(buffer, file=name)) for key, buffer in share.buffers.items()}
         self._post("stored", {"file": asdict(stored), "fragments": fragments, "buffers": buffers})
         return stored, file
 
     def publish(self, header: Manifest) -> Manifest:
-        """On rank 0: wait for every part, then write the manifest, which makes the checkpoint.
+        """On rank 0: wait for every share, then write the manifest, which makes the checkpoint.
 
-        A newer attempt first records that it has begun, then takes all staging away. So, after the last part: either
+        A newer attempt first records that it has begun, then takes all staging away. So, after the last share: either
         this sees the record, or what it would publish is taken away as a whole, or it was published before.
         """
-        parts = self._await("stored")
+        posted = self._await("stored")
         manifest = replace(
             header,
-            files=[StoredFile(**part["file"]) for part in parts],
-            fragments=[StoredFragment(**entry) for part in parts for entry in part["fragments"]],
-            buffers={name: StoredBuffer(**entry) for part in parts for name, entry in part["buffers"].items()},
+            files=[StoredFile(**share["file"]) for share in posted],
+            fragments=[StoredFragment(**entry) for share in posted for entry in share["fragments"]],
+            buffers={name: StoredBuffer(**entry) for share in posted for name, entry in share["buffers"].items()},
         )
         check_coverage(manifest)
+        # As late as can be: from the last share on, only this keeps a superseded attempt from publishing.
         self.check_current()
-        if not self._staging.publish(manifest.encode()):
+        if not self._staging.publish(manifest.encode()):  # of two attempts one publishes: never both, never a mixture
             self._keep_or_replace(manifest)
         return manifest
 
@@ -105,7 +112,7 @@ class Commit:
             self._verify(self._store.at(self._save.step))
             self.kept = True
         except DamagedCheckpointError as error:
-            self.check_current()
+            self.check_current()  # `verify` reads whole files, for minutes: time enough for a newer attempt to begin
             aside = self._store.put_aside(self._save.step)
             if not self._staging.publish(manifest.encode()):
                 raise CheckpointError(f"{error}; put aside as {aside}, and another one came in its place") from error
@@ -116,13 +123,18 @@ class Commit:
             raise SupersededError("a newer attempt of this run has begun")
 
     def read_back(self, stored: StoredFile, file: StoredBytes) -> None:
-        """Compare this rank's file, as the medium has it now, with what was to be written; tell rank 0."""
+        """Compare this rank's file, as the medium has it now, with what was to be written; post the result to rank 0.
+
+        After `publish`, not before: what is read then is what a restart would read. Closes `file`. Raises
+        DamagedCheckpointError naming the first byte that differs, EOFError, OSError.
+        """
         try:
             bad = _first_bad_block(stored, file)
             if bad is not None:
                 start = bad * BLOCK_BYTES
                 raise DamagedCheckpointError(f"{stored.name} reads otherwise than it was written, from byte {start} on")
         except Exception as error:
+            # Anything else, as a timeout, says nothing of the bytes: the checkpoint may be whole and stays.
             damaged = isinstance(error, DamagedCheckpointError | EOFError | FileNotFoundError)
             self._post("read-back", {"error": str(error), "damaged": damaged})
             raise
@@ -131,12 +143,12 @@ class Commit:
         self._post("read-back", {})
 
     def await_read_back(self) -> None:
-        """On rank 0: raises DamagedCheckpointError for a part that is not what was written.
+        """On rank 0: raises DamagedCheckpointError for a share that is not what was written.
 
         CheckpointError when that is not known.
         """
         self._await("read-back")
-        self._receipts.discard()
+        self._receipts.discard()  # nobody reads or posts any more: rank 0 was the last to wait
 
     def discard(self) -> None:
         """On rank 0, after a failure before publication: a full disk needs the room now."""
@@ -156,9 +168,9 @@ class Commit:
     def _waits_in_vain(self) -> bool:
         if self._given_up():
             return True
-        if time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_check:
             return False
-        self._next_look = time.monotonic() + _LOOK_S
+        self._next_check = time.monotonic() + _SUPERSEDED_CHECK_S
         return self._superseded()
 
 

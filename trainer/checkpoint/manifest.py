@@ -17,7 +17,7 @@ from data.atomic import to_json
 __all__ = ["Manifest"]
 
 
-FORMAT = 3
+FORMAT = 3  # raised whenever an older Stoker would misread what a newer one writes
 MANIFEST = "manifest.json"
 MASTER = "master"  # the kind of the fp32 weights; every other kind is the optimizer's name of an element-wise state
 FRAGMENT_DTYPE = "F32"
@@ -81,7 +81,7 @@ class Manifest:
     schedule: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)  # of a validation at this very step
     scalars: dict[str, Any] = field(default_factory=dict)
-    numbers: dict[str, Any] = field(default_factory=dict)  # left-out steps, and the losses that spikes are told by
+    numbers: dict[str, Any] = field(default_factory=dict)  # steps left out, and losses to compare the next ones with
     files: list[StoredFile] = field(default_factory=list)
     fragments: list[StoredFragment] = field(default_factory=list)
     buffers: dict[str, StoredBuffer] = field(default_factory=dict)
@@ -94,6 +94,7 @@ class Manifest:
 
     @property
     def total_bytes(self) -> int:
+        """Of all ranks' files, without the manifest."""
         return sum(stored.bytes for stored in self.files)
 
 
@@ -106,6 +107,7 @@ def decode_manifest(content: bytes, where: str) -> Manifest:
     try:
         document = json.loads(content)
         body = document["manifest"]
+        # The very bytes, not only their meaning: a flipped bit may leave JSON of equal content.
         if content != to_json(document) or document["sha256"] != _checksum(body):
             raise DamagedCheckpointError(f"{where} is damaged: its checksum does not match")
         if body["format"] != FORMAT:
@@ -126,7 +128,7 @@ def check_coverage(manifest: Manifest) -> None:
     for fragment in manifest.fragments:
         spans.setdefault((fragment.kind, fragment.parameter), []).append((fragment.start, fragment.count))
     for (kind, name), found in spans.items():
-        position = 0
+        position = 0  # sorted, so that each must begin where the one before ended: neither a gap nor an overlap
         for start, count in sorted(found):
             if start != position:
                 raise CheckpointError(f"the {kind} fragments of {name} overlap or gap at {min(start, position)}")

@@ -19,15 +19,15 @@ from obstore.store import ObjectStore
 from configs.errors import CheckpointError, RunFolderError
 from trainer.checkpoint.folder_store import step_name
 from trainer.checkpoint.manifest import MANIFEST, decode_manifest
-from trainer.checkpoint.store_protocol import Save, of_older_attempt
+from trainer.checkpoint.store_protocol import SaveId, of_older_attempt
 
 T = TypeVar("T")
 _ASIDE = "damaged-manifest"
-_PART_BYTES = 8 << 20
-_CONNECTIONS = 4
+_PART_BYTES = 8 << 20  # of a multipart upload; S3 takes 10,000 parts, so a rank's file may have 80 GB
+_CONNECTIONS = 4  # of one upload: every rank of a host uploads at the same time
 _TRIES = 6
 _RETRIES = 5  # obstore's own, of what a store does not answer
-_PERSISTED = 2
+_BRIEF_TRIES = 2  # where nothing is to be retried for long, each of them already with obstore's _RETRIES
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 
@@ -51,21 +51,21 @@ def open_object_store(url: str, environment: Mapping[str, str]) -> ObjectStore:
         raise RunFolderError(f"checkpoint.dir {url} cannot be used: {first_line}") from error
 
 
-def _persistently(where: str, act: Callable[[], T], patience_s: float) -> T:
+def _retry(where: str, act: Callable[[], T], retry_s: float) -> T:
     """`act()`, again after errors that obstore itself does not retry, such as 409 and a lost upload. Raises OSError.
 
-    At least _TRIES times, and for `patience_s`; a refusal only _TRIES times. Without patience no more than twice what
-    obstore itself has asked for again and again: somebody waits.
+    At least _TRIES times, and for `retry_s`; a refusal only _TRIES times. With `retry_s` 0 no more than _BRIEF_TRIES
+    of what obstore itself has asked for again and again: somebody waits at the terminal.
     """
-    pause_s, tries, deadline = _FIRST_PAUSE_S, 0, time.monotonic() + patience_s
+    pause_s, tries, deadline = _FIRST_PAUSE_S, 0, time.monotonic() + retry_s
     while True:
         tries += 1
         try:
             return act()
         except (BaseError, _ConflictError) as error:
             refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-            persisted = patience_s <= 0 and tries >= _PERSISTED and f"after {_RETRIES} retries" in str(error)
-            if persisted or (tries >= _TRIES and (refused or time.monotonic() > deadline)):
+            in_vain = retry_s <= 0 and tries >= _BRIEF_TRIES and f"after {_RETRIES} retries" in str(error)
+            if in_vain or (tries >= _TRIES and (refused or time.monotonic() > deadline)):
                 first_line = (str(error).splitlines() or [""])[0][:300]
                 raise OSError(errno.EIO, f"{where}: {first_line}") from error
         time.sleep(pause_s)
@@ -73,15 +73,16 @@ def _persistently(where: str, act: Callable[[], T], patience_s: float) -> T:
 
 
 class _Objects:
-    """The few operations that checkpoints need, each persistent."""
+    """The few operations that checkpoints need, each tried again for `retry_s`. They raise OSError, as a disk would."""
 
-    def __init__(self, store: ObjectStore, where: str, patience_s: float) -> None:
-        self._store, self.where, self._patience_s = store, where, patience_s
+    def __init__(self, store: ObjectStore, where: str, retry_s: float) -> None:
+        self._store, self.where, self._retry_s = store, where, retry_s
 
     def _act(self, path: str, act: Callable[[], T]) -> T:
-        return _persistently(f"{self.where}/{path}", act, self._patience_s)
+        return _retry(f"{self.where}/{path}", act, self._retry_s)
 
-    def impatient(self) -> "_Objects":
+    def retrying_briefly(self) -> "_Objects":
+        """The same objects for somebody who waits."""
         return _Objects(self._store, self.where, 0.0)
 
     def get(self, path: str) -> bytes:
@@ -110,6 +111,7 @@ class _Objects:
             try:
                 obstore.put(self._store, path, content, mode="create", use_multipart=False)
             except AlreadyExistsError as error:  # 412; and 409, after which there may be nothing
+                # A retried put whose first answer was lost finds its own content: that is a success, not a loss.
                 try:
                     return obstore.get(self._store, path).bytes() == content
                 except FileNotFoundError:
@@ -136,9 +138,11 @@ class ObjectFile:
         self._objects, self._path = objects, path
 
     def size_bytes(self) -> int:
+        """As the store has it now: one HEAD request. Raises OSError."""
         return self._objects.size_bytes(self._path)
 
     def read_into(self, offset: int, into: memoryview, size_bytes: int) -> None:
+        """Fill the first `size_bytes` of `into` by one range request. Raises EOFError, OSError."""
         self._objects.range_into(self._path, offset, into[:size_bytes])
 
     def close(self) -> None:
@@ -153,49 +157,57 @@ class ObjectCheckpoint:
         self.where = f"{objects.where}/{self._prefix}"
 
     def manifest(self) -> bytes:
+        """All of manifest.json. Raises OSError."""
         return self._objects.get(f"{self._prefix}/{MANIFEST}")
 
     def open(self, name: str) -> ObjectFile:
+        """A file of the checkpoint; asks nothing of the store yet."""
         return ObjectFile(self._objects, f"{self._prefix}/{name}")
 
 
 class ObjectStaging:
     """A prefix of one save, below the step that it will be."""
 
-    def __init__(self, objects: _Objects, save: Save) -> None:
+    def __init__(self, objects: _Objects, save: SaveId) -> None:
         self._objects, self._save, self._step = objects, save, step_name(save.step)
 
     def file_name(self, name: str) -> str:
+        """With the save's own prefix, as an object stays where it was put."""
         return f"{self._save.name}/{name}"
 
     def write(self, name: str, image: memoryview) -> ObjectFile:
+        """Upload a file of this rank; complete and durable when this returns. Raises OSError."""
         path = f"{self._step}/{self.file_name(name)}"
         self._objects.put(path, image)
         return ObjectFile(self._objects, path)
 
     def publish(self, manifest: bytes) -> bool:
+        """Put the manifest where none is. False where a checkpoint of this step is there already. Raises OSError."""
         path = f"{self._step}/{MANIFEST}"
         if self._objects.create(path, manifest):
             return True
         if not of_older_attempt(ObjectCheckpoint(self._objects, self._save.step), self._save):
             return False  # what was staged is removed at the next cleaning: it is still to be read back
+        # Deleted, then created, never overwritten: should a third attempt put its own in between, `create` yields.
         self._objects.delete([path])
         return self._objects.create(path, manifest)
 
     def discard(self) -> None:
-        objects = self._objects.impatient()  # what is left is removed at the next start
+        """Remove what was staged, by all ranks. Raises OSError, soon: the training waits."""
+        objects = self._objects.retrying_briefly()  # what is left is removed at the next start
         objects.delete(objects.paths(f"{self._step}/{self._save.name}"))
 
 
 class ObjectCheckpointStore:
     """All checkpoints below one prefix. obstore does not outlive a fork: workers are spawned."""
 
-    def __init__(self, store: ObjectStore, where: str, patience_s: float = 0.0) -> None:
-        """`patience_s`: how long a store that does not answer is asked again."""
-        self._objects = _Objects(store, where, patience_s)
+    def __init__(self, store: ObjectStore, where: str, retry_s: float = 0.0) -> None:
+        """`retry_s`: how long a store that does not answer is asked again."""
+        self._objects = _Objects(store, where, retry_s)
         self.where = where
 
     def steps(self) -> list[int]:
+        """Of the published checkpoints, oldest first: steps with a manifest. Raises OSError."""
         return sorted(step for step, names in self._by_step().items() if MANIFEST in names)
 
     def _by_step(self) -> dict[int, list[str]]:
@@ -207,12 +219,15 @@ class ObjectCheckpointStore:
         return found
 
     def at(self, step: int) -> ObjectCheckpoint:
+        """The checkpoint of `step`, whether it is there or not."""
         return ObjectCheckpoint(self._objects, step)
 
-    def staging(self, save: Save) -> ObjectStaging:
+    def staging(self, save: SaveId) -> ObjectStaging:
+        """Where `save` puts its files: below its step, under a name that no other save has."""
         return ObjectStaging(self._objects, save)
 
     def probe(self) -> None:
+        """Put a small object and remove it. Raises OSError where that is refused."""
         name = f"probe-{uuid.uuid4().hex}"
         self._objects.put(name, memoryview(b"probe"))
         self._objects.delete([name])
@@ -222,19 +237,23 @@ class ObjectCheckpointStore:
         prefix = step_name(step)
         taken = sum(path.startswith(f"{prefix}/{_ASIDE}") for path in self._objects.paths(prefix))
         aside = f"{prefix}/{_ASIDE}-{taken}.json"
+        # Copied before it is removed: a crash in between leaves both, and the next start does it again.
         self._objects.put(aside, memoryview(self._objects.get(f"{prefix}/{MANIFEST}")))
         self._objects.delete([f"{prefix}/{MANIFEST}"])
         return aside
 
     def damaged(self) -> bool:
+        """Whether any was put aside. Lists the whole prefix."""
         return any(name.startswith(_ASIDE) for names in self._by_step().values() for name in names)
 
     def remove(self, step: int) -> None:
+        """Remove a published checkpoint. Raises OSError."""
         prefix = step_name(step)
         self._objects.delete([f"{prefix}/{MANIFEST}"])  # first: from now on it is no checkpoint
         self._objects.delete(self._objects.paths(prefix))
 
     def clean(self) -> None:
+        """Remove files that no manifest names. Raises OSError. Only while no other attempt can be writing."""
         for step, names in self._by_step().items():
             if any(name.startswith(_ASIDE) for name in names):
                 continue  # kept for whoever looks into the damage

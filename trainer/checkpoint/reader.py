@@ -24,7 +24,7 @@ from trainer.checkpoint.store_protocol import (
     StoredBytes,
     open_stored,
     read_manifest,
-    told,
+    translate_errors,
 )
 from trainer.engine.engine_protocol import Engine, Extent, ReadSlice, Scalars
 from trainer.rank.ranks import Ranks
@@ -32,11 +32,11 @@ from trainer.rank.ranks import Ranks
 __all__ = ["CheckpointReader", "check_model", "open_newest", "restore", "verify"]
 
 
-_THREADS = 4
+_THREADS = 4  # a disk, or a store, wants some requests under way at once; hashing takes a processor each
 
 
 @dataclass(frozen=True)
-class _Run:
+class _BlockRun:
     """Blocks [first, last] of one file, in memory and checked."""
 
     first: int
@@ -51,8 +51,8 @@ class CheckpointReader:
     folder: CheckpointFolder
     manifest: Manifest
     _open: dict[str, StoredBytes] = field(default_factory=dict)
-    _runs: dict[str, list[_Run]] = field(default_factory=lambda: defaultdict(list))
-    _recent: dict[str, list[_Run]] = field(default_factory=dict)
+    _runs: dict[str, list[_BlockRun]] = field(default_factory=lambda: defaultdict(list))
+    _recent: dict[str, list[_BlockRun]] = field(default_factory=dict)
     _stored: dict[str, StoredFile] = field(default_factory=dict)
     _fragments: dict[tuple[str, str], list[StoredFragment]] = field(default_factory=lambda: defaultdict(list))
 
@@ -68,6 +68,7 @@ class CheckpointReader:
         self.close()
 
     def close(self) -> None:
+        """Close all files. Tensors that were read stay valid: they keep their memory."""
         for file in self._open.values():
             file.close()
         self._open.clear()
@@ -94,6 +95,7 @@ class CheckpointReader:
                 for fragment in self._fragments.get((kind, parameter), ()):
                     low, high = max(start, fragment.start), min(stop, fragment.start + fragment.count)
                     if low < high:
+                        # Byte of the parameter's element 0, were the fragment to reach back to it.
                         at = fragment.offset - fragment.start * FRAGMENT_ITEM_BYTES
                         yield fragment.file, at + low * FRAGMENT_ITEM_BYTES, at + high * FRAGMENT_ITEM_BYTES
         for buffer in self.manifest.buffers.values():
@@ -107,24 +109,25 @@ class CheckpointReader:
         offsets += [b.offset for b in self.manifest.buffers.values() if b.file == file]
         return min([*offsets, self._stored[file].bytes])
 
-    def _read_run(self, name: str, first: int, last: int) -> _Run:
+    def _read_run(self, name: str, first: int, last: int) -> _BlockRun:
         memory = host_memory((last - first + 1) * BLOCK_BYTES)
 
         def read(block: int) -> None:
             place = (block - first) * BLOCK_BYTES
             self._read_block(name, block, memory[place : place + BLOCK_BYTES])
 
-        self._file(name)  # opened here, so that the threads find it open
+        self._file(name)  # opened here: threads that raced to open it would leave some descriptors open
         with ThreadPoolExecutor(min(_THREADS, last - first + 1)) as pool:
             list(pool.map(read, range(first, last + 1)))
-        return _Run(first, last, memory)
+        return _BlockRun(first, last, memory)
 
     def _read_block(self, name: str, block: int, into: memoryview) -> None:
         stored, start = self._stored[name], block * BLOCK_BYTES
         size = min(BLOCK_BYTES, stored.bytes - start)
         where = f"{self.folder.where}/{name}"
         file = self._file(name)
-        told(where, partial(file.read_into, start, into, size))
+        translate_errors(where, partial(file.read_into, start, into, size))
+        # Before anybody looks at them: a foreign or damaged file is refused without its bytes being interpreted.
         if block_digest(into[:size]) != digest_of_block(stored.blocks, block):
             raise DamagedCheckpointError(
                 f"{where} is damaged: bytes {start} to {start + size} are not what the manifest says"
@@ -164,6 +167,7 @@ class CheckpointReader:
         return pieces[0] if len(pieces) == 1 else torch.cat([torch.empty(0), *pieces])
 
     def buffers(self) -> dict[str, torch.Tensor]:
+        """Every buffer and frozen parameter by name, whole, on the host. Raises DamagedCheckpointError."""
         return {name: self._buffer(name) for name in self.manifest.buffers}
 
     def _buffer(self, name: str) -> torch.Tensor:
@@ -220,7 +224,7 @@ def _verify_file(folder: CheckpointFolder, stored: StoredFile) -> None:
     try:
         for start in range(0, stored.bytes, BLOCK_BYTES):
             size = min(BLOCK_BYTES, stored.bytes - start)
-            told(where, partial(file.read_into, start, memory, size))
+            translate_errors(where, partial(file.read_into, start, memory, size))
             digest.update(memory[:size])
     finally:
         file.close()
@@ -240,8 +244,11 @@ def open_newest(
     A damaged one is put aside as `damaged-step-…`, reported through `damaged`, and the one before it is tried. `accept`
     raises for a checkpoint that is whole but not this run's; what any rank raises is raised on every rank.
     """
+    # Listed by rank 0 alone: ranks that saw different steps would try different checkpoints, and hang.
     for step in reversed(ranks.from_leader(store.steps())):
         reader, error = _try_open(store.at(step), ranks, extents, accept)
+        # Every rank reads other blocks: what one finds damaged, all must leave. The gather is also the barrier after
+        # which no rank reads the files of a checkpoint that is put aside.
         errors = [found for found in ranks.gather(error) if found is not None]
         if not errors:
             return reader
@@ -249,7 +256,7 @@ def open_newest(
             reader.close()
         for found in errors:
             if not isinstance(found, DamagedCheckpointError):
-                raise found
+                raise found  # on every rank: an older checkpoint would not mend another recipe or an unreadable disk
         if ranks.leads:
             damaged(f"{errors[0]}; put aside as {store.put_aside(step)}, trying the checkpoint before it")
         ranks.sum([0.0])  # nobody looks at the folder again before it is renamed
@@ -276,6 +283,7 @@ def _try_open(
         return None, error
     reader = CheckpointReader(folder, manifest)
     try:
+        # Heads of files by turns: no rank's extents cover them, and all ranks together are to check every byte.
         reader.fetch(extents(), [stored.name for stored in manifest.files[ranks.rank :: ranks.world]])
     except StokerError as error:
         reader.close()
@@ -297,5 +305,5 @@ def check_model(engine: Engine, manifest: Manifest) -> None:
 
 
 def restore(engine: Engine, reader: CheckpointReader) -> None:
-    """Fill the engine from a checkpoint that `open_newest` gave."""
+    """Fill the engine from a checkpoint that `open_newest` gave, on every rank. Raises CheckpointError, EngineError."""
     engine.load(reader.read, reader.buffers(), Scalars(**reader.manifest.scalars))

@@ -1,8 +1,12 @@
-"""The layout of a safetensors file (github.com/huggingface/safetensors), planned before any tensor is copied."""
+"""The layout of a safetensors file, planned before any tensor is copied, and its header read without torch.
+
+The format: 8 bytes with the length of a JSON header, the header, the tensors' bytes end to end
+(https://github.com/huggingface/safetensors, README).
+"""
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,19 +17,21 @@ __all__ = ["DTYPE_BYTES", "TensorInfo", "read_header", "write_tensors"]
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _MAX_HEADER_BYTES = 100_000_000  # as the library's own limit
-_ALIGNMENT = 8
-
-_ALIGNMENT = 64
+_IMAGE_ALIGNMENT = 64  # bytes, of the first tensor in a checkpoint's file
+_EXPORT_ALIGNMENT = 8  # bytes: the format's own, and what exported files have always had
 
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """One tensor to be stored. `dtype` as safetensors calls it, such as F32."""
+class TensorInfo:
+    """What a header says of one tensor. `dtype` as safetensors calls it, such as F32."""
 
-    key: str
     dtype: str
     shape: tuple[int, ...]
-    bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor in the file. Raises KeyError for a dtype that is not in DTYPE_BYTES."""
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -37,30 +43,26 @@ class TensorFilePlan:
     bytes: int
 
 
-def plan_tensor_file(specs: Sequence[TensorSpec], item_bytes: dict[str, int]) -> TensorFilePlan:
-    """Tensors in the order given, but those of wide dtypes first: without gaps all are aligned then. Pure."""
-    entries, starts, position = {}, {}, 0
-    for spec in sorted(specs, key=lambda spec: -item_bytes[spec.dtype]):
-        offsets = [position, position + spec.bytes]
-        entries[spec.key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": offsets}
-        starts[spec.key] = position
-        position += spec.bytes
+def plan_tensor_file(tensors: Mapping[str, TensorInfo]) -> TensorFilePlan:
+    """The file of a checkpoint: tensors in the order given, but those of wide dtypes first. Pure.
+
+    Sorted so, without gaps between them, every tensor is aligned to its own dtype.
+    """
+    return _plan(dict(sorted(tensors.items(), key=lambda item: -DTYPE_BYTES[item[1].dtype])), _IMAGE_ALIGNMENT, {})
+
+
+def _plan(tensors: Mapping[str, TensorInfo], alignment: int, metadata: dict[str, str]) -> TensorFilePlan:
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    starts, position = {}, 0
+    for name, info in tensors.items():
+        span = [position, position + info.bytes]
+        entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": span}
+        starts[name] = position
+        position += info.bytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    text += b" " * (-(len(text) + 8) % alignment)  # blanks at the end of the JSON are the format's only padding
     header = len(text).to_bytes(8, "little") + text
-    return TensorFilePlan(header, {key: start + len(header) for key, start in starts.items()}, len(header) + position)
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a header tells of one tensor."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+    return TensorFilePlan(header, {name: start + len(header) for name, start in starts.items()}, len(header) + position)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -85,23 +87,15 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def write_tensors(
-    path: Path, plan: dict[str, TensorInfo], contents: Iterable[memoryview], metadata: dict[str, str]
+    path: Path, tensors: Mapping[str, TensorInfo], contents: Iterable[memoryview], metadata: dict[str, str]
 ) -> None:
-    """Write `contents`, one for each tensor of `plan` and in its order, as they come; on disk when this returns."""
-    entries: dict[str, Any] = {"__metadata__": metadata}
-    position = 0
-    for name, info in plan.items():
-        entries[name] = {
-            "dtype": info.dtype,
-            "shape": list(info.shape),
-            "data_offsets": [position, position + info.bytes],
-        }
-        position += info.bytes
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % _ALIGNMENT)
+    """Write `contents`, one for each of `tensors` and in their order, as they come; on disk when this returns.
+
+    Raises ValueError for a content of another size than its entry, FileExistsError, and OSError.
+    """
     with path.open("xb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for (name, info), content in zip(plan.items(), contents, strict=True):
+        file.write(_plan(tensors, _EXPORT_ALIGNMENT, metadata).header)
+        for (name, info), content in zip(tensors.items(), contents, strict=True):
             if content.nbytes != info.bytes:
                 raise ValueError(f"{name} has {content.nbytes} bytes, planned were {info.bytes}")
             file.write(content)

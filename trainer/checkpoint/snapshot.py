@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 
 from trainer.checkpoint.block_files import host_memory
-from trainer.checkpoint.commit import Part
+from trainer.checkpoint.commit import RankShare
 from trainer.checkpoint.manifest import FRAGMENT_DTYPE, Manifest, StoredBuffer, StoredFragment
-from trainer.checkpoint.safetensors_file import TensorSpec, plan_tensor_file
+from trainer.checkpoint.safetensors_file import TensorInfo, plan_tensor_file
 from trainer.engine.engine_protocol import Engine, Fragment
 from trainer.rank.ranks import Ranks
 
@@ -24,7 +24,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_ITEM_BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
 class HostBuffer:
@@ -44,27 +43,28 @@ class HostBuffer:
     def _allocate(self, size_bytes: int) -> torch.Tensor:
         if self._device.type == "cpu":
             return torch.frombuffer(host_memory(size_bytes), dtype=torch.uint8)
+        # Pinned once and kept: pinning some GB takes seconds, and pageable memory would make every copy wait.
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
 
 
-def take_snapshot(engine: Engine, header: Manifest, ranks: Ranks, buffer: HostBuffer) -> Part:
+def take_snapshot(engine: Engine, header: Manifest, ranks: Ranks, buffer: HostBuffer) -> RankShare:
     """Copy this rank's share; training may go on as soon as this returns."""
     file = f"rank-{ranks.rank:05d}-of-{ranks.world:05d}.safetensors"
     fragments = list(engine.fragments())
-    buffers = share_of(engine.buffers(), ranks.rank, ranks.world)
+    buffers = buffers_of_rank(engine.buffers(), ranks.rank, ranks.world)
     live = {_key(fragment): fragment.tensor for fragment in fragments}
     live |= {f"buffer/{name}": value for name, value in buffers.items()}
-    specs = [TensorSpec(key, _NAMES[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for key, t in live.items()]
-    plan = plan_tensor_file(specs, _ITEM_BYTES)
+    plan = plan_tensor_file({key: TensorInfo(_NAMES[t.dtype], tuple(t.shape)) for key, t in live.items()})
     image = buffer.of_bytes(plan.bytes)
     image[: len(plan.header)] = torch.frombuffer(bytearray(plan.header), dtype=torch.uint8)
-    for spec in specs:
-        tensor, offset = live[spec.key], plan.offsets[spec.key]
+    for key, tensor in live.items():
+        offset = plan.offsets[key]
         # Into pinned memory without waiting: one wait for all copies.
-        image[offset : offset + spec.bytes].view(tensor.dtype).copy_(tensor.detach().reshape(-1), non_blocking=True)
+        image[offset : offset + tensor.nbytes].view(tensor.dtype).copy_(tensor.detach().reshape(-1), non_blocking=True)
+    # Or the next step would change the weights while they are still being copied.
     if engine.device.type != "cpu":
         torch.accelerator.synchronize()
-    return Part(
+    return RankShare(
         header,
         file,
         image.numpy().data,
@@ -83,9 +83,9 @@ def _key(fragment: Fragment) -> str:
     return StoredFragment(fragment.parameter, fragment.kind, fragment.start, 0, "", 0, FRAGMENT_DTYPE).key
 
 
-def share_of(buffers: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
+def buffers_of_rank(buffers: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
     """Whole tensors that every rank holds, dealt out so that each is stored once and all write about as much."""
-    loads_bytes = [0] * ranks
+    loads_bytes = [0] * ranks  # every rank works all of it out, so that no collective is needed to agree
     mine = {}
     for name, tensor in sorted(buffers.items(), key=lambda item: (-item[1].nbytes, item[0])):
         least = loads_bytes.index(min(loads_bytes))

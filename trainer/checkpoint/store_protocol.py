@@ -7,14 +7,14 @@ from typing import Protocol, TypeVar
 from configs.errors import CheckpointError, DamagedCheckpointError
 from trainer.checkpoint.manifest import MANIFEST, Manifest, StoredFile, decode_manifest
 
-__all__ = ["CheckpointFolder", "CheckpointStore", "listed", "read_manifest"]
+__all__ = ["CheckpointFolder", "CheckpointStore", "list_steps", "read_manifest"]
 
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Save:
+class SaveId:
     """Which save of which attempt: no other save, of this attempt or another, shares its staging."""
 
     attempt: int
@@ -23,18 +23,24 @@ class Save:
 
     @property
     def name(self) -> str:
+        """Part of names in the store; no two saves of a run have the same."""
         return f"{self.attempt}-{self.number}-{self.step:08d}"
 
 
 class StoredBytes(Protocol):
     """One file of a checkpoint, open for reading at any place; threads may share it."""
 
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """Length of the file now. Raises OSError."""
 
     def read_into(self, offset: int, into: memoryview, size_bytes: int) -> None:
-        """Fill the first `size_bytes` of `into`, whole pages of `host_memory`; a page's start in the file too."""
+        """Fill the first `size_bytes` of `into`, whole pages of `host_memory`; `offset` begins a page too.
 
-    def close(self) -> None: ...
+        Raises EOFError when the file ends before, OSError.
+        """
+
+    def close(self) -> None:
+        """Release the file."""
 
 
 class Staging(Protocol):
@@ -44,13 +50,19 @@ class Staging(Protocol):
         """What the manifest calls the file `name`, relative to the checkpoint."""
 
     def write(self, name: str, image: memoryview) -> StoredBytes:
-        """Store a file; it is durable, and open for reading whatever is renamed later, when this returns."""
+        """Store a file; it is durable, and open for reading whatever is renamed later, when this returns.
+
+        Raises OSError.
+        """
 
     def publish(self, manifest: bytes) -> bool:
-        """Make it the checkpoint of its step, in one step that a crash cannot cut. False when there was one already."""
+        """Make it the checkpoint of its step, in one step that a crash cannot cut. Raises OSError.
+
+        False when there was one already; but that of an older attempt is replaced.
+        """
 
     def discard(self) -> None:
-        """Remove what was staged."""
+        """Remove what all ranks have staged. Raises OSError."""
 
 
 class CheckpointFolder(Protocol):
@@ -58,9 +70,11 @@ class CheckpointFolder(Protocol):
 
     where: str  # starts every message
 
-    def manifest(self) -> bytes: ...
+    def manifest(self) -> bytes:
+        """The manifest's file, not decoded. Raises OSError."""
 
-    def open(self, name: str) -> StoredBytes: ...
+    def open(self, name: str) -> StoredBytes:
+        """The file that the manifest calls `name`. Raises OSError."""
 
 
 class CheckpointStore(Protocol):
@@ -71,9 +85,11 @@ class CheckpointStore(Protocol):
     def steps(self) -> list[int]:
         """Of the published checkpoints, oldest first; staging never counts."""
 
-    def at(self, step: int) -> CheckpointFolder: ...
+    def at(self, step: int) -> CheckpointFolder:
+        """The checkpoint of `step`; whether it is there shows when it is read."""
 
-    def staging(self, save: Save) -> Staging: ...
+    def staging(self, save: SaveId) -> Staging:
+        """Where `save` gathers its files: the same place on every rank."""
 
     def probe(self) -> None:
         """Write something, and remove it. Raises OSError where that cannot be done."""
@@ -85,24 +101,24 @@ class CheckpointStore(Protocol):
         """Whether any was put aside."""
 
     def remove(self, step: int) -> None:
-        """A crash half-way leaves no torn checkpoint under its name."""
+        """Remove a published checkpoint. A crash half-way leaves no torn one under its name."""
 
     def clean(self) -> None:
         """Remove what crashed saves and removals left; only while no other attempt can be writing."""
 
 
-def listed(store: CheckpointStore) -> list[int]:
+def list_steps(store: CheckpointStore) -> list[int]:
     """The steps of the published checkpoints. Raises CheckpointError when the store does not answer."""
-    return told(store.where, store.steps)
+    return translate_errors(store.where, store.steps)
 
 
 def read_manifest(folder: CheckpointFolder) -> Manifest:
     """Raises DamagedCheckpointError naming the file, CheckpointError when it is of another format or unreadable."""
     where = f"{folder.where}/{MANIFEST}"
-    return decode_manifest(told(where, folder.manifest), where)
+    return decode_manifest(translate_errors(where, folder.manifest), where)
 
 
-def of_older_attempt(folder: CheckpointFolder, save: Save) -> bool:
+def of_older_attempt(folder: CheckpointFolder, save: SaveId) -> bool:
     """Whether a superseded attempt published it behind the back of the attempt that saves now, or it is damaged."""
     try:
         return read_manifest(folder).attempt < save.attempt
@@ -113,23 +129,25 @@ def of_older_attempt(folder: CheckpointFolder, save: Save) -> bool:
 def open_stored(folder: CheckpointFolder, stored: StoredFile) -> StoredBytes:
     """Raises DamagedCheckpointError when the file is missing or of another size, CheckpointError when unreadable."""
     where = f"{folder.where}/{stored.name}"
-    file = told(where, lambda: folder.open(stored.name))
-    size = told(where, file.size_bytes)
+    file = translate_errors(where, lambda: folder.open(stored.name))
+    size = translate_errors(where, file.size_bytes)
     if size != stored.bytes:
         file.close()
         raise DamagedCheckpointError(f"{where} has {size} bytes, its manifest says {stored.bytes}")
     return file
 
 
-def told(where: str, act: Callable[[], T]) -> T:
-    """`act()`, its errors told: a file that is not there is damage; one that cannot be read may be whole."""
+def translate_errors(where: str, act: Callable[[], T]) -> T:
+    """`act()`. Raises DamagedCheckpointError for a missing or short file, CheckpointError for any other OSError.
+
+    One that cannot be read may be whole: only damage lets a reader go back to an older checkpoint.
+    """
     try:
         return act()
     except (FileNotFoundError, EOFError, IsADirectoryError, NotADirectoryError) as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else f"is cut short or no file: {error}"
         raise DamagedCheckpointError(f"{where} {problem}") from error
     except OSError as error:
-        cause = (error.strerror or str(error) or type(error).__name__).splitlines()[0][
-            :300
-        ]  # of an object store: a whole traceback
+        # obstore's errors have a whole traceback in them.
+        cause = (error.strerror or str(error) or type(error).__name__).splitlines()[0][:300]
         raise CheckpointError(f"{where} cannot be read: {cause}") from error

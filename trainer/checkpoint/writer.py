@@ -9,17 +9,17 @@ from pathlib import Path
 
 from configs.errors import CheckpointError, DamagedCheckpointError, SupersededError
 from configs.recipe import Checkpoint
-from trainer.checkpoint.commit import Commit, Part
+from trainer.checkpoint.commit import Commit, RankShare
 from trainer.checkpoint.manifest import Manifest, StoredFile
 from trainer.checkpoint.rank_receipts import Receipts, clean_receipts
 from trainer.checkpoint.reader import verify
-from trainer.checkpoint.retention import superfluous
+from trainer.checkpoint.retention import steps_to_remove
 from trainer.checkpoint.snapshot import HostBuffer, take_snapshot
-from trainer.checkpoint.store_protocol import CheckpointStore, Save, StoredBytes, read_manifest
+from trainer.checkpoint.store_protocol import CheckpointStore, SaveId, StoredBytes, read_manifest
 from trainer.engine.engine_protocol import Engine
 from trainer.rank.ranks import Ranks
 
-__all__ = ["CheckpointWriter", "SaveStart", "Stall"]
+__all__ = ["CheckpointStall", "CheckpointWriter", "SaveStart"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SaveStart:
 
 
 @dataclass(frozen=True)
-class Stall:
+class CheckpointStall:
     """What a save kept the training loop from: waiting for the save before, and copying."""
 
     start: SaveStart
@@ -63,10 +63,14 @@ class CheckpointWriter:
         settings: Checkpoint,
         *,
         superseded: Callable[[], bool],
-        published: Callable[[Manifest, Stall, float], None],
+        published: Callable[[Manifest, CheckpointStall, float], None],
         warn: Callable[[str], None],
     ) -> None:
-        """`superseded`: whether a newer attempt has begun, after which this one publishes nothing."""
+        """`superseded`: whether a newer attempt has begun, after which this one publishes nothing.
+
+        `published` is called on rank 0, in the thread of the save, with the manifest, what the save kept the loop
+        from, and the seconds that it took.
+        """
         self._store, self._receipts_root, self._ranks, self._settings = store, receipts_root, ranks, settings
         self._superseded, self._published, self._warn = superseded, published, warn
         self._thread: threading.Thread | None = None
@@ -107,15 +111,16 @@ class CheckpointWriter:
         """
         start = start or SaveStart.now({})
         started = time.monotonic()
-        error = self.wait()
+        error = self.wait()  # one buffer: the save before must be written before its memory is filled again
         waited = time.monotonic()
         self._saves += 1
+        # A new one for each save: what was given up for the save before says nothing of this one.
         self._given_up = threading.Event()
         self._buffer = self._buffer or HostBuffer(engine.device)
-        part = take_snapshot(engine, header, self._ranks, self._buffer)
-        stall = Stall(start, wait_s=waited - started, copy_s=time.monotonic() - waited)
-        # A daemon, so that a failed run is not kept from ending by a rank that will never hand its part over.
-        arguments = (part, stall, self._given_up)
+        share = take_snapshot(engine, header, self._ranks, self._buffer)
+        stall = CheckpointStall(start, wait_s=waited - started, copy_s=time.monotonic() - waited)
+        # A daemon, so that a failed run is not kept from ending by a rank that will never hand its share over.
+        arguments = (share, stall, self._given_up)
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
         if not self._settings.background:
@@ -133,7 +138,7 @@ class CheckpointWriter:
         return error
 
     def give_up(self) -> None:
-        """A rank failed: do not wait for its part any longer."""
+        """A rank failed: do not wait for its share any longer."""
         self._given_up.set()
 
     def clean(self) -> None:
@@ -146,9 +151,9 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, part: Part, stall: Stall, given_up: threading.Event) -> None:
+    def _write(self, share: RankShare, stall: CheckpointStall, given_up: threading.Event) -> None:
         started = time.monotonic()
-        save = Save(part.header.attempt, self._saves, part.header.step)
+        save = SaveId(share.header.attempt, self._saves, share.header.step)
         receipts = Receipts(self._receipts_root, save)
         rank, ranks = self._ranks.rank, self._ranks.world
         published = False
@@ -163,23 +168,24 @@ class CheckpointWriter:
             verify=verify,
         )
         try:
-            stored, file = commit.store_part(part)
+            stored, file = commit.store_share(share)
             if self._ranks.leads:
-                manifest = commit.publish(part.header)
+                manifest = commit.publish(share.header)
                 published = True
                 if not commit.kept:
                     self._published(manifest, stall, time.monotonic() - started)
                 self._confirm(commit, stored, file, save.step)
                 self._failed_in_a_row = 0
             else:
+                # Without waiting for `publish`: the file is open, and its bytes do not change by a rename.
                 commit.read_back(stored, file)
         except Exception as error:  # whatever it is, the training thread decides what to do about it
             if self._ranks.leads and not published:
                 with contextlib.suppress(OSError):  # what cannot be removed now is removed at the next start
                     commit.discard()
-            told = " is doubtful" if published else " was not written"
+            outcome = " is doubtful" if published else " was not written"
             self._cause = (
-                f"the checkpoint of step {save.step}{told} ({error}); those before it are kept: "
+                f"the checkpoint of step {save.step}{outcome} ({error}); those before it are kept: "
                 f"see that {self._store.where} can be written and has free space"
             )
             self._failed_in_a_row += 1
@@ -201,7 +207,8 @@ class CheckpointWriter:
         commit.check_current()
         # Later ones are a superseded attempt's: they neither go nor make others go.
         steps = [found for found in self._store.steps() if found <= step]
-        for old in superfluous(steps, self._validations(steps), self._settings):
+        # Last of all, when the new one is known to be whole: at no moment is there none that a restart could use.
+        for old in steps_to_remove(steps, self._validations(steps), self._settings):
             try:
                 self._store.remove(old)
             except OSError as error:

@@ -13,7 +13,7 @@ from configs.errors import CheckpointError, RunFolderError
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from trainer.checkpoint.open_store import checkpoint_store, store_at
-from trainer.checkpoint.store_protocol import CheckpointStore, listed, read_manifest
+from trainer.checkpoint.store_protocol import CheckpointStore, list_steps, read_manifest
 from trainer.terminal import console, fail, say
 
 __all__ = ["app"]
@@ -67,7 +67,7 @@ def list_(run_dir: RunDir) -> None:
     """The published checkpoints, oldest first."""
     store = open_store(run_dir)
     table = Table("step", "samples", "workers", "engine", "bytes", "attempt", "validation")
-    for step in listed(store):
+    for step in list_steps(store):
         manifest = read_manifest(store.at(step))
         figures = " ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
         size = f"{manifest.total_bytes:,}"
@@ -81,7 +81,7 @@ def verify(run_dir: Place, step: Step = None) -> None:
     """Check every file of one checkpoint, or of all, against its manifest."""
     located = locate(run_dir, step)
     store, damaged = located.store, 0
-    steps = listed(store) if located.step is None else [_chosen(located)]
+    steps = list_steps(store) if located.step is None else [_chosen(located)]
     from trainer.checkpoint.reader import verify as verified  # imports torch
 
     for each in steps:
@@ -123,10 +123,10 @@ def export(
         raise RunFolderError(f"{run_dir} is in no run folder, whose recipe.yaml tells the model: give RUN_DIR --step N")
     from trainer.checkpoint.reader import verify  # imports torch
     from trainer.huggingface.config_files import tokenizer_path
-    from trainer.huggingface.export import DTYPES, Export
+    from trainer.huggingface.export import DTYPES, ExportOptions
     from trainer.huggingface.export import export as write
 
-    how = Export(DTYPES[dtype], ema, shard_bytes)
+    how = ExportOptions(DTYPES[dtype], ema, shard_bytes)
     if recipe.ema is not None and not ema:
         say("these are the last weights; validation is of their average (ema), which --ema exports")
     for path in write(recipe, folder, verify(folder), out.absolute(), how):
@@ -138,7 +138,7 @@ def export(
 
 def _chosen(located: Located) -> int:
     """The step that is named, or the newest. Raises RunFolderError naming the steps that are there."""
-    store, steps = located.store, listed(located.store)
+    store, steps = located.store, list_steps(located.store)
     if not steps:
         raise RunFolderError(f"{store.where} has no checkpoint yet")
     if located.step is not None and located.step not in steps:

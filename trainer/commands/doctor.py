@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from cluster.hosts.health_report import SLOW_PART, UNFIT_PART, CheckPlan, HostReport, cut_hosts, lines, slow_hosts
+from cluster.hosts.health_report import (
+    SLOW_FRACTION,
+    UNFIT_FRACTION,
+    CheckPlan,
+    HostReport,
+    report_lines,
+    slow_hosts,
+    unreachable_hosts,
+)
 from cluster.hosts.resources import available_cpus, available_gpus, check_writable
 from configs.errors import EXIT_FAILED, RecipeError
 from trainer.terminal import fail, say
@@ -46,23 +54,23 @@ def doctor(
 
 
 def _check_here(folder: Path) -> HostReport:
-    from trainer.host_health.all_reduce_speed import between_processes
+    from trainer.host_health.all_reduce_speed import all_reduce_between_processes
     from trainer.host_health.measure_host import check  # imports torch
 
     say(f"cpus {available_cpus()}, gpus {available_gpus()}")
     report = check(CheckPlan(str(folder), (socket.gethostname(),), 0, ""))
-    say(f"all-reduce {between_processes() / 1e6:,.0f} MB/s between two processes here")
+    say(f"all-reduce {all_reduce_between_processes() / 1e6:,.0f} MB/s between two processes here")
     return report
 
 
 def _show(reports: list[HostReport]) -> bool:
     """Everything that was found; whether all are fit."""
     for report in reports:
-        for line in lines(report):
+        for line in report_lines(report):
             say(f"{report.host}: {line}" if len(reports) > 1 else line)
     unfit = {report.host: "; ".join(report.problems) for report in reports if report.problems}
-    unfit = {**cut_hosts(reports), **slow_hosts(reports, UNFIT_PART), **unfit}
-    for host, cause in slow_hosts(reports, SLOW_PART).items():
+    unfit = {**unreachable_hosts(reports), **slow_hosts(reports, UNFIT_FRACTION), **unfit}
+    for host, cause in slow_hosts(reports, SLOW_FRACTION).items():
         if host not in unfit:
             say(f"warning: {host} holds the others up: {cause}")
     for host, cause in unfit.items():

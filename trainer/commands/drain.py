@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cloud.spot_notice import is_taken_away
+from cluster.cloud.spot_notice import is_preempted
 from cluster.ray_cluster.drain_node import drain_this_node
 from configs.errors import EXIT_FAILED, ClusterError
 from trainer.terminal import fail, say
@@ -57,7 +57,7 @@ def await_notice(provider: Provider, endpoint: str | None) -> None:
     told = -_TELL_S
     while True:
         try:
-            if is_taken_away(provider, endpoint):
+            if is_preempted(provider, endpoint):
                 say(f"{provider} takes this host away")
                 return
         except OSError as error:

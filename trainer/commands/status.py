@@ -18,7 +18,7 @@ from configs.errors import CheckpointError, RunFolderError
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from trainer.checkpoint.open_store import checkpoint_store
-from trainer.checkpoint.store_protocol import listed
+from trainer.checkpoint.store_protocol import list_steps
 from trainer.commands.checkpoint import open_run
 from trainer.history.goodput import Account, superseded_lines
 from trainer.history.run_report import History, read_history
@@ -72,7 +72,7 @@ def status(
 def _published(folder: RunFolder, recipe: Recipe) -> tuple[list[int] | None, str]:
     """None, and why, where the checkpoints' store does not answer: the rest of the run can be told all the same."""
     try:
-        return listed(checkpoint_store(folder, recipe)), ""
+        return list_steps(checkpoint_store(folder, recipe)), ""
     except (CheckpointError, RunFolderError) as error:  # its address alone may be one that cannot be used here
         return None, f"checkpoints: {error}"
 

@@ -11,10 +11,10 @@ from configs.errors import RecipeError
 from configs.slurm_profiles import profiles_path
 from trainer.terminal import say
 
+__all__ = ["submit"]
+
 if TYPE_CHECKING:
     from trainer.launch.slurm_submit import Submission
-
-__all__ = ["submit"]
 
 
 Flag = Annotated[str | None, typer.Option()]

@@ -11,7 +11,7 @@ def position_seed(seed: int, *position: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def enter_position(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
+def seed_dropout(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
     """Point the default generators of host and device at this micro-batch of this step."""
     value = position_seed(seed, step, micro_batch)
     # torch.manual_seed takes half a millisecond: it seeds every kind of device there might be.

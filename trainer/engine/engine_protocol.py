@@ -28,7 +28,7 @@ class StepResult:
     skipped: bool  # fp16 overflow, for which the loss scale was lowered: no update was made
     dropped: bool = False  # no update was made either: it was not admitted, or a gradient was no number
     overflows_in_a_row: int = 0  # of fp16 gradients, with this step; those left out before neither count nor end it
-    own_s: float = 0.0  # of this rank's own work, without waiting for others; 0 where that cannot be told
+    own_s: float = 0.0  # of this rank's own work, without waiting for others; 0 where that is not known
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,17 @@ class Engine(Protocol):
         stays as it was, in every bit.
         """
 
-    def pass_over(self, lr: float) -> None:
-        """A step without any update: as `train_step` leaves the state when it is not admitted."""
+    def skip_update(self, lr: float) -> None:
+        """A step without any update: leaves the state as `train_step` does when `admit` says no."""
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
         """Sums of the task's outputs over this rank's micro-batches, in evaluation mode."""
 
     def sample(self, length: int) -> str | None:
-        """What the task shows of itself, such as a generated text of `length` tokens. It beats at each of them."""
+        """What the task shows of itself, such as a generated text of `length` tokens; None without samples."""
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model computes with its averaged weights where the recipe keeps an average."""
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with its averaged weights where the recipe has `ema`, else with its own."""
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each trainable parameter by name; tied parameters once."""
@@ -105,7 +105,10 @@ class Engine(Protocol):
         """Everything else that the next step depends on."""
 
     def load(self, read: ReadState, buffers: dict[str, torch.Tensor], scalars: Scalars) -> None:
-        """Take over a stored state. `read(kind, parameter)` gives a reader of [start, stop), or None if not stored."""
+        """Take over a stored state. `read(kind, parameter)` gives a reader of [start, stop), or None if not stored.
+
+        Raises CheckpointError when the state is of another model, EngineError when it does not arrive.
+        """
 
     def not_finite(self) -> str | None:
         """The first thing of this rank's part of the state that holds an infinity or a NaN, also as the model uses it.

@@ -59,7 +59,7 @@ def sheet_flops(name: str) -> float | None:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bf16, rather than emulates them; True where that cannot be told."""
+    """Whether the device has instructions for bf16, rather than emulates them; True where that is not known."""
     if device.type == "cpu" and platform.machine() == "x86_64":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return device.type != "cuda" or bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -70,7 +70,7 @@ def _measured_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     size, products = (768, 1) if device.type == "cpu" else (8192, 8)
     try:
         return _matmul_flops(device, dtype, size, products)
-    except torch.OutOfMemoryError:  # the run has the rest of the device; smaller products tell a little less
+    except torch.OutOfMemoryError:  # the run has the rest of the device; smaller products reach a little less
         return _matmul_flops(device, dtype, 2048, products)
 
 

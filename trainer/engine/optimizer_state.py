@@ -8,14 +8,17 @@ import torch
 
 from configs.errors import CheckpointError, EngineError
 from trainer.engine.engine_protocol import ReadSlice, ReadState
-from trainer.engine.zero_layout import Layout, Piece
+from trainer.engine.zero_layout import ParameterPiece, ZeroLayout
 
 _ELEMENTWISE = {"AdamW": ("exp_avg", "exp_avg_sq"), "SGD": ("momentum_buffer",)}
 _HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov")
 
 
 def group_scalars(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """Each group's hyper-parameters and, after the first step of Adam, `step`: its number of updates."""
+    """Each group's hyper-parameters and, after the first step of Adam, `step`: its number of updates.
+
+    Raises EngineError when parameters took different numbers of steps.
+    """
     steps = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
     if len(steps) > 1:
         raise EngineError(f"parameters took different numbers of optimizer steps: {sorted(steps)}")
@@ -27,7 +30,7 @@ def group_scalars(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]
 
 
 def restore_groups(optimizer: torch.optim.Optimizer, scalars: dict[str, dict[str, Any]]) -> None:
-    """Raises CheckpointError when the groups are others."""
+    """Set the stored hyper-parameters of each group, by its name. Raises CheckpointError when the groups are others."""
     names = [group["name"] for group in optimizer.param_groups]
     if sorted(names) != sorted(scalars):
         raise CheckpointError(f"the checkpoint has the parameter groups {sorted(scalars)}, the model {sorted(names)}")
@@ -35,10 +38,13 @@ def restore_groups(optimizer: torch.optim.Optimizer, scalars: dict[str, dict[str
         group |= {key: value for key, value in scalars[group["name"]].items() if key in _HYPERPARAMETERS}
 
 
-def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, Any]]) -> None:
-    """Fill this rank's masters and rebuild the optimizer's state as the optimizer itself would have made it."""
+def restore_state(layout: ZeroLayout, read: ReadState, scalars: dict[str, dict[str, Any]]) -> None:
+    """Fill this rank's masters and rebuild the optimizer's state as the optimizer itself would have made it.
+
+    `scalars`: as `group_scalars`. Raises CheckpointError when a master is not stored. `layout.refresh` is to follow.
+    """
     optimizer = layout.base_optimizer
-    before = dict(optimizer.state)
+    before = dict(optimizer.state)  # its tensors are filled again where they fit: new ones would double the memory
     optimizer.state.clear()
     kinds = _ELEMENTWISE[type(optimizer).__name__]
     for piece in layout.pieces:
@@ -46,7 +52,7 @@ def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, 
         piece.of(piece.flat).copy_(_reader(read, "master", piece.parameter)(piece.start, stop))
         for kind in kinds:
             stored = read(kind, piece.parameter)
-            if stored is not None:
+            if stored is not None:  # none before the first step: the optimizer makes its state at that step
                 state = optimizer.state[piece.flat]
                 if kind not in state:
                     # Zeroing all of it would cost a pass over memory; what no piece covers is padding.
@@ -58,7 +64,7 @@ def restore_state(layout: Layout, read: ReadState, scalars: dict[str, dict[str, 
         _restore_step(layout, step, kinds)
 
 
-def _restore_step(layout: Layout, step: float, kinds: Sequence[str]) -> None:
+def _restore_step(layout: ZeroLayout, step: float, kinds: Sequence[str]) -> None:
     """A rank's share of a group may be padding alone: the optimizer counts its steps like any other's."""
     states = layout.base_optimizer.state
     for flat in layout.flats:
@@ -69,7 +75,7 @@ def _restore_step(layout: Layout, step: float, kinds: Sequence[str]) -> None:
         state["step"] = torch.tensor(step, dtype=torch.float32, device=flat.device)
 
 
-def _zero_padding(state: torch.Tensor, pieces: list[Piece]) -> None:
+def _zero_padding(state: torch.Tensor, pieces: list[ParameterPiece]) -> None:
     if sum(piece.count for piece in pieces) < state.numel():
         flat, position = state.view(-1), 0
         for piece in sorted(pieces, key=lambda piece: piece.offset):
@@ -88,6 +94,7 @@ def _reader(read: ReadState, kind: str, parameter: str) -> ReadSlice:
 def first_not_finite(named: Sequence[tuple[str, torch.Tensor]]) -> str | None:
     """The name of the first tensor that holds an infinity or a NaN. One pass, one wait for the device."""
     filled = [(name, tensor.detach()) for name, tensor in named if tensor.numel()]
+    # The largest absolute value is infinite or NaN exactly when one element is.
     largest = torch.nn.utils.get_total_norm([tensor for _, tensor in filled], math.inf)
     if bool(torch.isfinite(largest)):
         return None

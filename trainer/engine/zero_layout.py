@@ -17,7 +17,7 @@ from configs.errors import EngineError
 
 
 @dataclass(frozen=True)
-class Piece:
+class ParameterPiece:
     """`count` elements of `parameter` from `start` on lie in `flat` (the optimizer's own tensor) from `offset` on."""
 
     parameter: str
@@ -34,10 +34,10 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """This rank's pieces, and how to bring changed master weights into the model."""
+class ZeroLayout:
+    """This rank's pieces, and how to bring changed master weights into the model: `refresh`, on every rank at once."""
 
-    pieces: list[Piece]
+    pieces: list[ParameterPiece]
     replicated: bool  # every rank holds everything (stage 0)
     base_optimizer: Any
     refresh: Callable[[], None]
@@ -54,6 +54,7 @@ def sharded_optimizer(engine_class: Any) -> Iterator[None]:
     choose = engine_class._do_optimizer_sanity_check
 
     def sharded(engine: Any, optimizer: Any) -> Any:
+        # Asked all the same: it refuses combinations that DeepSpeed cannot do.
         chosen = choose(engine, optimizer)
         return "zero_optimization" if engine.zero_optimization_stage() else chosen
 
@@ -64,13 +65,14 @@ def sharded_optimizer(engine_class: Any) -> Iterator[None]:
         engine_class._do_optimizer_sanity_check = choose
 
 
-def find_layout(engine: Any, names: dict[int, str]) -> Layout:
+def find_layout(engine: Any, names: dict[int, str]) -> ZeroLayout:
     """The layout of a DeepSpeed engine. `names` maps id(parameter) to its name.
 
     Raises EngineError naming the optimizer class when its layout is not known.
     """
     optimizer = engine.optimizer
-    finders: list[tuple[str, Callable[[Any, dict[int, str]], Layout]]] = [
+    # By what only that optimizer has, in this order: those of stages 1 to 3 have `param_groups` as well.
+    finders: list[tuple[str, Callable[[Any, dict[int, str]], ZeroLayout]]] = [
         ("fp32_partitioned_groups_flat", _stage_3),
         ("single_partition_of_fp32_groups", _stage_1_and_2),
         ("fp32_groups", _unsharded_half),
@@ -84,7 +86,7 @@ def find_layout(engine: Any, names: dict[int, str]) -> Layout:
     )
 
 
-def even_share(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
+def even_share(pieces: list[ParameterPiece], rank: int, ranks: int) -> list[ParameterPiece]:
     """Of pieces that every rank holds: this rank's part when each stores as many elements, give or take one."""
     total = sum(piece.count for piece in pieces)
     first, last = total * rank // ranks, total * (rank + 1) // ranks
@@ -99,10 +101,11 @@ def even_share(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
     return share
 
 
-def self_test(layout: Layout) -> Layout:
+def self_test(layout: ZeroLayout) -> ZeroLayout:
     """The layout, of which every piece equals the live weights. Raises EngineError naming the first that does not."""
     for piece in layout.pieces:
         live = piece.live()
+        # Rounded as DeepSpeed rounds, so that equality is exact; on the host, where memory is not short.
         if not torch.equal(piece.of(piece.flat).to(live.dtype).cpu(), live.detach().cpu()):
             raise EngineError(
                 f"DeepSpeed keeps the fp32 weights of {piece.parameter} elsewhere than Stoker expects at "
@@ -143,7 +146,7 @@ def loss_scale_kept(optimizer: Any) -> Iterator[list[bool]]:
     Gives a list in which the step puts whether it overflowed; `move_loss_scale` is to follow.
     """
     overflows: list[bool] = []
-    vars(optimizer)["_update_scale"] = overflows.append
+    vars(optimizer)["_update_scale"] = overflows.append  # on the instance: it hides the method of the class
     try:
         yield overflows
     finally:
@@ -160,6 +163,7 @@ def move_loss_scale(optimizer: Any, overflows: list[bool], *, gives_up: bool = F
             f"DeepSpeed moved the loss scale {len(overflows)} times in a step: use the versions of constraints.txt"
         )
     scaler = optimizer.loss_scaler
+    # As DynamicLossScaler.update_scale: it lowers the scale only once the hysteresis is used up.
     lowers = scaler.delayed_shift == 1 or scaler.cur_hysteresis == 1
     if overflows[0] and (gives_up or (lowers and scaler.cur_scale <= scaler.min_scale)):
         return False
@@ -175,44 +179,46 @@ def _whole(parameter: torch.Tensor, start: int, count: int) -> Callable[[], torc
     return lambda: parameter.data.reshape(-1).narrow(0, start, count)
 
 
-def _stage_1_and_2(optimizer: Any, names: dict[int, str]) -> Layout:
-    pieces: list[Piece] = []
+def _stage_1_and_2(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
+    pieces: list[ParameterPiece] = []
     flats = optimizer.single_partition_of_fp32_groups
     for group, flat in enumerate(flats):
+        # A group is flattened, padded to a multiple of the ranks, and cut into equal partitions by rank.
         first = torch.distributed.get_rank(optimizer.real_dp_process_group[group]) * flat.numel()
         parameters = optimizer.round_robin_bit16_groups[group]
         offsets = optimizer.round_robin_bit16_offsets[group]
         pieces += _overlaps(parameters, offsets, first, flat, group, names)
-    return Layout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 or 2", flats)
+    return ZeroLayout(pieces, False, optimizer.optimizer, optimizer.update_lp_params, "stage 1 or 2", flats)
 
 
 def _overlaps(
     parameters: list[Any], offsets: list[int], first: int, flat: torch.Tensor, group: int, names: dict[int, str]
-) -> Iterator[Piece]:
+) -> Iterator[ParameterPiece]:
     """The parts of `parameters`, laid out at `offsets` of a flattened group, that fall within `flat`, at `first`."""
     for parameter, begin in zip(parameters, offsets, strict=True):
         low, high = max(begin, first), min(begin + parameter.numel(), first + flat.numel())
         if low < high:
             start, count = low - begin, high - low
             live = _whole(parameter, start, count)
-            yield Piece(names[id(parameter)], start, count, flat, low - first, group, live)
+            yield ParameterPiece(names[id(parameter)], start, count, flat, low - first, group, live)
 
 
-def _stage_3(optimizer: Any, names: dict[int, str]) -> Layout:
-    pieces: list[Piece] = []
+def _stage_3(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
+    pieces: list[ParameterPiece] = []
     flats = optimizer.fp32_partitioned_groups_flat
     for index, flat in enumerate(flats):
         offset = 0
         for parameter in optimizer.fp16_groups[index]:
+            # At stage 3 each parameter is cut by itself: a rank's partitions follow one another in `flat`.
             share = parameter.partition_numel()
             start = torch.distributed.get_rank(parameter.ds_process_group) * share
             count = min(share, parameter.ds_numel - start)
-            if count > 0:
+            if count > 0:  # a small parameter may end before this rank's partition begins
                 live = _partition(parameter, count)
                 group = optimizer.sub_group_to_group_id[index]
-                pieces.append(Piece(names[id(parameter)], start, count, flat, offset, group, live))
+                pieces.append(ParameterPiece(names[id(parameter)], start, count, flat, offset, group, live))
             offset += share
-    return Layout(pieces, False, optimizer.optimizer, lambda: _refresh_stage_3(optimizer), "stage 3", flats)
+    return ZeroLayout(pieces, False, optimizer.optimizer, lambda: _refresh_stage_3(optimizer), "stage 3", flats)
 
 
 def _partition(parameter: Any, count: int) -> Callable[[], torch.Tensor]:
@@ -224,11 +230,12 @@ def _refresh_stage_3(optimizer: Any) -> None:
     optimizer._partition_all_parameters()
     for index in range(len(optimizer.fp16_groups)):
         optimizer._reassign_or_swap_out_partitioned_parameters(index)
+    # Small parameters are never partitioned again after a step: gathered here, as DeepSpeed's own step does.
     if persistent := optimizer.persistent_parameters:
         persistent[0].all_gather(persistent)
 
 
-def _unsharded_half(optimizer: Any, names: dict[int, str]) -> Layout:
+def _unsharded_half(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
     pieces, pairs = [], []
     for group, (live_group, master_group) in enumerate(zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)):
         for live, master in zip(live_group, master_group, strict=True):
@@ -239,18 +246,18 @@ def _unsharded_half(optimizer: Any, names: dict[int, str]) -> Layout:
         for live, master in pairs:
             live.data.copy_(master.data)
 
-    return Layout(pieces, True, optimizer.optimizer, refresh, "stage 0 in half precision")
+    return ZeroLayout(pieces, True, optimizer.optimizer, refresh, "stage 0 in half precision")
 
 
-def _unsharded_fp32(optimizer: Any, names: dict[int, str]) -> Layout:
+def _unsharded_fp32(optimizer: Any, names: dict[int, str]) -> ZeroLayout:
     pieces = [
         _unsharded_piece(parameter, parameter, group, names)
         for group, param_group in enumerate(optimizer.param_groups)
         for parameter in param_group["params"]
     ]
-    return Layout(pieces, True, optimizer, lambda: None, "stage 0")
+    return ZeroLayout(pieces, True, optimizer, lambda: None, "stage 0")
 
 
-def _unsharded_piece(live: torch.Tensor, master: torch.Tensor, group: int, names: dict[int, str]) -> Piece:
+def _unsharded_piece(live: torch.Tensor, master: torch.Tensor, group: int, names: dict[int, str]) -> ParameterPiece:
     # The optimizer's state is keyed by the master itself, so the flat view is taken where elements are read.
-    return Piece(names[id(live)], 0, live.numel(), master, 0, group, _whole(live, 0, live.numel()))
+    return ParameterPiece(names[id(live)], 0, live.numel(), master, 0, group, _whole(live, 0, live.numel()))

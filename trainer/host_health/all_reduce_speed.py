@@ -1,4 +1,4 @@
-"""How fast hosts add up together: pairs of neighbours first, which tells the bad ones, then all of them at once."""
+"""Speed of all-reduces between hosts: pairs of neighbours first, which shows the bad ones, then all of them at once."""
 
 import json
 import os
@@ -15,27 +15,27 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
-from cluster.hosts.health_report import CheckPlan, rounds
+from cluster.hosts.health_report import CheckPlan, pair_rounds
 from cluster.hosts.network import address_towards, free_port, interface_of
 from configs.checkout import CHECKOUT
-from configs.errors import UnfitHostError
+from configs.errors import UnfitHostError, first_line
 from trainer.host_health.disk_and_matmul_speed import devices
 
-__all__ = ["between_processes"]
+__all__ = ["all_reduce_between_processes"]
 
 
 CPU_BYTES, ACCELERATOR_BYTES = 4 << 20, 64 << 20
-MEASURED_S = 0.4  # or two rounds
-# Together, with up to three rounds of pairs, well below cluster/host_check.TIMEOUT_S: a host that waits for another one
-# must not seem to hang itself.
-MEET_S = 45.0
-PAIR_S = 10.0
-_PROCESSES_S = 2 * MEET_S
+MEASURE_S = 0.4  # or two rounds
+# Together, with up to three rounds of pairs, well below TIMEOUT_S of cluster/hosts/health_process.py: a host that waits
+# for another one must not seem to hang itself.
+RENDEZVOUS_TIMEOUT_S = 45.0
+COLLECTIVE_TIMEOUT_S = 10.0
+_PROCESSES_S = 2 * RENDEZVOUS_TIMEOUT_S
 
 
 @dataclass(frozen=True)
-class Links:
-    """As in HostReport."""
+class LinkSpeeds:
+    """What one host measured with others; the fields are those of HostReport."""
 
     rates: dict[str, float] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -43,41 +43,46 @@ class Links:
     remarks: list[str] = field(default_factory=list)
 
 
-def measure_links(plan: CheckPlan, device: torch.device) -> Links:
-    """Of this host with its neighbours and with all.
+def measure_link_speeds(plan: CheckPlan, device: torch.device) -> LinkSpeeds:
+    """Measure this host with its neighbours, then with all hosts: on every host of `plan` at the same time.
 
-    When the others cannot be met, that is a remark: from here nobody can tell whose fault it is.
+    When the others cannot be met, that is a remark: from here nobody can know whose fault it is.
     """
     if len(plan.hosts) < 2:
-        return Links()
+        return LinkSpeeds()
     _choose_interface(plan.address)
     try:
-        store = _meet(plan)
+        store = _rendezvous(plan)
         try:
             return _measure(plan, store, device)
         finally:
+            # Rank 0 leaves last: the store ends with its process, while others may still be reading from it.
             store.set(f"done/{plan.rank}", "")
             if plan.rank == 0:  # it has the store
-                _wait(store, [f"done/{rank}" for rank in _came(store, plan)])
+                _wait(store, [f"done/{rank}" for rank in _present(store, plan)])
     except (OSError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
         where = f"{plan.hosts[0]} at {plan.address}"
-        return Links(remarks=[f"the links were not measured, without an answer of {where}: {_first_line(error)}"])
+        return LinkSpeeds(remarks=[f"the links were not measured, without an answer of {where}: {first_line(error)}"])
 
 
-def _measure(plan: CheckPlan, store: TCPStore, device: torch.device) -> Links:
+def _measure(plan: CheckPlan, store: TCPStore, device: torch.device) -> LinkSpeeds:
     store.set(f"here/{plan.rank}", "")
     if missing := _missing(store, "here", plan):
-        return Links(remarks=[f"the links were not measured: {missing} did not come within {MEET_S:.0f} s"])
+        return LinkSpeeds(
+            remarks=[f"the links were not measured: {missing} did not come within {RENDEZVOUS_TIMEOUT_S:.0f} s"]
+        )
+    # All have come: from here on a host that fails is missed within COLLECTIVE_TIMEOUT_S.
     rates, broken = _pairs(plan, store, device)
     store.set(f"pairs/{plan.rank}", json.dumps(broken))
     if missing := _missing(store, "pairs", plan):
-        return Links(rates, broken, remarks=[f"not all links were measured: {missing} left"])
+        return LinkSpeeds(rates, broken, remarks=[f"not all links were measured: {missing} left"])
+    # With a broken pair an all-reduce of all hosts would only run into its timeout.
     if any(json.loads(store.get(f"pairs/{rank}")) for rank in range(len(plan.hosts))):
-        return Links(rates, broken)
-    return Links(rates, broken, *_together(plan, store, device))
+        return LinkSpeeds(rates, broken)
+    return LinkSpeeds(rates, broken, *_all_hosts(plan, store, device))
 
 
-def between_processes() -> float:
+def all_reduce_between_processes() -> float:
     """What each of two processes on this host sends a second. Raises UnfitHostError."""
     address = f"127.0.0.1:{free_port('127.0.0.1')}"
     plans = [CheckPlan("", ("one process", "another"), rank, address) for rank in range(2)]
@@ -93,37 +98,37 @@ def between_processes() -> float:
             process.kill()
     if any(process.returncode for process in started):
         raise UnfitHostError("an all-reduce between two processes broke off, see above")
-    links = Links(**json.loads(outputs[0]))
+    links = LinkSpeeds(**json.loads(outputs[0]))
     if links.all_reduce_bytes_per_s is None:
         raise UnfitHostError(f"no all-reduce between two processes: {[*links.broken.values(), *links.remarks]}")
     return links.all_reduce_bytes_per_s
 
 
-def _meet(plan: CheckPlan) -> TCPStore:
+def _rendezvous(plan: CheckPlan) -> TCPStore:
     """Left to itself, torch's store would listen on every address."""
     host, _, port = plan.address.rpartition(":")
     own = socket.create_server((host, int(port))).detach() if plan.rank == 0 else None
-    timeout = timedelta(seconds=MEET_S)
+    timeout = timedelta(seconds=RENDEZVOUS_TIMEOUT_S)
     return TCPStore(
         host, int(port), is_master=plan.rank == 0, wait_for_workers=False, timeout=timeout, master_listen_fd=own
     )
 
 
 def _missing(store: TCPStore, what: str, plan: CheckPlan) -> str:
-    """Names of hosts that have not told `what` in time."""
+    """Names of hosts that have not set their key below `what` within RENDEZVOUS_TIMEOUT_S, with commas."""
     keys = [f"{what}/{rank}" for rank in range(len(plan.hosts))]
     if _wait(store, keys):
         return ""
     return ", ".join(host for host, key in zip(plan.hosts, keys, strict=True) if not store.check([key]))
 
 
-def _came(store: TCPStore, plan: CheckPlan) -> list[int]:
+def _present(store: TCPStore, plan: CheckPlan) -> list[int]:
     return [rank for rank in range(len(plan.hosts)) if store.check([f"here/{rank}"])]
 
 
 def _wait(store: TCPStore, keys: list[str]) -> bool:
     try:
-        store.wait(keys, timedelta(seconds=MEET_S))
+        store.wait(keys, timedelta(seconds=RENDEZVOUS_TIMEOUT_S))
     except RuntimeError:
         return False
     return True
@@ -132,7 +137,7 @@ def _wait(store: TCPStore, keys: list[str]) -> bool:
 def _pairs(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
     rates: dict[str, float] = {}
     broken: dict[str, str] = {}
-    for pairs in rounds(len(plan.hosts)):
+    for pairs in pair_rounds(len(plan.hosts)):
         for pair in pairs:
             if plan.rank in pair:
                 other = plan.hosts[sum(pair) - plan.rank]
@@ -140,15 +145,15 @@ def _pairs(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[dict
                 try:
                     rates[other] = _all_reduce(part, pair.index(plan.rank), 2, device)
                 except (RuntimeError, UnfitHostError) as error:  # torch's own errors are RuntimeErrors
-                    broken[other] = _first_line(error)
+                    broken[other] = first_line(error)
     return rates, broken
 
 
-def _together(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[float | None, list[str]]:
+def _all_hosts(plan: CheckPlan, store: TCPStore, device: torch.device) -> tuple[float | None, list[str]]:
     try:
         return _all_reduce(PrefixStore("all", store), plan.rank, len(plan.hosts), device), []
     except (RuntimeError, UnfitHostError) as error:
-        return None, [f"no all-reduce of all hosts together: {_first_line(error)}"]
+        return None, [f"no all-reduce of all hosts together: {first_line(error)}"]
 
 
 def _all_reduce(store: PrefixStore, rank: int, world: int, device: torch.device) -> float:
@@ -157,8 +162,9 @@ def _all_reduce(store: PrefixStore, rank: int, world: int, device: torch.device)
     with _group(store, rank, world, device):
         _sum_s(size, world, device)  # connects
         first_s = _sum_s(size, world, device)
-        more = torch.tensor(max(1, int(MEASURED_S / first_s)), device=device)
-        dist.all_reduce(more, dist.ReduceOp.MIN)  # clocks differ
+        # The ranks must agree on the number of rounds, or the last ones would wait for a partner that has left.
+        more = torch.tensor(max(1, int(MEASURE_S / first_s)), device=device)
+        dist.all_reduce(more, dist.ReduceOp.MIN)
         best_s = min(first_s, *(_sum_s(size, world, device) for _ in range(int(more))))
     return 2 * (world - 1) / world * size / best_s
 
@@ -178,7 +184,7 @@ def _sum_s(size: int, world: int, device: torch.device) -> float:
 @contextmanager
 def _group(store: PrefixStore, rank: int, world: int, device: torch.device) -> Iterator[None]:
     backend = dist.get_default_backend_for_device(device)
-    timeout = timedelta(seconds=PAIR_S)
+    timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     except RuntimeError:
@@ -196,10 +202,6 @@ def _forget_group() -> None:
     dist.destroy_process_group()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _choose_interface(address: str) -> None:
     """Of the collectives, unless the user has: the one that leads to rank 0."""
     host = address.rpartition(":")[0]
@@ -209,4 +211,4 @@ def _choose_interface(address: str) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(measure_links(CheckPlan.decode(sys.argv[1]), devices()[0]))))  # noqa: T201
+    print(json.dumps(asdict(measure_link_speeds(CheckPlan.decode(sys.argv[1]), devices()[0]))))  # noqa: T201

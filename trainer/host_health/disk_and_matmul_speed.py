@@ -1,4 +1,4 @@
-"""How fast this host writes and multiplies: measured, in a second or two."""
+"""Speed of this host's disk and of its devices' matrix products: measured, in a second or two."""
 
 import os
 import tempfile
@@ -12,12 +12,12 @@ from configs.errors import UnfitHostError
 MIB = 1 << 20
 _WRITTEN_BYTES = 32 * MIB  # all hosts of a job write at the same time
 _CPU_MATRIX, _ACCELERATOR_MATRIX = 256, 4096  # a product takes a millisecond: some are not disturbed by anything
-_MULTIPLIED_S = 0.4
+_MULTIPLY_S = 0.4
 
 
 def write_bytes_per_s(folder: Path) -> float:
-    """Of one file that is on the disk when its time is up. Raises UnfitHostError."""
-    block = os.urandom(MIB)
+    """Bytes a second of one file in `folder`, synced. Raises UnfitHostError when it cannot be written."""
+    block = os.urandom(MIB)  # some file systems compress, or leave zeros out
     started = time.perf_counter()
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
@@ -53,7 +53,7 @@ def matmul_flops(device: torch.device) -> float:
 
 def _matmul_flops(device: torch.device, size: int) -> float:
     a = torch.ones(size, size, device=device)
-    best_s, deadline = float("inf"), time.perf_counter() + _MULTIPLIED_S
+    best_s, deadline = float("inf"), time.perf_counter() + _MULTIPLY_S
     while time.perf_counter() < deadline:
         started = time.perf_counter()
         product = a @ a

@@ -8,12 +8,11 @@ import os
 import sys
 from pathlib import Path
 
-from cluster.hosts import gpus as nvidia
+from cluster.hosts.gpus import gpu_problems, gpu_remarks, read_gpus
 from cluster.hosts.health_report import CheckPlan, HostReport
-from cluster.hosts.host_fitness import measure
-from cluster.hosts.host_fitness import problems as host_problems
+from cluster.hosts.host_fitness import host_problems, measure_host_health
 from configs.errors import UnfitHostError
-from trainer.host_health.all_reduce_speed import measure_links
+from trainer.host_health.all_reduce_speed import measure_link_speeds
 from trainer.host_health.disk_and_matmul_speed import devices, matmul_flops, write_bytes_per_s
 
 __all__ = ["check"]
@@ -21,18 +20,18 @@ __all__ = ["check"]
 
 def check(plan: CheckPlan) -> HostReport:
     """Everything that can be measured here; what cannot be is a problem of the report."""
-    gpus = nvidia.read_gpus()  # before this process itself uses memory of them
-    found = [problem for gpu in gpus for problem in nvidia.problems(gpu)]
+    gpus = read_gpus()  # before this process itself uses memory of them
+    found = [problem for gpu in gpus for problem in gpu_problems(gpu)]
     folder = Path(plan.folder)
     health = disk = None
     try:
-        health = measure(folder)
+        health = measure_host_health(folder)
         found += host_problems(health, 0)
         disk = write_bytes_per_s(folder)
     except (OSError, UnfitHostError) as error:
         found.append(f"{folder} cannot be written from here: {error}")
     flops, wrong = _flops()
-    links = measure_links(plan, devices()[:2][-1])  # of the first accelerator, where there is one
+    links = measure_link_speeds(plan, devices()[:2][-1])  # of the first accelerator, where there is one
     return HostReport(
         plan.host,
         health,
@@ -43,7 +42,7 @@ def check(plan: CheckPlan) -> HostReport:
         links.broken,
         links.all_reduce_bytes_per_s,
         [*found, *wrong],
-        [*(remark for gpu in gpus for remark in nvidia.remarks(gpu)), *links.remarks],
+        [*(remark for gpu in gpus for remark in gpu_remarks(gpu)), *links.remarks],
     )
 
 

@@ -22,6 +22,7 @@ _ROPE_KEYS = ("rope_theta", "rope_type", "partial_rotary_factor")
 def config_json(recipe: Recipe, target: Architecture, dtype: str) -> dict[str, Any]:
     """config.json for transformers 4 and 5, which name precision and rotation differently."""
     config = {
+        # transformers 5 reads `dtype` and `rope_parameters`, 4 reads `torch_dtype` and the keys of the rotation.
         "architectures": [target.class_name],
         "model_type": target.model_type,
         "dtype": dtype,
@@ -36,8 +37,11 @@ def config_json(recipe: Recipe, target: Architecture, dtype: str) -> dict[str, A
     return {**config, "id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
 
 
-def companion_files(recipe: Recipe) -> dict[str, bytes]:
-    """By name. Of a tokenizer.json that is not where the recipe says, there is nothing to write."""
+def auxiliary_files(recipe: Recipe) -> dict[str, bytes]:
+    """By file name: what stands beside weights and config.json.
+
+    Of a tokenizer.json that is not where the recipe says, there is nothing to write.
+    """
     if isinstance(recipe.data, ImageData):
         return {"preprocessor_config.json": to_json(_preprocessor(recipe.data))} if recipe.data.channels == 3 else {}
     files = {"generation_config.json": to_json(_ids(recipe))}
@@ -45,6 +49,7 @@ def companion_files(recipe: Recipe) -> dict[str, bytes]:
     if path is None or not path.exists():
         return files
     tokenizer = open_tokenizer(str(path))
+    # transformers wants the text of the token here, not its id.
     end = tokenizer.decode([tokenizer.end_of_document])
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "bos_token": end}
     if isinstance(recipe.model, GptModel):

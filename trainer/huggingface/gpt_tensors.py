@@ -5,7 +5,7 @@ from typing import Any
 
 from configs.sections.model_section import GptModel
 from trainer.huggingface.families import GPT2, Family, family_of
-from trainer.huggingface.tensor_map import Architecture, Link, bias, linear
+from trainer.huggingface.tensor_map import Architecture, TensorMapping, bias, linear
 from trainer.models.gpt import mlp_width
 
 NORM_EPS = 1e-5  # of trainer.models.gpt
@@ -29,7 +29,7 @@ def gpt_architecture(config: GptModel, vocab: int) -> Architecture:
         config={**shared, **(_gpt2_config(config) if is_gpt2 else _rope_config(config))},
         defaults=family.defaults,
         base_prefix="transformer." if is_gpt2 else "model.",
-        links=tuple(_gpt2_links(config, vocab) if is_gpt2 else _rope_links(family, config, vocab)),
+        mappings=tuple(_gpt2_mappings(config, vocab) if is_gpt2 else _rope_mappings(family, config, vocab)),
     )
 
 
@@ -58,7 +58,7 @@ def _rope_config(config: GptModel) -> dict[str, Any]:
     }
 
 
-def _rope_links(family: Family, config: GptModel, vocab: int) -> Iterator[Link]:
+def _rope_mappings(family: Family, config: GptModel, vocab: int) -> Iterator[TensorMapping]:
     """Separate projections of queries, keys and values, which are rows of our one; the layers that Llama named."""
     width, head_width = config.width, config.width // config.heads
     kv_width = head_width * (config.kv_heads or config.heads)
@@ -66,7 +66,7 @@ def _rope_links(family: Family, config: GptModel, vocab: int) -> Iterator[Link]:
     for i in range(config.layers):
         theirs, ours = f"model.layers.{i}", f"model.blocks.{i}"
         yield from _norm(f"{theirs}.input_layernorm", f"{ours}.attention_norm", family, config)
-        row = 0
+        row = 0  # of our one projection, where queries, then keys, then values lie below one another
         for name, rows in (("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)):
             yield linear(f"{theirs}.self_attn.{name}", f"{ours}.attention.qkv", (rows, width), first_row=row)
             if config.bias:
@@ -80,11 +80,11 @@ def _rope_links(family: Family, config: GptModel, vocab: int) -> Iterator[Link]:
                 yield bias(f"{theirs}.{their_name}", f"{ours}.{our_name}", shape[0], is_ours=True)
         yield from _norm(f"{theirs}.post_attention_layernorm", f"{ours}.mlp_norm", family, config)
     yield from _norm("model.norm", "model.norm", family, config)
-    if not config.tie_embeddings:
+    if not config.tie_embeddings:  # a tied head is the embedding itself, in our file and in theirs
         yield linear("lm_head", "model.head", (vocab, width))
 
 
-def _gpt2_links(config: GptModel, vocab: int) -> Iterator[Link]:
+def _gpt2_mappings(config: GptModel, vocab: int) -> Iterator[TensorMapping]:
     """Weights (inputs, outputs) instead of (outputs, inputs), and a bias everywhere: zero where ours has none."""
     width = config.width
     yield linear("transformer.wte", "model.embed", (vocab, width))
@@ -111,7 +111,7 @@ def _mlp_shape(name: str, config: GptModel) -> tuple[int, int]:
     return (config.width, hidden) if name == "down" else (hidden, config.width)
 
 
-def _norm(theirs: str, ours: str, family: Family, config: GptModel) -> Iterator[Link]:
+def _norm(theirs: str, ours: str, family: Family, config: GptModel) -> Iterator[TensorMapping]:
     yield linear(theirs, ours, (config.width,))
     if family.has_norm_bias:
         yield bias(theirs, ours, config.width, is_ours=config.bias)

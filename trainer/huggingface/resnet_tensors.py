@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from configs.errors import ExportError
 from configs.sections.model_section import ResnetModel
-from trainer.huggingface.tensor_map import Architecture, Link, batch_norm, bias, linear
+from trainer.huggingface.tensor_map import Architecture, TensorMapping, batch_norm, bias, linear
 from trainer.models.resnet import BLOCKS_PER_STAGE, BasicBlock, Bottleneck
 
 _DEFAULTS = {
@@ -42,7 +42,7 @@ def resnet_architecture(config: ResnetModel, channels: int) -> Architecture:
         },
         defaults=_DEFAULTS,
         base_prefix="resnet.",
-        links=tuple(_links(config, channels)),
+        mappings=tuple(_mappings(config, channels)),
     )
 
 
@@ -52,7 +52,7 @@ def _outer(config: ResnetModel, stage: int) -> int:
     return outer
 
 
-def _links(config: ResnetModel, channels: int) -> Iterator[Link]:
+def _mappings(config: ResnetModel, channels: int) -> Iterator[TensorMapping]:
     stem = "resnet.embedder.embedder"
     yield from _convolution(stem, "model.conv1", "model.bn1", (config.width, channels, 7, 7))
     inner = config.width
@@ -65,11 +65,14 @@ def _links(config: ResnetModel, channels: int) -> Iterator[Link]:
     yield bias("classifier.1", "model.fc", config.classes, is_ours=True)
 
 
-def _block(config: ResnetModel, theirs: str, ours: str, inner: int, stage: int, *, strided: bool) -> Iterator[Link]:
+def _block(
+    config: ResnetModel, theirs: str, ours: str, inner: int, stage: int, *, strided: bool
+) -> Iterator[TensorMapping]:
     width, outer = config.width * 2**stage, _outer(config, stage)
     shapes: list[tuple[int, ...]] = [(width, inner, 3, 3), (width, width, 3, 3)]
     if config.depth == 50:
         shapes = [(width, inner, 1, 1), (width, width, 3, 3), (outer, width, 1, 1)]
+    # Their layers have no names but numbers, in the order of the forward pass.
     for i, shape in enumerate(shapes):
         yield from _convolution(f"{theirs}.layer.{i}", f"{ours}.conv{i + 1}", f"{ours}.bn{i + 1}", shape)
     if strided or inner != outer:
@@ -77,6 +80,6 @@ def _block(config: ResnetModel, theirs: str, ours: str, inner: int, stage: int, 
         yield from _convolution(f"{theirs}.shortcut", f"{downsample}.0", f"{downsample}.1", (outer, inner, 1, 1))
 
 
-def _convolution(theirs: str, ours: str, our_norm: str, shape: tuple[int, ...]) -> Iterator[Link]:
+def _convolution(theirs: str, ours: str, our_norm: str, shape: tuple[int, ...]) -> Iterator[TensorMapping]:
     yield linear(f"{theirs}.convolution", ours, shape)
     yield from batch_norm(f"{theirs}.normalization", our_norm, shape[0])

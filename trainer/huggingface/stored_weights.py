@@ -43,6 +43,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
             raise _error(folder / _INDEX, "has no weight_map of tensor to file")
         names = sorted(set(places.values()))
+        # The index comes with the download: it must not lead a reader to files elsewhere.
         if outside := [name for name in names if Path(name).name != name]:
             raise _error(folder / _INDEX, f"names {outside[0]}, which is not a file of its folder")
         if missing := [name for name in names if not (folder / name).exists()]:
@@ -50,6 +51,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
         return [_checked_suffix(folder / name) for name in names]
     if (folder / _SINGLE).exists():
         return [folder / _SINGLE]
+    # A folder of pickles alone gets its own message, with the way to convert them.
     for pickled in sorted(p for p in folder.iterdir() if p.suffix in _PICKLES):
         _checked_suffix(pickled)
     raise _error(folder, f"has neither {_SINGLE} nor {_INDEX}")

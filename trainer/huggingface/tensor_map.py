@@ -9,7 +9,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Link:
+class TensorMapping:
     """Their tensor `theirs` of `shape` is rows [first_row, …) of our `ours`; its transpose where `transposed`.
 
     Without `ours` it is something that our model does without, and must be zero for both to compute the same.
@@ -44,34 +44,34 @@ class Architecture:
     config: dict[str, Any]  # what decides the result: written by an export, demanded by an import
     defaults: Mapping[str, Any]  # of that class, for keys that a config.json leaves out
     base_prefix: str  # tensors of a file saved without its head lack it
-    links: tuple[Link, ...]
+    mappings: tuple[TensorMapping, ...]
 
 
-def own_shapes(links: tuple[Link, ...]) -> dict[str, Shape]:
+def own_shapes(mappings: tuple[TensorMapping, ...]) -> dict[str, Shape]:
     """Shape of each of our tensors, put together from the rows of theirs."""
     shapes: dict[str, Shape] = {}
-    for link in links:
-        if link.ours is not None:
-            rows = shapes[link.ours][0] if link.ours in shapes else 0
-            shapes[link.ours] = (rows + link.own_shape[0], *link.own_shape[1:])
+    for mapping in mappings:
+        if mapping.ours is not None:
+            rows = shapes[mapping.ours][0] if mapping.ours in shapes else 0
+            shapes[mapping.ours] = (rows + mapping.own_shape[0], *mapping.own_shape[1:])
     return shapes
 
 
-def linear(theirs: str, ours: str, shape: Shape, *, first_row: int = 0, transposed: bool = False) -> Link:
+def linear(theirs: str, ours: str, shape: Shape, *, first_row: int = 0, transposed: bool = False) -> TensorMapping:
     """The weight of a layer whose own shape (outputs, inputs) is `shape`."""
     stored = shape[::-1] if transposed else shape
-    return Link(f"{theirs}.weight", stored, f"{ours}.weight", first_row, transposed)
+    return TensorMapping(f"{theirs}.weight", stored, f"{ours}.weight", first_row, transposed)
 
 
-def bias(theirs: str, ours: str, size: int, *, first_row: int = 0, is_ours: bool) -> Link:
+def bias(theirs: str, ours: str, size: int, *, first_row: int = 0, is_ours: bool) -> TensorMapping:
     """A bias that they have; ours does without unless `is_ours`."""
-    return Link(f"{theirs}.bias", (size,), f"{ours}.bias" if is_ours else None, first_row)
+    return TensorMapping(f"{theirs}.bias", (size,), f"{ours}.bias" if is_ours else None, first_row)
 
 
-def batch_norm(theirs: str, ours: str, channels: int) -> Iterator[Link]:
+def batch_norm(theirs: str, ours: str, channels: int) -> Iterator[TensorMapping]:
     """Weight, bias and running statistics; their count of batches has no twin in ours."""
     for name in ("weight", "bias"):
-        yield Link(f"{theirs}.{name}", (channels,), f"{ours}.{name}")
+        yield TensorMapping(f"{theirs}.{name}", (channels,), f"{ours}.{name}")
     for name in ("running_mean", "running_var"):
-        yield Link(f"{theirs}.{name}", (channels,), f"{ours}.{name}", is_buffer=True)
-    yield Link(f"{theirs}.num_batches_tracked", (), None, is_count=True)
+        yield TensorMapping(f"{theirs}.{name}", (channels,), f"{ours}.{name}", is_buffer=True)
+    yield TensorMapping(f"{theirs}.num_batches_tracked", (), None, is_count=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from cluster.hosts.resources import available_cpus, available_gpus, whole_cpus, workers_here
+from cluster.hosts.resources import available_cpus, available_gpus, cpus_of_workers, fitting_workers
 from cluster.processes.stop_signals import StopSignals
 from cluster.run.events import Event
 from cluster.run.ledger import Ledger
@@ -157,13 +157,13 @@ def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address
         run_folder=str(folder.root),
         invocation=job.invocation,
     )
-    count = workers.most if address else workers_here(workers, cpus=available_cpus(), gpus=available_gpus())
+    count = workers.most if address else fitting_workers(workers, cpus=available_cpus(), gpus=available_gpus())
     return SessionPlan(
         order=order.encode(),
         workers=workers.model_dump(mode="json"),
         name=recipe.run.name,
         folder=str(place.folder),
-        cpus=whole_cpus(count, workers.cpus),
+        cpus=cpus_of_workers(count, workers.cpus),
         gpus=count * workers.gpus,
         address=address,
     )

@@ -7,7 +7,7 @@ from configs.errors import CheckpointError, DataError, RunFolderError
 from configs.recipe import Recipe
 from data.dataset import open_dataset, unigram_entropy
 from trainer.checkpoint.open_store import checkpoint_store
-from trainer.checkpoint.store_protocol import listed
+from trainer.checkpoint.store_protocol import list_steps
 
 
 def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
@@ -30,7 +30,7 @@ def _newest_checkpoint(recipe: Recipe, folder: RunFolder) -> str:
     """It was there when the run finished."""
     try:
         store = checkpoint_store(folder, recipe)
-        steps = listed(store)
+        steps = list_steps(store)
     except (CheckpointError, RunFolderError) as error:
         return f"unknown now, {error}"
     return store.at(steps[-1]).where if steps else f"none is in {store.where} now"

@@ -13,9 +13,9 @@ from configs.errors import CheckpointError, DataError, ResourceError, RunFolderE
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from data.dataset import open_dataset
-from trainer.checkpoint.open_store import checkpoint_store, local_place
+from trainer.checkpoint.open_store import checkpoint_store, local_root
 from trainer.checkpoint.store_protocol import CheckpointStore, read_manifest
-from trainer.huggingface.init_from import check_initial
+from trainer.huggingface.init_from import check_initial_weights
 from trainer.launch.memory_estimate import DTYPES, FP32_BYTES, estimate
 from trainer.tasks.build_task import check_task
 
@@ -83,7 +83,7 @@ def check_space(recipe: Recipe, say: Callable[[str], None]) -> None:
 
     Those that are kept for good may be moved away while it runs.
     """
-    place = local_place(RunFolder.of(recipe), recipe)
+    place = local_root(RunFolder.of(recipe), recipe)
     if place is None:
         return
     check_disk(place, disk_bytes(recipe, 0))
@@ -126,7 +126,7 @@ def preflight(recipe: Recipe, say: Callable[[str], None], *, elsewhere: bool = F
     check_resumable(recipe, folder, store)
     check_task(recipe)
     if fresh:  # a resumed run does not read them
-        check_initial(recipe)
+        check_initial_weights(recipe)
     check_same_data(store, check_data(recipe, say))
     if fresh:  # or most of the space is in use already, by this very run
         check_space(recipe, say)

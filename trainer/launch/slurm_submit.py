@@ -16,7 +16,7 @@ from cluster.run.run_events import CheckpointPublished
 from cluster.run.run_folder import RunFolder
 from cluster.slurm.jobs_of_run import live_jobs
 from cluster.slurm.sbatch_script import TASK, JobScript, render, slurm_folder, submission_path
-from cluster.slurm.scheduler import Scheduler, overruled
+from cluster.slurm.scheduler import Scheduler, overruled_variables
 from cluster.slurm.slurm_container import check_container, container_of
 from cluster.slurm.submit_checks import (
     HostShape,
@@ -174,7 +174,7 @@ def check_submission(submission: Submission, scheduler: Scheduler, say: Say) -> 
 
 
 def _overruled() -> list[str]:
-    names = overruled(os.environ)
+    names = overruled_variables(os.environ)
     return [f"{', '.join(names)} of this shell do not count: use Stoker's options or a profile"] if names else []
 
 

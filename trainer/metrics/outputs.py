@@ -17,6 +17,7 @@ from trainer.rank.context import Context
 
 __all__ = ["Outputs"]
 
+
 _PROGRESS_KEYS = ("loss", "lr", "step_s", "samples_per_s", "tokens_per_s", "val_loss")
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 __all__ = ["Stopwatch"]
 
+
 _TRAINING = "training"
 
 

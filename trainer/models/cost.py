@@ -68,7 +68,7 @@ def gpt_activation_bytes(
     tokens = rows * config.context
     layer_bytes = _gpt_layer_bytes_per_token(config, element_bytes)
     residual_bytes = config.width * element_bytes
-    kept_bytes = config.layers * layer_bytes
+    kept_bytes = config.layers * layer_bytes  # a checkpointed layer keeps its input, and one at a time is recomputed
     if config.checkpoint_activations:
         kept_bytes = config.layers * residual_bytes + layer_bytes
     # Log-probabilities and their gradient are fp32; final norm and head keep their inputs.

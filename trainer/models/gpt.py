@@ -31,11 +31,11 @@ class Gpt(nn.Module):
         self.embed = nn.Embedding(vocab, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
         self.norm = _norm(config)
         self.head = nn.Linear(config.width, vocab, bias=False)
         if config.tie_embeddings:
-            self.head.weight = self.embed.weight
+            self.head.weight = self.embed.weight  # before _initialise, which draws it as an embedding and as a head
         self._initialise()
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
@@ -50,9 +50,11 @@ class Gpt(nn.Module):
         rope = self._rope(tokens, tokens_BT.device)
         mask = None if documents_BT is None else document_mask(documents_BT, x_BTW.dtype)
         x_BTW = self.dropout(x_BTW)
+        # Not in evaluation, where nothing is kept for backward anyway.
         recompute = self.config.checkpoint_activations and torch.is_grad_enabled()
         for block in self.blocks:
             inputs = (x_BTW, rope, mask)
+            # The reentrant way would want an input that has a gradient.
             x_BTW = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         logits_BTV: Tensor = self.head(self.norm(x_BTW))
         return logits_BTV
@@ -73,7 +75,7 @@ class Gpt(nn.Module):
                 nn.init.zeros_(module.bias)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: GptModel) -> None:
@@ -85,6 +87,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTW: Tensor, rope: Rope | None, mask_B1TT: Tensor | None) -> Tensor:
+        """`mask_B1TT`: as `document_mask` gives it; None for plain causal attention. Same shape out."""
         x_BTW = x_BTW + self.dropout(self.attention(self.attention_norm(x_BTW), rope, mask_B1TT))
         y_BTW: Tensor = x_BTW + self.dropout(self.mlp(self.mlp_norm(x_BTW)))
         return y_BTW
@@ -103,6 +106,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x_BTW: Tensor, rope: Rope | None, mask_B1TT: Tensor | None) -> Tensor:
+        """`rope`: cos and sin as of `rope_tables`; `mask_B1TT` is added to the scores. Same shape out."""
         heads_BHTD = self.qkv(x_BTW).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         q_BHTD, k_BHTD, v_BHTD = heads_BHTD.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if rope is not None:
@@ -135,6 +139,7 @@ class Gelu(nn.Module):
         self.down = nn.Linear(hidden, config.width, bias=config.bias)
 
     def forward(self, x_BTW: Tensor) -> Tensor:
+        """Each token by itself; same shape out."""
         y_BTW: Tensor = self.down(F.gelu(self.up(x_BTW), approximate="tanh"))
         return y_BTW
 
@@ -150,6 +155,7 @@ class Swiglu(nn.Module):
         self.down = nn.Linear(hidden, config.width, bias=config.bias)
 
     def forward(self, x_BTW: Tensor) -> Tensor:
+        """Each token by itself; same shape out."""
         y_BTW: Tensor = self.down(F.silu(self.gate(x_BTW)) * self.up(x_BTW))
         return y_BTW
 
@@ -192,7 +198,10 @@ def rope_tables(tokens: int, head_width: int, base: float, device: torch.device)
 
 
 def rotate(x_BHTD: Tensor, rope: Rope) -> Tensor:
-    """Rotates the pairs (i, i + D/2) of each head by its position's angles, in fp32; same dtype out."""
+    """Rotates the pairs (i, i + D/2) of each head by its position's angles, in fp32; same dtype out.
+
+    Llama as transformers has it pairs them so too, and `model.init_from` relies on it.
+    """
     cos, sin = rope
     first, second = x_BHTD.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BHTD.dtype)

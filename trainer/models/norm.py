@@ -32,10 +32,11 @@ class BatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self._sums_2C: Tensor | None = None
+        self._sums_2C: Tensor | None = None  # no buffer: at a step boundary, where checkpoints are made, it is None
         self._sum_of_weights = 0.0
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Normalises by the micro-batch in training, by the running statistics in evaluation."""
         # fp32 scale and shift with half-precision activations: the pair that CPU, CUDA and cuDNN all support.
         scale, shift = self.weight.float(), self.bias.float()
         if not self.training:

@@ -38,6 +38,7 @@ class Resnet(nn.Module):
         self._initialise(config.zero_init_residual)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits of each image. Any height and width."""
         x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
         for stage in range(4):
             x_BCHW = self.get_submodule(f"layer{stage + 1}")(x_BCHW)
@@ -69,9 +70,11 @@ class BasicBlock(nn.Module):
 
     @property
     def last_norm(self) -> BatchNorm2d:
+        """Before the sum: at weight 0 the block passes its input on."""
         return self.bn2
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """`inner` channels in, `width` out; height and width divided by the stride."""
         y_BCHW = self.relu(self.bn1(self.conv1(x_BCHW)))
         y_BCHW = self.bn2(self.conv2(y_BCHW))
         sum_BCHW: Tensor = self.relu(y_BCHW + self.downsample(x_BCHW))
@@ -97,9 +100,11 @@ class Bottleneck(nn.Module):
 
     @property
     def last_norm(self) -> BatchNorm2d:
+        """Before the sum: at weight 0 the block passes its input on."""
         return self.bn3
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """`inner` channels in, 4·`width` out; height and width divided by the stride."""
         y_BCHW = self.relu(self.bn1(self.conv1(x_BCHW)))
         y_BCHW = self.relu(self.bn2(self.conv2(y_BCHW)))
         y_BCHW = self.bn3(self.conv3(y_BCHW))

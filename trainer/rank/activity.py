@@ -15,7 +15,7 @@ class Link(Protocol):
 
     def pulse(self, phase: str, step: int | None = None) -> None: ...
 
-    def tell(self, **facts: object) -> None: ...
+    def report(self, **facts: object) -> None: ...
 
 
 class Pulse:
@@ -37,7 +37,7 @@ class Pulse:
     def tell(self, **facts: object) -> None:
         """Facts about this worker that its supervisor should know, such as the attempt."""
         if self._link is not None:
-            self._link.tell(**facts)
+            self._link.report(**facts)
 
     @property
     def leave(self) -> str | None:

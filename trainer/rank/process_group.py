@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from cluster.forks.child_end import WorkerLink
+from cluster.forks.child_end import ShellConnection
 
 __all__ = ["join"]
 
@@ -16,7 +16,7 @@ COLLECTIVE_TIMEOUT = timedelta(seconds=600)  # a hang is noticed long before, by
 _MEET_S = 120.0
 
 
-def join(link: WorkerLink) -> None:
+def join(link: ShellConnection) -> None:
     """Raises TimeoutError when rank 0 does not come up.
 
     torch's rendezvous asks for no password and, left to itself, listens on every address.

@@ -31,6 +31,7 @@ def build_task(recipe: Recipe) -> Task:
     Raises RecipeError where model and data do not fit, DataError for a tokenizer that cannot be read.
     """
     check_task(recipe)
+    # The host's generator, put back afterwards: the weights follow from run.seed alone, whatever drew before.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)
         if isinstance(recipe.model, GptModel):

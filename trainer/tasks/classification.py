@@ -1,4 +1,4 @@
-"""Telling what an image shows."""
+"""Image classification: one label per image."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -12,7 +12,7 @@ from configs.sections.data_section import ImageData
 from configs.sections.model_section import ResnetModel
 from trainer.models.cost import resnet_flops_per_image
 from trainer.models.resnet import Resnet
-from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean, parameter_groups
+from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean_per_target, parameter_groups
 
 __all__ = ["DEFAULT_MEAN", "DEFAULT_STD"]
 
@@ -69,14 +69,17 @@ class ClassificationTask:
         self._flops_per_image = resnet_flops_per_image(model, data.size)
 
     def parameter_groups(self) -> list[ParameterGroup]:
+        """Weights of convolutions and of the classifier decay, norms and biases do not."""
         return parameter_groups(self.module, self._optimizer)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Mean loss in nats per image, and the fraction of images whose likeliest class is right."""
-        return {"loss": mean(sums, "loss"), "accuracy": mean(sums, "correct")}
+        return {"loss": mean_per_target(sums, "loss"), "accuracy": mean_per_target(sums, "correct")}
 
     def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device, length: int) -> str | None:
+        """None: a classifier makes nothing to look at."""
         return None
 
     def flops_per_target(self) -> float:
+        """Of one training image, forward and backward."""
         return self._flops_per_image

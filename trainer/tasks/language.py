@@ -1,4 +1,4 @@
-"""Predicting the next token."""
+"""Language modelling: each token predicts the next one."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from configs.recipe import Optimizer
 from configs.sections.model_section import GptModel
 from trainer.models.cost import gpt_flops_per_token
 from trainer.models.gpt import Gpt
-from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean, parameter_groups
+from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean_per_target, parameter_groups
 
 TEMPERATURE = 0.8
 TOP_K = 40
@@ -65,27 +65,30 @@ class LanguageTask:
         self._flops_per_token = gpt_flops_per_token(model)
 
     def parameter_groups(self) -> list[ParameterGroup]:
+        """Matrices decay; norms and biases do not, embeddings only with optimizer.decay_embeddings."""
         return parameter_groups(self.module, self._optimizer)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Mean loss in nats per token, and its exponential."""
-        loss = mean(sums, "loss")
+        loss = mean_per_target(sums, "loss")
         # A diverged run has a loss beyond what exp can hold.
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
     def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device, length: int) -> str | None:
         """`length` tokens after the prompt, the same for the same weights; None where they make no numbers."""
+        # On the host, keyed by the seed: every rank draws the same tokens, and so calls `forward` equally often.
         generator = torch.Generator().manual_seed(self._seed)
         tokens = list(self._prompt_tokens)
         for _ in range(length):
             window_BT = torch.tensor([tokens[-self._context :]], device=device)
             logits_V = forward(window_BT)[0, -1, : self._vocab].float().cpu()
             if not bool(torch.isfinite(logits_V).all()):
-                return None  # its loss, which is no number either, is told
+                return None  # its loss is no number either, and is reported
             tokens.append(draw_token(logits_V, generator))
         return self._decode(tokens[len(self._prompt_tokens) :])
 
     def flops_per_target(self) -> float:
+        """Of one token, forward and backward, with attention over a full context."""
         return self._flops_per_token
 
 

@@ -13,7 +13,7 @@ from configs.recipe import Optimizer
 __all__ = ["ParameterGroup", "Task", "parameter_groups"]
 
 
-IGNORED = -100  # a target that does not count
+IGNORED = -100  # a target that does not count; the batches of data/ have the same number
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def parameter_groups(module: nn.Module, optimizer: Optimizer) -> list[ParameterG
     return [group for group in groups if group.parameters]
 
 
-def mean(sums: Mapping[str, float], name: str) -> float:
+def mean_per_target(sums: Mapping[str, float], name: str) -> float:
     """sums[name] per valid target. Raises DataError where no target is valid."""
     if sums["weight"] == 0:
         raise DataError("the batch or validation set holds no valid target: every label is padding; check the shards")

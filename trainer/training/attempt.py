@@ -73,7 +73,7 @@ class Attempt:
     def train_step(self, batch: StepBatch, total_weight: float, lr: float) -> StepResult | None:
         """(all ranks) One optimizer step; None where its global batch is left out, known before or found just now."""
         if batch.step in self.numbers.left_out:
-            self.engine.pass_over(lr)
+            self.engine.skip_update(lr)
             return None
         gate = self.numbers.gate(total_weight)
         result = self.engine.train_step(batch.micro_batches, batch.step, total_weight, lr, gate)

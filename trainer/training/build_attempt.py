@@ -13,12 +13,12 @@ from data.dataset import Dataset, open_dataset
 from data.index.sidecar import share_in
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.store_protocol import CheckpointStore
-from trainer.checkpoint.writer import CheckpointWriter, Stall
+from trainer.checkpoint.writer import CheckpointStall, CheckpointWriter
 from trainer.engine.deepspeed_engine import DeepSpeedEngine
 from trainer.engine.engine_protocol import Engine
 from trainer.engine.hardware import peak_flops
 from trainer.history.goodput import live_account
-from trainer.huggingface.init_from import load_initial
+from trainer.huggingface.init_from import load_initial_weights
 from trainer.metrics.audit import AuditFile
 from trainer.metrics.interval import Workload
 from trainer.metrics.outputs import Outputs
@@ -84,7 +84,7 @@ def _build_engine(
     task = build_task(context.recipe)
     # Rank 0's word: were ranks to see different lists, some would load weights that the others do not.
     if not context.ranks.from_leader(store.steps()):
-        load_initial(context, task.module)
+        load_initial_weights(context, task.module)
     engine = DeepSpeedEngine(task, context)
     cleanup.callback(engine.close)
     return task, engine
@@ -118,7 +118,7 @@ def _build_writer(context: Context, store: CheckpointStore) -> CheckpointWriter:
     )
 
 
-def _record_checkpoint(context: Context, manifest: Manifest, stall: Stall, seconds: float) -> None:
+def _record_checkpoint(context: Context, manifest: Manifest, stall: CheckpointStall, seconds: float) -> None:
     """On rank 0, in the thread that writes."""
     context.pulse.tell(committed=manifest.step)
     spent_s = stall.start.spent_s

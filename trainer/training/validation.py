@@ -45,7 +45,7 @@ def _validate(run: Attempt, data: Dataset, step: int) -> bool:
     run.reporter.phase("validating", step)
     with run.stopwatch.phase("validation"):
         own = _Faults()
-        with run.engine.averaged():
+        with run.engine.ema_weights():
             whole = _evaluate(run, data, step, own)  # (all ranks)
             # All ranks skip it together: below it runs the model, which at ZeRO stage 3 gathers weights from them all.
             text = None if whole.unreadable else _sample(run, step)  # (all ranks)

@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 import torch
 
-from cluster.forks.child_end import WorkerLink
+from cluster.forks.child_end import ShellConnection
 from cluster.run.ledger import Ledger
 from cluster.run.run_events import AttemptStarted, CommandStarted, Fault
 from cluster.run.run_folder import RunFolder
 from configs.errors import RunFolderError
 from configs.recipe import Recipe
-from trainer.checkpoint.open_store import PATIENCE_S, checkpoint_store
+from trainer.checkpoint.open_store import WORKER_RETRY_S, checkpoint_store
 from trainer.checkpoint.rank_receipts import clean_receipts
 from trainer.engine.deepspeed_engine import select_accelerator, use_device
 from trainer.metrics.sinks import Progress
@@ -35,7 +35,7 @@ from trainer.training.loop import train
 _SHARED_S = 20.0  # network file systems may show a new file a little later
 
 
-def main(config: dict[str, Any], link: WorkerLink | None = None) -> dict[str, Any] | None:
+def main(config: dict[str, Any], link: ShellConnection | None = None) -> dict[str, Any] | None:
     """Entry point in a training process; without a link its torch process group exists already.
 
     Returns {"again": why} when the workers have left in order to be started again.
@@ -102,7 +102,7 @@ def _log_to(path: Path) -> None:
 
 def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
     """(all ranks) From the attempt's record in the ledger to how it ended; {"again": why} where it is to start anew."""
-    store = checkpoint_store(context.folder, context.recipe, PATIENCE_S)
+    store = checkpoint_store(context.folder, context.recipe, WORKER_RETRY_S)
     _record_start(job, context)  # first: from now on an older attempt publishes nothing more
     if context.ranks.leads:
         store.clean()

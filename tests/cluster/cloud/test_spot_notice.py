@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from cluster.cloud.spot_notice import is_taken_away
+from cluster.cloud.spot_notice import is_preempted
 
 TOKEN = "AQAEA"
 CALM = {"aws": (404, "not found"), "gcp": (200, "FALSE"), "azure": (200, '{"DocumentIncarnation": 1, "Events": []}')}
@@ -67,9 +67,9 @@ def test_a_host_is_taken_away_when_its_provider_says_so(
     metadata: Metadata, provider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
-    assert not is_taken_away(provider, metadata.url)
+    assert not is_preempted(provider, metadata.url)
     metadata.answers[provider] = TAKEN[provider]
-    assert is_taken_away(provider, metadata.url)
+    assert is_preempted(provider, metadata.url)
 
 
 @pytest.mark.parametrize("provider", ["aws", "gcp", "azure"])
@@ -77,9 +77,9 @@ def test_a_host_is_taken_away_when_its_provider_says_so(
 def test_an_answer_that_is_none_is_an_error(metadata: Metadata, provider: str, answer: tuple[int, str]) -> None:
     metadata.answers[provider] = answer
     with pytest.raises(OSError, match=r"500|metadata service answered"):
-        is_taken_away(provider, metadata.url)
+        is_preempted(provider, metadata.url)
 
 
 def test_a_service_that_is_not_there_is_an_error(metadata: Metadata) -> None:
     with pytest.raises(OSError, match="refused"):
-        is_taken_away("gcp", "http://127.0.0.1:9")
+        is_preempted("gcp", "http://127.0.0.1:9")

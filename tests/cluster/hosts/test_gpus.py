@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.hosts.gpus import GpuReading, problems, read_gpus
+from cluster.hosts.gpus import GpuReading, gpu_problems, read_gpus
 from configs.checkout import CHECKOUT
 
 HERE = Path(__file__).parent
 PROGRAM = """
-from cluster.hosts.gpus import problems, read_gpus, remarks
+from cluster.hosts.gpus import gpu_problems, read_gpus, gpu_remarks
 for gpu in read_gpus():
-    print(gpu.name, *problems(gpu), *remarks(gpu), sep="|")
+    print(gpu.name, *gpu_problems(gpu), *gpu_remarks(gpu), sep="|")
 """
 
 
@@ -56,4 +56,4 @@ def test_a_host_without_a_driver_has_no_gpus() -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this host has a driver")
     assert read_gpus() == []
-    assert list(problems(GpuReading("gpu 0"))) == []
+    assert list(gpu_problems(GpuReading("gpu 0"))) == []

@@ -12,10 +12,10 @@ from cluster.hosts.resources import (
     check_disk,
     check_resources,
     check_writable,
+    cpus_of_workers,
+    fitting_workers,
     goes_into,
     visible_gpus,
-    whole_cpus,
-    workers_here,
 )
 from cluster.slurm.submit_checks import host_shape
 from configs.errors import ResourceError, RunFolderError
@@ -40,9 +40,9 @@ def test_workers_that_share_cpus_are_counted_exactly() -> None:
     check_resources(workers(count=4, cpus=0.5), cpus=2, gpus=0)
     with pytest.raises(ResourceError, match=r"5 × workers.cpus 0.5 needs 2.5 cpus, this .* lower workers.count to 4"):
         check_resources(workers(count=5, cpus=0.5), cpus=2, gpus=0)
-    assert workers_here(workers(count="1..20", cpus=0.1), cpus=1, gpus=0) == 10  # 1 // 0.1 is 9
+    assert fitting_workers(workers(count="1..20", cpus=0.1), cpus=1, gpus=0) == 10  # 1 // 0.1 is 9
     assert goes_into(0.3333, 1.0) == 3
-    assert [whole_cpus(count, 0.1) for count in (1, 3, 10, 11)] == [1, 1, 1, 2]
+    assert [cpus_of_workers(count, 0.1) for count in (1, 3, 10, 11)] == [1, 1, 1, 2]
     assert host_shape(workers(count=6, cpus=0.5), Slurm(nodes=2)).cpus == 2
     assert node_shape(workers(count=6, cpus=0.5), 3).cpus == 2
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.processes.private_folder import remove_abandoned, session_folder
+from cluster.processes.private_folder import private_folder, remove_abandoned
 from configs.checkout import CHECKOUT
 
 HANG_S = 400.0  # no test takes so long, on a busy machine either
@@ -57,7 +57,7 @@ class Driver:
         path = self.folder / "beats"
         return len(path.read_text().split()) if path.exists() else 0
 
-    def session_folder(self) -> Path:
+    def private_folder(self) -> Path:
         return Path((self.folder / "session").read_text()).parents[1]
 
     def descendants(self) -> list[psutil.Process]:
@@ -88,7 +88,7 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def test_only_the_token_opens_the_private_ray(drivers: tuple[Driver, Driver]) -> None:
-    folder = drivers[0].session_folder()
+    folder = drivers[0].private_folder()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     token = next(folder.glob("ray-*/token"))
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
@@ -129,7 +129,7 @@ def test_no_port_takes_a_job_by_http(drivers: tuple[Driver, Driver], token: str 
 
 
 def test_the_token_stands_in_its_own_file_only(drivers: tuple[Driver, Driver]) -> None:
-    folder = drivers[0].session_folder()
+    folder = drivers[0].private_folder()
     file = next(folder.glob("ray-*/token"))
     secret = file.read_bytes()
     for process in (psutil.Process(drivers[0].process.pid), *drivers[0].descendants()):
@@ -153,7 +153,7 @@ def _listening(driver: Driver) -> list[Any]:
 
 def test_ctrl_c_reaches_the_driver_alone_and_a_second_one_ends_everything(drivers: tuple[Driver, Driver]) -> None:
     driver = drivers[0]
-    family, folder = driver.descendants(), driver.session_folder()
+    family, folder = driver.descendants(), driver.private_folder()
     os.killpg(driver.process.pid, signal.SIGINT)
     wait_for((driver.folder / "requested").exists, driver.output)
     beats = driver.beats()
@@ -168,7 +168,7 @@ def test_ctrl_c_reaches_the_driver_alone_and_a_second_one_ends_everything(driver
 
 def test_a_killed_driver_takes_its_ray_and_its_folder_along(drivers: tuple[Driver, Driver]) -> None:
     driver = drivers[1]
-    family, folder = driver.descendants(), driver.session_folder()
+    family, folder = driver.descendants(), driver.private_folder()
     assert len(family) > 5
     assert folder not in remove_abandoned(folder.parent)  # its owner lives
     driver.process.kill()
@@ -178,8 +178,8 @@ def test_a_killed_driver_takes_its_ray_and_its_folder_along(drivers: tuple[Drive
 
 def test_a_folder_whose_owner_was_killed_is_removed_at_the_next_start() -> None:
     hold = (
-        "import sys; from cluster.processes.private_folder import session_folder\n"
-        "with session_folder() as folder: print(folder, flush=True); sys.stdin.read()"
+        "import sys; from cluster.processes.private_folder import private_folder\n"
+        "with private_folder() as folder: print(folder, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -189,7 +189,7 @@ def test_a_folder_whose_owner_was_killed_is_removed_at_the_next_start() -> None:
         assert folder not in remove_abandoned(folder.parent)
         owner.kill()
         owner.wait()
-    with session_folder() as own:
+    with private_folder() as own:
         assert own.exists()
         assert not folder.exists()
     assert not own.exists()

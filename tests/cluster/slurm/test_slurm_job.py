@@ -10,21 +10,29 @@ import pytest
 
 from cluster.run.events import Event
 from cluster.run.ledger import Ledger
-from cluster.slurm import patient_scheduler
+from cluster.slurm import retrying_scheduler
 from cluster.slurm.decisions import (
     excludable,
     is_cancelled,
     may_requeue,
-    patience_s,
+    rejoin_timeout_s,
     requeues_in_a_row,
     unreliable_hosts,
 )
 from cluster.slurm.job_environment import SlurmJob, expand_hosts
 from cluster.slurm.jobs_of_run import known_state
-from cluster.slurm.patient_scheduler import patient
-from cluster.slurm.scheduler import Answer, NoAnswerError, SlurmCommands, fields_of, overruled, run, time_left_s
+from cluster.slurm.retrying_scheduler import with_retries
+from cluster.slurm.scheduler import (
+    CommandResult,
+    NoAnswerError,
+    SlurmCommands,
+    fields_of,
+    overruled_variables,
+    run_command,
+    time_left_s,
+)
 from cluster.slurm_job.job_hosts import JobHosts
-from cluster.slurm_job.lost_head import heir
+from cluster.slurm_job.lost_head import takeover_host
 from cluster.slurm_job.supervisor import Supervisor
 from configs.errors import ClusterError
 from configs.recipe import Workers
@@ -114,18 +122,18 @@ def test_a_cancelled_run_is_not_requeued_whatever_its_driver_was_doing(
 
 def test_a_job_without_its_first_host_is_for_the_first_that_is_left() -> None:
     job = {"JobState": "RUNNING", "NodeList": "n[2-3]", "BatchHost": "n1"}
-    assert heir(job, "n1") == "n2"
-    assert heir({**job, "NodeList": "n[1-3]"}, "n1") is None  # Slurm still reaches it: only we do not
-    assert heir({**job, "JobState": "COMPLETING"}, "n1") is None
+    assert takeover_host(job, "n1") == "n2"
+    assert takeover_host({**job, "NodeList": "n[1-3]"}, "n1") is None  # Slurm still reaches it: only we do not
+    assert takeover_host({**job, "JobState": "COMPLETING"}, "n1") is None
 
 
 def test_how_long_a_run_goes_on_without_a_host() -> None:
     workers = Workers(count="2..3")
-    assert patience_s(Slurm(on_node_loss="continue"), workers, room=2) is None
-    assert patience_s(Slurm(on_node_loss="continue"), workers, room=1) == 15.0
-    assert patience_s(Slurm(on_node_loss="wait", wait_s=70), workers, room=2) == 70.0
-    assert patience_s(Slurm(), workers, room=2) == 15.0
-    assert patience_s(Slurm(), workers, room=3) is None  # the lost one was a spare one
+    assert rejoin_timeout_s(Slurm(on_node_loss="continue"), workers, room=2) is None
+    assert rejoin_timeout_s(Slurm(on_node_loss="continue"), workers, room=1) == 15.0
+    assert rejoin_timeout_s(Slurm(on_node_loss="wait", wait_s=70), workers, room=2) == 70.0
+    assert rejoin_timeout_s(Slurm(), workers, room=2) == 15.0
+    assert rejoin_timeout_s(Slurm(), workers, room=3) is None  # the lost one was a spare one
     assert Workers(count="1..2").least == 1
 
 
@@ -137,28 +145,33 @@ def test_fields_of_scontrol_may_hold_blanks() -> None:
 
 
 EVENTS = [event("submitted", job="7"), event("job_started", job="7")]
-NOTHING = Answer(1, "", "slurm_load_jobs error: Invalid job id specified")
-AWAY = Answer(1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+NOTHING = CommandResult(1, "", "slurm_load_jobs error: Invalid job id specified")
+AWAY = CommandResult(1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
 
 
 @pytest.mark.parametrize(
     ("sacct", "squeue", "name", "source"),
     [
-        (Answer(0, "CANCELLED by 1000|None\n", ""), NOTHING, "CANCELLED", "sacct"),
-        (Answer(0, "", ""), Answer(0, "PENDING|Resources\n", ""), "PENDING", "squeue"),
-        (Answer(1, "", "Slurm accounting storage is disabled"), Answer(0, "RUNNING|None\n", ""), "RUNNING", "squeue"),
-        (Answer(0, "", ""), AWAY, "RUNNING", "the ledger"),
-        (Answer(0, "", ""), NOTHING, "ENDED", "squeue"),
-        (Answer(0, "NEWFANGLED|None\n", ""), NOTHING, "NEWFANGLED", "sacct"),
+        (CommandResult(0, "CANCELLED by 1000|None\n", ""), NOTHING, "CANCELLED", "sacct"),
+        (CommandResult(0, "", ""), CommandResult(0, "PENDING|Resources\n", ""), "PENDING", "squeue"),
+        (
+            CommandResult(1, "", "Slurm accounting storage is disabled"),
+            CommandResult(0, "RUNNING|None\n", ""),
+            "RUNNING",
+            "squeue",
+        ),
+        (CommandResult(0, "", ""), AWAY, "RUNNING", "the ledger"),
+        (CommandResult(0, "", ""), NOTHING, "ENDED", "squeue"),
+        (CommandResult(0, "NEWFANGLED|None\n", ""), NOTHING, "NEWFANGLED", "sacct"),
     ],
 )
 def test_states_come_from_the_accounting_else_the_queue_else_the_ledger(
-    sacct: Answer, squeue: Answer, name: str, source: str, monkeypatch: pytest.MonkeyPatch
+    sacct: CommandResult, squeue: CommandResult, name: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda tool: f"/usr/bin/{tool}")
     answers = {"sacct": sacct, "squeue": squeue}
 
-    def execute(command: Sequence[str], text: str = "") -> Answer:
+    def execute(command: Sequence[str], text: str = "") -> CommandResult:
         return answers[command[0]]
 
     state = known_state("7", EVENTS, SlurmCommands(execute))
@@ -167,29 +180,29 @@ def test_states_come_from_the_accounting_else_the_queue_else_the_ledger(
 
 
 def test_a_job_asks_again_while_slurm_is_away_and_takes_a_no_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patient_scheduler, "_FIRST_S", 0.01)
-    answers = [AWAY, NoAnswerError("scontrol did not answer in 60 s"), Answer(0, "JobId=7", "")]
+    monkeypatch.setattr(retrying_scheduler, "_FIRST_PAUSE_S", 0.01)
+    answers = [AWAY, NoAnswerError("scontrol did not answer in 60 s"), CommandResult(0, "JobId=7", "")]
     asked, said = iter(answers), list[str]()
 
-    def execute(command: Sequence[str], text: str = "") -> Answer:
+    def execute(command: Sequence[str], text: str = "") -> CommandResult:
         answer = next(asked)
         if isinstance(answer, NoAnswerError):
             raise answer
         return answer
 
-    assert SlurmCommands(patient(execute, said.append)).job("7") == {"JobId": "7"}
+    assert SlurmCommands(with_retries(execute, said.append)).job("7") == {"JobId": "7"}
     assert len(said) == 1
     with pytest.raises(ClusterError, match="Invalid job id"):
-        SlurmCommands(patient(lambda command, text="": NOTHING, said.append)).job("7")
+        SlurmCommands(with_retries(lambda command, text="": NOTHING, said.append)).job("7")
     with pytest.raises(ClusterError, match="Unable to contact"):
-        SlurmCommands(patient(lambda command, text="": AWAY, said.append, patience_s=0.5)).job("7")
+        SlurmCommands(with_retries(lambda command, text="": AWAY, said.append, retry_s=0.5)).job("7")
 
 
 def test_what_slurm_says_on_either_stream_is_told() -> None:
-    refused = SlurmCommands(lambda command, text="": Answer(1, "Partition foo not found\n", ""))
+    refused = SlurmCommands(lambda command, text="": CommandResult(1, "Partition foo not found\n", ""))
     with pytest.raises(ClusterError, match="Partition foo not found"):
         refused.partitions("foo")
-    show = SlurmCommands(lambda command, text="": Answer(0, f"PartitionName={command[-1]} GraceTime=5\n", ""))
+    show = SlurmCommands(lambda command, text="": CommandResult(0, f"PartitionName={command[-1]} GraceTime=5\n", ""))
     assert [fields["PartitionName"] for fields in show.partitions("a,b")] == ["a", "b"]
 
 
@@ -197,10 +210,10 @@ def test_slurms_commands_do_not_see_what_the_shell_says_of_other_jobs(monkeypatc
     shell = {"SBATCH_PARTITION": "debug", "SLURM_ARRAY_JOB_ID": "3", "SLURM_CONF": "/etc/slurm.conf"}
     for name, value in shell.items():
         monkeypatch.setenv(name, value)
-    seen = run(["env"]).out.splitlines()
+    seen = run_command(["env"]).out.splitlines()
     assert "SLURM_CONF=/etc/slurm.conf" in seen
     assert not [line for line in seen if line.startswith(("SBATCH_", "SLURM_ARRAY"))]
-    assert overruled(shell) == ["SBATCH_PARTITION"]
+    assert overruled_variables(shell) == ["SBATCH_PARTITION"]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +228,7 @@ def test_slurms_commands_do_not_see_what_the_shell_says_of_other_jobs(monkeypatc
 def test_a_host_is_left_out_only_where_slurm_says_that_there_are_others(
     status: int, said: str, taken: bool | None
 ) -> None:
-    commands = SlurmCommands(lambda command, text="": Answer(status, "", said))
+    commands = SlurmCommands(lambda command, text="": CommandResult(status, "", said))
     if taken is None:
         with pytest.raises(ClusterError, match=re.escape(said)):
             commands.would_take(Path("job.sbatch"), ["n1"])

@@ -10,22 +10,24 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.forks.child_end import WorkerLink
-from cluster.processes.private_folder import session_folder
-from cluster.ray_cluster.private_ray import LocalRay
+from cluster.forks.child_end import ShellConnection
+from cluster.processes.private_folder import private_folder
+from cluster.ray_cluster.private_ray import PrivateRay
 from cluster.workers.run_workers import WorkerFailure, run_workers
 from configs.errors import EXIT_FAILED, EXIT_USER, DataError
 from configs.recipe import Workers
 from tests.support.small_driver import order_of
 
 
-def run(function: Callable[[dict[str, Any], WorkerLink], None], folder: Path, private: Path, **workers: int) -> None:
+def run(
+    function: Callable[[dict[str, Any], ShellConnection], None], folder: Path, private: Path, **workers: int
+) -> None:
     order = order_of(f"{__name__}:{function.__name__}", {"folder": str(folder)}, modules=["torch"])
     setting = Workers.model_validate(workers)
     run_workers(order, name="t", workers=setting, storage=private / "train", shared=False, poll=lambda: None)
 
 
-def rank_1_fails(config: dict[str, Any], link: WorkerLink) -> None:
+def rank_1_fails(config: dict[str, Any], link: ShellConnection) -> None:
     import torch
     from torch import distributed
 
@@ -42,7 +44,7 @@ def rank_1_fails(config: dict[str, Any], link: WorkerLink) -> None:
     distributed.barrier()
 
 
-def bad_data(config: dict[str, Any], link: WorkerLink) -> None:
+def bad_data(config: dict[str, Any], link: ShellConnection) -> None:
     with (Path(config["folder"]) / "attempts").open("a") as file:
         file.write("x")
     raise DataError("train-000.tar sample 7: not a JPEG")
@@ -68,7 +70,7 @@ def fail_in_two_ways(tmp_path: Path) -> None:
     os.environ["RAY_ADDRESS"] = "203.0.113.1:6379"
     environment, handlers = dict(os.environ), signal.getsignal(signal.SIGTERM)
     before = set(psutil.Process().children(recursive=True))  # multiprocessing's resource tracker
-    with session_folder() as private, LocalRay(private, 2, 0, lambda line: None):
+    with private_folder() as private, PrivateRay(private, 2, 0, lambda line: None):
         session = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
         with pytest.raises(WorkerFailure) as failure:
             run(rank_1_fails, tmp_path, private, count=2, max_failures=0)

@@ -49,15 +49,15 @@ def checkpoint_of(recipe: Recipe, step: int) -> tuple[LocalCheckpoint, Manifest]
 
 
 @torch.no_grad()
-def stored_model(recipe: Recipe, step: int, *, averaged: bool = False) -> torch.nn.Module:
+def stored_model(recipe: Recipe, step: int, *, ema: bool = False) -> torch.nn.Module:
     """Our model with the weights of a checkpoint, in evaluation mode."""
     module = build_task(recipe).module
     with CheckpointReader(*checkpoint_of(recipe, step)) as reader:
         for name, parameter in module.named_parameters():
-            read = reader.read("ema" if averaged else "master", name)
+            read = reader.read("ema" if ema else "master", name)
             assert read is not None
             parameter.copy_(read(0, parameter.numel()).view(parameter.shape))
         stored = reader.buffers()
         for name, buffer in module.named_buffers():
-            buffer.copy_(stored["ema/" + name if averaged else name])
+            buffer.copy_(stored["ema/" + name if ema else name])
     return module.eval()

@@ -21,7 +21,7 @@ from trainer.checkpoint.block_files import BLOCK_BYTES
 from trainer.checkpoint.folder_store import FolderStore, LocalCheckpoint
 from trainer.checkpoint.manifest import MANIFEST, Manifest
 from trainer.checkpoint.reader import CheckpointReader, open_newest, verify
-from trainer.checkpoint.retention import superfluous
+from trainer.checkpoint.retention import steps_to_remove
 from trainer.checkpoint.store_protocol import read_manifest
 from trainer.engine.engine_protocol import Extent
 from trainer.rank.ranks import Ranks
@@ -232,14 +232,14 @@ def test_retention_keeps_the_last_the_multiples_and_the_best() -> None:
     settings = Checkpoint.model_validate(
         {"every_steps": 10, "keep_last": 2, "keep_every_steps": 50, "keep_best": {"metric": "val_loss", "count": 2}}
     )
-    assert superfluous(range(10, 110, 10), figures, settings) == [10, 20, 30, 60, 70, 80]
+    assert steps_to_remove(range(10, 110, 10), figures, settings) == [10, 20, 30, 60, 70, 80]
     by_accuracy = Checkpoint.model_validate(
         {"every_steps": 10, "keep_last": 2, "keep_best": {"metric": "val_accuracy"}}
     )
-    assert superfluous(range(10, 110, 10), figures, by_accuracy) == list(range(10, 90, 10))
-    assert superfluous([10, 20], {}, settings) == []
+    assert steps_to_remove(range(10, 110, 10), figures, by_accuracy) == list(range(10, 90, 10))
+    assert steps_to_remove([10, 20], {}, settings) == []
     for_nan = {**figures, 20: {"val_loss": math.nan}}
-    assert superfluous(range(10, 110, 10), for_nan, settings) == [10, 20, 30, 60, 70, 80]
+    assert steps_to_remove(range(10, 110, 10), for_nan, settings) == [10, 20, 30, 60, 70, 80]
 
 
 def test_a_checkpoint_holds_no_pickle(trained: Path) -> None:

@@ -14,14 +14,14 @@ import pytest
 
 from configs.recipe import Checkpoint
 from tests.support.syscalls import kill_after, kill_at_system_call
-from trainer.checkpoint.commit import Commit, Part
+from trainer.checkpoint.commit import Commit, RankShare
 from trainer.checkpoint.folder_store import FolderStore
 from trainer.checkpoint.manifest import Manifest, StoredFragment
 from trainer.checkpoint.rank_receipts import Receipts, clean_receipts
 from trainer.checkpoint.reader import CheckpointReader, verify
-from trainer.checkpoint.retention import superfluous
-from trainer.checkpoint.safetensors_file import TensorSpec, plan_tensor_file
-from trainer.checkpoint.store_protocol import Save
+from trainer.checkpoint.retention import steps_to_remove
+from trainer.checkpoint.safetensors_file import TensorInfo, plan_tensor_file
+from trainer.checkpoint.store_protocol import SaveId
 
 ELEMENTS = 3000
 OLD, NEW = 5, 10
@@ -33,29 +33,29 @@ def header(step: int, attempt: int = 1) -> Manifest:
     return Manifest(step, 8 * step, 128 * step, attempt, 1, "test", 1, {}, "", "", {}, shapes)
 
 
-def part_of(step: int, rank: int, ranks: int) -> Part:
+def share_of_rank(step: int, rank: int, ranks: int) -> RankShare:
     """`rank`'s share of a parameter whose every element is the step."""
     first, last = ELEMENTS * rank // ranks, ELEMENTS * (rank + 1) // ranks
     values = np.full(last - first, step, np.float32)
     fragment = StoredFragment("weight", "master", first, last - first, f"rank-{rank}.safetensors", 0)
-    plan = plan_tensor_file([TensorSpec(fragment.key, "F32", values.shape, values.nbytes)], {"F32": 4})
+    plan = plan_tensor_file({fragment.key: TensorInfo("F32", values.shape)})
     image = memoryview(bytearray(plan.header + values.tobytes()))
     placed = replace(fragment, offset=plan.offsets[fragment.key])
-    return Part(header(step), fragment.file, image, [placed], {})
+    return RankShare(header(step), fragment.file, image, [placed], {})
 
 
 def commit(root: Path, step: int, rank: int = 0, ranks: int = 1, attempt: int = 1) -> None:
     """All acts of one rank in one save, as CheckpointWriter does them."""
     store = FolderStore(root)
-    save = Save(attempt, 1, step)
+    save = SaveId(attempt, 1, step)
     acts = Commit(store, Receipts(root, save), save, rank=rank, ranks=ranks)
-    stored, file = acts.store_part(part_of(step, rank, ranks))
+    stored, file = acts.store_share(share_of_rank(step, rank, ranks))
     if rank == 0:
         acts.publish(header(step))
     acts.read_back(stored, file)
     if rank == 0:
         acts.await_read_back()
-        for old in superfluous(store.steps(), {}, KEPT):
+        for old in steps_to_remove(store.steps(), {}, KEPT):
             store.remove(old)
 
 
@@ -151,10 +151,10 @@ def test_killed_at_a_thousand_random_instants_a_whole_checkpoint_remains(tmp_pat
 
 
 def test_a_rank_of_an_older_attempt_cannot_hand_its_part_to_a_newer_one(tmp_path: Path) -> None:
-    stale, save = Save(1, 1, NEW), Save(2, 1, NEW)
+    stale, save = SaveId(1, 1, NEW), SaveId(2, 1, NEW)
     for each, rank in ((stale, 1), (save, 0)):
         acts = Commit(FolderStore(tmp_path), Receipts(tmp_path, each), each, rank=rank, ranks=2)
-        acts.store_part(part_of(NEW, rank, 2))
+        acts.store_share(share_of_rank(NEW, rank, 2))
     given_up = threading.Event()
     given_up.set()  # or it would wait for rank 1 of its own attempt
     acts = Commit(FolderStore(tmp_path), Receipts(tmp_path, save), save, rank=0, ranks=2, given_up=given_up.is_set)

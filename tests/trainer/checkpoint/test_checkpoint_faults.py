@@ -223,10 +223,10 @@ def _train_with_a_failing_rank(recipe: Recipe) -> list[int]:
     from trainer.checkpoint.commit import Commit
     from trainer.training.attempt import Attempt
 
-    real_store, real_tell, told = Commit.store_part, Attempt.tell_failed_save, list[int]()
+    real_store, real_tell, told = Commit.store_share, Attempt.tell_failed_save, list[int]()
     now = [0]
 
-    def store_part(self: Commit, part: object) -> object:
+    def store_share(self: Commit, part: object) -> object:
         if self._rank == 1 and self._save.step == 4:
             raise OSError(5, "Input/output error")
         return real_store(self, part)  # type: ignore[arg-type]
@@ -247,7 +247,7 @@ def _train_with_a_failing_rank(recipe: Recipe) -> list[int]:
         setattr(Reporter, name, watched)
 
     watch("stepped")
-    Commit.store_part = store_part  # type: ignore[method-assign, assignment]
+    Commit.store_share = store_share  # type: ignore[method-assign, assignment]
     Attempt.tell_failed_save = tell  # type: ignore[method-assign]
     run_job(recipe)
     return told
@@ -273,20 +273,20 @@ def _train_with_a_slow_write(recipe: Recipe, until: int) -> str:
     from trainer.checkpoint.commit import Commit
     from trainer.training.attempt import Attempt
 
-    real_store, real_save, begun = Commit.store_part, Attempt.save, threading.Event()
+    real_store, real_save, begun = Commit.store_share, Attempt.save, threading.Event()
 
     def save(self: Attempt, step: int, *, may_skip: bool = True) -> bool:
         if step == until:
             begun.set()
         return real_save(self, step, may_skip=may_skip)
 
-    def store_part(self: Commit, part: object) -> object:
+    def store_share(self: Commit, part: object) -> object:
         if self._save.step == 1:
             assert begun.wait(400)  # bounds a hang
             time.sleep(0.5)
         return real_store(self, part)  # type: ignore[arg-type]
 
-    Commit.store_part = store_part  # type: ignore[method-assign, assignment]
+    Commit.store_share = store_share  # type: ignore[method-assign, assignment]
     Attempt.save = save  # type: ignore[method-assign]
     run_job(recipe)
     return "done"

@@ -13,12 +13,12 @@ from cluster.run.ledger import Ledger
 from configs.errors import CheckpointError, SupersededError
 from tests.support.ledger_events import event
 from tests.support.syscalls import interrupt_at_system_call, kill_at_system_call
-from tests.trainer.checkpoint.test_checkpoint_crash import KEPT, NEW, OLD, check_whole, header, part_of
+from tests.trainer.checkpoint.test_checkpoint_crash import KEPT, NEW, OLD, check_whole, header, share_of_rank
 from trainer.checkpoint.commit import Commit
 from trainer.checkpoint.folder_store import FolderStore
 from trainer.checkpoint.rank_receipts import Receipts, clean_receipts
-from trainer.checkpoint.retention import superfluous
-from trainer.checkpoint.store_protocol import Save, read_manifest
+from trainer.checkpoint.retention import steps_to_remove
+from trainer.checkpoint.store_protocol import SaveId, read_manifest
 
 
 class Run:
@@ -30,7 +30,7 @@ class Run:
         self.store = FolderStore(self.root)
 
     def acts(self, attempt: int, step: int, rank: int = 0, ranks: int = 1) -> Commit:
-        save = Save(attempt, 1, step)
+        save = SaveId(attempt, 1, step)
         superseded: Callable[[], bool] = lambda: self.ledger.attempts() > attempt  # noqa: E731
         receipts = Receipts(self.root, save)
         return Commit(self.store, receipts, save, rank=rank, ranks=ranks, superseded=superseded)
@@ -44,12 +44,12 @@ class Run:
 
     def commit(self, attempt: int, step: int) -> None:
         acts = self.acts(attempt, step)
-        stored, file = acts.store_part(part_of(step, 0, 1))
+        stored, file = acts.store_share(share_of_rank(step, 0, 1))
         acts.publish(header(step, attempt))
         acts.read_back(stored, file)
         acts.await_read_back()
         acts.check_current()
-        for old in superfluous([found for found in self.store.steps() if found <= step], {}, KEPT):
+        for old in steps_to_remove([found for found in self.store.steps() if found <= step], {}, KEPT):
             self.store.remove(old)
 
 
@@ -91,14 +91,14 @@ def test_a_stale_rank_that_makes_its_staging_anew_cannot_get_half_a_checkpoint_p
     run.begin()
     run.commit(1, OLD)
     leader, other = run.acts(1, NEW, 0, 2), run.acts(1, NEW, 1, 2)
-    leader.store_part(part_of(NEW, 0, 2))
+    leader.store_share(share_of_rank(NEW, 0, 2))
     with ThreadPoolExecutor(1) as pool:
         published = pool.submit(leader.publish, header(NEW))
         waits_for_rank_1 = run.root / ".receipts-1-1-00000010" / "stored-00001.json"
         time.sleep(0.1)  # it has read its own receipt, and waits
         assert not waits_for_rank_1.exists()
         run.begin()
-        other.store_part(part_of(NEW, 1, 2))
+        other.store_share(share_of_rank(NEW, 1, 2))
         with pytest.raises(SupersededError):
             published.result()
     assert run.store.steps() == [OLD]
@@ -108,7 +108,7 @@ def test_a_step_that_a_superseded_attempt_published_gives_way_and_no_other_does(
     run = Run(tmp_path / "run")
     for attempt, standing in ((2, 2), (1, 2), (2, 2), (3, 3)):
         acts = run.acts(attempt, NEW)
-        _, file = acts.store_part(part_of(NEW, 0, 1))
+        _, file = acts.store_share(share_of_rank(NEW, 0, 1))
         acts.publish(header(NEW, attempt))
         file.close()
         assert read_manifest(run.store.at(NEW)).attempt == standing

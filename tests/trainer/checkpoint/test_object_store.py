@@ -20,7 +20,7 @@ from tests.support.ledger_events import event
 from tests.support.processes import run_in_processes
 from tests.support.training.runs import GPT, digests, events, history, recipe_of, run_jobs, write_text_shards
 from tests.trainer.checkpoint.test_checkpoint import ALONE, all_extents
-from tests.trainer.checkpoint.test_checkpoint_crash import NEW, OLD, header, part_of
+from tests.trainer.checkpoint.test_checkpoint_crash import NEW, OLD, header, share_of_rank
 from trainer import cli
 from trainer.checkpoint import object_store
 from trainer.checkpoint.commit import Commit
@@ -28,7 +28,7 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.object_store import ObjectCheckpointStore, open_object_store
 from trainer.checkpoint.rank_receipts import Receipts
 from trainer.checkpoint.reader import CheckpointReader, open_newest, verify
-from trainer.checkpoint.store_protocol import Save
+from trainer.checkpoint.store_protocol import SaveId
 from trainer.launch.preflight import check_places
 
 Plan = Callable[[str, str, int], Fault | None]
@@ -67,9 +67,9 @@ def open_store() -> ObjectCheckpointStore:
 
 def commit(root: Path, step: int, attempt: int = 1) -> bool:
     """A checkpoint of one rank; whether it was read back as it was written."""
-    store, save = open_store(), Save(attempt, 1, step)
+    store, save = open_store(), SaveId(attempt, 1, step)
     acts = Commit(store, Receipts(root, save), save, rank=0, ranks=1)
-    stored, file = acts.store_part(part_of(step, 0, 1))
+    stored, file = acts.store_share(share_of_rank(step, 0, 1))
     acts.publish(header(step, attempt))
     acts.read_back(stored, file)
     acts.await_read_back()
@@ -144,9 +144,9 @@ def test_a_run_whose_bucket_is_away_still_has_a_status(
 @pytest.mark.parametrize("attempt", [1, 2, 3])
 def test_a_manifest_gives_way_only_to_one_of_a_newer_attempt(proxy: FaultProxy, tmp_path: Path, attempt: int) -> None:
     commit(tmp_path, NEW, attempt=2)
-    store, save = open_store(), Save(attempt, 2, NEW)
+    store, save = open_store(), SaveId(attempt, 2, NEW)
     acts = Commit(store, Receipts(tmp_path, save), save, rank=0, ranks=1)
-    acts.read_back(*acts.store_part(part_of(NEW, 0, 1)))
+    acts.read_back(*acts.store_share(share_of_rank(NEW, 0, 1)))
     acts.publish(header(NEW, attempt))
     store.clean()
     standing = "3-2-" if attempt == 3 else "2-1-"
@@ -158,13 +158,13 @@ def _commit_of_an_attempt_that_is_stopped(root: Path) -> str:
     (root / "pid").write_text(str(os.getpid()))
     ledger = Ledger(root / "ledger.jsonl")
     acts = acts_of(1, root, lambda: ledger.attempts() > 1)
-    acts.store_part(part_of(NEW, 0, 1))
+    acts.store_share(share_of_rank(NEW, 0, 1))
     acts.publish(header(NEW, 1))
     return "published"
 
 
 def acts_of(attempt: int, root: Path, superseded: Callable[[], bool]) -> Commit:
-    save = Save(attempt, 1, NEW)
+    save = SaveId(attempt, 1, NEW)
     return Commit(open_store(), Receipts(root, save), save, rank=0, ranks=1, superseded=superseded)
 
 
@@ -224,7 +224,7 @@ def test_workers_ask_a_store_that_is_away_for_longer_and_others_tell_at_once(
     with pytest.raises(OSError, match="manifest"):
         open_store().at(NEW).manifest()
     objects = open_object_store("s3://bucket/run", os.environ)
-    assert ObjectCheckpointStore(objects, "s3://bucket/run", patience_s=400.0).at(NEW).manifest()
+    assert ObjectCheckpointStore(objects, "s3://bucket/run", retry_s=400.0).at(NEW).manifest()
     assert len(proxy.done) == 13
 
 
@@ -253,7 +253,7 @@ def test_a_part_larger_than_one_request_is_put_in_parts_with_retries(proxy: Faul
     proxy.plan = lambda method, path, n: 503 if method == "PUT" and "partNumber=2" in path and n == 0 else None
     image = memoryview(np.random.default_rng(7).integers(0, 256, 20 << 20, dtype=np.uint8).tobytes())
     store = open_store()
-    store.staging(Save(1, 1, NEW)).write("rank-0", image)
+    store.staging(SaveId(1, 1, NEW)).write("rank-0", image)
     assert [fault for _, path, fault in proxy.done] == [503]
     assert store._objects.get("step-00000010/1-1-00000010/rank-0") == image
 

@@ -75,15 +75,15 @@ def test_the_nodes_of_a_ray_cluster_are_checked_together_and_a_wrong_token_is_to
 
 
 def test_a_host_whose_neighbours_do_not_answer_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(all_reduce_speed, "MEET_S", 1.0)
+    monkeypatch.setattr(all_reduce_speed, "RENDEZVOUS_TIMEOUT_S", 1.0)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "lo")
     alone = CheckPlan(str(tmp_path), ("a", "b"), 1, f"127.0.0.1:{free_port('127.0.0.1')}")
-    links = all_reduce_speed.measure_links(alone, torch.device("cpu"))
+    links = all_reduce_speed.measure_link_speeds(alone, torch.device("cpu"))
     assert (links.rates, links.broken, links.all_reduce_bytes_per_s) == ({}, {}, None)
     assert f"the links were not measured, without an answer of a at {alone.address}" in links.remarks[0]
     first = replace(alone, rank=0)
-    assert all_reduce_speed.measure_links(first, torch.device("cpu")).remarks == [
+    assert all_reduce_speed.measure_link_speeds(first, torch.device("cpu")).remarks == [
         "the links were not measured: b did not come within 1 s"
     ]
 

@@ -3,7 +3,7 @@
 import torch
 
 from trainer.engine.optimizer_state import group_scalars, restore_state
-from trainer.engine.zero_layout import Layout, Piece
+from trainer.engine.zero_layout import ParameterPiece, ZeroLayout
 
 
 def step(optimizer: torch.optim.Optimizer, flats: list[torch.Tensor]) -> None:
@@ -16,8 +16,8 @@ def test_a_share_of_a_group_that_is_padding_alone_has_made_as_many_steps_as_the_
     flats = [torch.ones(4, requires_grad=True), torch.zeros(4, requires_grad=True)]
     groups = [{"params": [flat], "name": str(number)} for number, flat in enumerate(flats)]
     optimizer = torch.optim.AdamW(groups, fused=True)
-    piece = Piece("weight", 0, 3, flats[0], 0, 0, lambda: flats[0].detach()[:3])
-    layout = Layout([piece], False, optimizer, lambda: None, "a test", flats)
+    piece = ParameterPiece("weight", 0, 3, flats[0], 0, 0, lambda: flats[0].detach()[:3])
+    layout = ZeroLayout([piece], False, optimizer, lambda: None, "a test", flats)
     scalars = {name: {"step": 5.0} for name in ("0", "1")}
     restore_state(layout, lambda kind, parameter: lambda start, stop: torch.full((stop - start,), 2.0), scalars)
     assert {group["step"] for group in group_scalars(optimizer).values()} == {5.0}

@@ -28,8 +28,8 @@ from tests.support.training.tiny_huggingface import (
 )
 from trainer.checkpoint.safetensors_file import read_header
 from trainer.cli import app
-from trainer.huggingface.config_files import companion_files
-from trainer.huggingface.export import Export, export
+from trainer.huggingface.config_files import auxiliary_files
+from trainer.huggingface.export import ExportOptions, export
 
 STEP = 3
 
@@ -50,39 +50,39 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recipe]:
 
 
 def exported(recipe: Recipe, out: Path, **how: object) -> Path:
-    export(recipe, *checkpoint_of(recipe, STEP), out, Export(**how))  # type: ignore[arg-type]
+    export(recipe, *checkpoint_of(recipe, STEP), out, ExportOptions(**how))  # type: ignore[arg-type]
     return out
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("averaged", [False, True], ids=["last", "ema"])
+@pytest.mark.parametrize("ema", [False, True], ids=["last", "ema"])
 @pytest.mark.parametrize("name", GPTS)
 def test_their_language_model_computes_our_logits(
-    trained: dict[str, Recipe], tmp_path: Path, name: str, averaged: bool
+    trained: dict[str, Recipe], tmp_path: Path, name: str, ema: bool
 ) -> None:
     recipe = trained[name]
-    out = exported(recipe, tmp_path / "out", averaged=averaged)
+    out = exported(recipe, tmp_path / "out", ema=ema)
     theirs, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
     tokens_BT = torch.from_numpy(np.random.default_rng(7).integers(0, 257, (4, 16)))
-    ours_BTV = stored_model(recipe, STEP, averaged=averaged).model(tokens_BT)
+    ours_BTV = stored_model(recipe, STEP, ema=ema).model(tokens_BT)
     assert ours_BTV.std() > 0.05
     torch.testing.assert_close(theirs.eval()(tokens_BT).logits, ours_BTV, rtol=0, atol=1e-5)
     assert theirs.generation_config.eos_token_id == 256
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("averaged", [False, True], ids=["last", "ema"])
+@pytest.mark.parametrize("ema", [False, True], ids=["last", "ema"])
 @pytest.mark.parametrize("name", RESNETS)
 def test_their_image_classifier_computes_our_logits(
-    trained: dict[str, Recipe], tmp_path: Path, name: str, averaged: bool
+    trained: dict[str, Recipe], tmp_path: Path, name: str, ema: bool
 ) -> None:
     recipe = trained[name]
-    out = exported(recipe, tmp_path / "out", averaged=averaged)
+    out = exported(recipe, tmp_path / "out", ema=ema)
     theirs, info = AutoModelForImageClassification.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
     images_BCHW = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(7))
-    ours_BC = stored_model(recipe, STEP, averaged=averaged).model(images_BCHW)
+    ours_BC = stored_model(recipe, STEP, ema=ema).model(images_BCHW)
     assert ours_BC.std() > 0.01
     torch.testing.assert_close(theirs.eval()(images_BCHW).logits, ours_BC, rtol=1e-5, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_weights_without_an_average_are_named(trained: dict[str, Recipe], tmp_pa
     folder, manifest = checkpoint_of(trained["llama"], STEP)
     manifest.fragments[:] = [fragment for fragment in manifest.fragments if fragment.kind != "ema"]
     with pytest.raises(ExportError, match="no averaged weights: leave out --ema"):
-        export(trained["llama"], folder, manifest, tmp_path / "out", Export(averaged=True))
+        export(trained["llama"], folder, manifest, tmp_path / "out", ExportOptions(ema=True))
 
 
 def test_an_architecture_that_no_class_has_is_refused_with_what_each_would_need(
@@ -160,11 +160,11 @@ def test_an_architecture_that_no_class_has_is_refused_with_what_each_would_need(
 ) -> None:
     recipe = gpt_recipe(tmp_path, "gpt2", model={"norm": "rmsnorm"})
     with pytest.raises(ExportError, match=r"GPT2LMHeadModel needs norm layernorm \(is rmsnorm\);") as caught:
-        export(recipe, *checkpoint_of(trained["gpt2"], STEP), tmp_path / "out", Export())
+        export(recipe, *checkpoint_of(trained["gpt2"], STEP), tmp_path / "out", ExportOptions())
     assert "LlamaForCausalLM needs positions rope (is learned), activation swiglu (is gelu)" in str(caught.value)
     small = resnet_recipe(tmp_path, "resnet18", model={"stem": "small"})
     with pytest.raises(ExportError, match=r"stem imagenet \(is small\)"):
-        export(small, *checkpoint_of(trained["resnet18"], STEP), tmp_path / "out", Export())
+        export(small, *checkpoint_of(trained["resnet18"], STEP), tmp_path / "out", ExportOptions())
 
 
 def test_a_weight_beyond_half_precision_is_named(trained: dict[str, Recipe], tmp_path: Path) -> None:
@@ -173,11 +173,11 @@ def test_a_weight_beyond_half_precision_is_named(trained: dict[str, Recipe], tmp
     recipe = trained["llama"]
     folder, manifest = checkpoint_of(recipe, STEP)
     with module.CheckpointReader(folder, manifest) as reader:
-        link = next(iter(module.architecture(recipe.model, 257).links))
+        mapping = next(iter(module.architecture(recipe.model, 257).mappings))
         real = reader.read
         reader.read = lambda kind, name: lambda a, b: 1e5 * torch.ones_like(real(kind, name)(a, b))  # type: ignore
         with pytest.raises(ExportError, match=r"model.embed.weight has a weight of 1e\+05, beyond fp16"):
-            module._read(link, reader, {}, Export(dtype=torch.float16))
+            module._read(mapping, reader, {}, ExportOptions(dtype=torch.float16))
 
 
 def test_their_tokenizer_gives_our_ids(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_their_tokenizer_gives_our_ids(tmp_path: Path) -> None:
     recipe = gpt_recipe(tmp_path, "llama", data=data)
     out = tmp_path / "out"
     out.mkdir()
-    for name, content in companion_files(recipe).items():
+    for name, content in auxiliary_files(recipe).items():
         (out / name).write_bytes(content)
     theirs = AutoTokenizer.from_pretrained(out)
     assert theirs("stokers shovel coal")["input_ids"] == [1, 2, 3]

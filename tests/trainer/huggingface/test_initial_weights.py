@@ -34,9 +34,9 @@ from tests.support.training.runs import (
 )
 from tests.support.training.tiny_huggingface import RESNETS, checkpoint_of, gpt_recipe, resnet_recipe
 from trainer.huggingface.architecture import architecture
-from trainer.huggingface.compare_weights import match
-from trainer.huggingface.export import Export, export
-from trainer.huggingface.init_from import check_initial, fill
+from trainer.huggingface.compare_weights import match_weights
+from trainer.huggingface.export import ExportOptions, export
+from trainer.huggingface.init_from import check_initial_weights, copy_weights
 from trainer.huggingface.stored_weights import open_weights
 from trainer.launch.preflight import preflight
 from trainer.tasks.build_task import build_task
@@ -119,7 +119,7 @@ def test_weights_of_every_class_go_through_a_run_and_back_bit_for_bit(tmp_path: 
     train_in_processes(tmp_path / "store", 2, [(recipe, 1) for _, recipe in runs.values()])
     for name, (theirs, recipe) in runs.items():
         out = tmp_path / "out" / name
-        export(recipe, *checkpoint_of(recipe, 1), out, Export())
+        export(recipe, *checkpoint_of(recipe, 1), out, ExportOptions())
         before, after = theirs.state_dict(), type(theirs).from_pretrained(out).state_dict()
         moving = [key for key in before if "running_" in key or "num_batches" in key]
         assert before.keys() == after.keys()
@@ -131,7 +131,7 @@ def test_weights_of_every_class_go_through_a_run_and_back_bit_for_bit(tmp_path: 
 def filled(recipe: Recipe, inputs: int) -> torch.nn.Module:
     module = build_task(recipe).module
     stored = open_weights(Path(recipe.model.init_from or ""))
-    fill(module, stored, match(stored, architecture(recipe.model, inputs)))
+    copy_weights(module, stored, match_weights(stored, architecture(recipe.model, inputs)))
     return module.eval()
 
 
@@ -178,13 +178,13 @@ def test_a_model_saved_without_its_head_or_a_lone_file_fits_too(tmp_path: Path) 
     shutil.copy(tmp_path / "whole" / "model.safetensors", tmp_path / "lone" / "weights.safetensors")
     lone = str(tmp_path / "lone" / "weights.safetensors")
     for recipe in (recipe_from(tmp_path, "gpt2"), recipe_from(tmp_path, "gpt2", model={"init_from": lone})):
-        check_initial(recipe)
+        check_initial_weights(recipe)
         assert torch.equal(filled(recipe, 257).model.embed.weight, model.transformer.wte.weight)
 
 
 def problems(recipe: Recipe) -> str:
     with pytest.raises(RecipeError) as caught:
-        check_initial(recipe)
+        check_initial_weights(recipe)
     return str(caught.value)
 
 
@@ -251,7 +251,7 @@ def test_a_pickle_is_refused_under_any_name_and_never_executed(
 def test_what_is_missing_or_cut_is_named(tmp_path: Path, spoil: Any, told: str) -> None:
     saved_model("llama", tmp_path / "llama", max_shard_size="40KB")
     recipe = recipe_from(tmp_path, "llama")
-    check_initial(recipe)
+    check_initial_weights(recipe)
     spoil(tmp_path / "llama")
     assert told in problems(recipe)
 
@@ -263,7 +263,7 @@ def _cut(path: Path) -> None:
 def test_a_bias_that_is_not_zero_or_a_head_that_is_not_the_embedding_is_refused(tmp_path: Path) -> None:
     saved_model("gpt2", tmp_path / "gpt2")
     unbiased = recipe_from(tmp_path, "gpt2", model={"bias": False})
-    check_initial(unbiased)
+    check_initial_weights(unbiased)
     with pytest.raises(RecipeError, match=r"transformer.h.0.ln_1.bias .* is not zero, and model.bias is false"):
         filled(unbiased, 257)
     path = tmp_path / "gpt2" / "model.safetensors"

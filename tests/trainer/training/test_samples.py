@@ -20,7 +20,7 @@ class _Beats:
     def pulse(self, phase: str, step: int | None = None) -> None:
         self.phases.append(phase)
 
-    def tell(self, **facts: object) -> None: ...
+    def report(self, **facts: object) -> None: ...
 
 
 def _beats_of_a_sample(recipes: list[Recipe]) -> list[tuple[int, list[str]]]:
