@@ -87,10 +87,10 @@ class JobHosts:
             if host in agents.alive and self._lost.pop(host, 0.0):
                 self._ledger.append(HostBack(host=host, job=self._job.job_id))
                 self._say(f"host {host} is back")
-        patience = rejoin_timeout_s(self._slurm, self._workers, self._room())
+        timeout_s = rejoin_timeout_s(self._slurm, self._workers, self._room())
         for host, since in self._lost.items():
-            if patience is not None and now - since > patience:
-                return f"host {host} did not come back within {patience:.0f} s"
+            if timeout_s is not None and now - since > timeout_s:
+                return f"host {host} did not come back within {timeout_s:.0f} s"
         return None
 
     def _room(self, without: int = 0) -> int:
