@@ -33,7 +33,7 @@ from cluster.run.run_folder import RunFolder
 from configs.recipe import Recipe
 from trainer.metrics.reporter import Reporter
 from trainer.rank.ranks import Ranks
-from trainer.rank.worker_job import Job
+from trainer.rank.worker_job import WorkerJob
 from trainer.tasks.build_task import build_task
 from trainer.tasks.task_protocol import parameter_groups
 from trainer.training.worker import main as run_worker
@@ -150,7 +150,7 @@ def _stoker(recipe: Recipe, clock: StepClock, steps: int) -> MeasuredSteps:
     invocation = [uuid.uuid4().hex]
     dist.broadcast_object_list(invocation, src=0)
     data = recipe.model_dump(mode="json", by_alias=True)
-    run_worker(Job(data, str(folder.root), str(Path.cwd()), invocation[0], time.time()).encode())
+    run_worker(WorkerJob(data, str(folder.root), str(Path.cwd()), invocation[0], time.time()).encode())
     dist.barrier()
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     times = {line["step"]: line["time"] for line in lines}

@@ -56,7 +56,7 @@ class ShellConnection:
         threading.Thread(target=self._listen, name="shell", daemon=True).start()
         threading.Thread(target=self._beat, name="beats", daemon=True).start()
 
-    def pulse(self, phase: str, step: int | None = None) -> None:
+    def report_position(self, phase: str, step: int | None = None) -> None:
         """The main thread has come this far. Cheap: called several times a step."""
         before = self._position
         if step is not None and step != before.step:

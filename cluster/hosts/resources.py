@@ -16,9 +16,9 @@ __all__ = [
     "check_disk",
     "check_resources",
     "check_writable",
+    "count_that_fit",
     "cpus_of_workers",
     "fitting_workers",
-    "goes_into",
 ]
 
 
@@ -29,8 +29,8 @@ _SHARES = 10_000  # of a cpu
 def check_resources(workers: Workers, *, cpus: int, gpus: int) -> None:
     """Raises ResourceError when `workers` need more than the `cpus` and `gpus` of this machine."""
     for unit, each, found in (("cpus", workers.cpus, cpus), ("gpus", workers.gpus, gpus)):
-        if each and goes_into(each, found) < workers.least:
-            fits = goes_into(each, found)
+        if each and count_that_fit(each, found) < workers.least:
+            fits = count_that_fit(each, found)
             remedy = f"lower workers.count to {fits}" if fits else f"lower workers.{unit}"
             raise ResourceError(
                 f"workers.count {workers.least} × workers.{unit} {each} needs {workers.least * each:g} {unit}, "
@@ -40,11 +40,11 @@ def check_resources(workers: Workers, *, cpus: int, gpus: int) -> None:
 
 def fitting_workers(workers: Workers, *, cpus: int, gpus: int) -> int:
     """How many of an elastic range of workers fit on this machine; check_resources has passed."""
-    fits = [goes_into(each, found) for each, found in ((workers.cpus, cpus), (workers.gpus, gpus)) if each]
+    fits = [count_that_fit(each, found) for each, found in ((workers.cpus, cpus), (workers.gpus, gpus)) if each]
     return min(workers.most, *fits)
 
 
-def goes_into(each: float, found: float) -> int:
+def count_that_fit(each: float, found: float) -> int:
     """How many times, in Ray's smallest share: 0.1 goes into 1 ten times, where 1 // 0.1 is 9."""
     return round(found * _SHARES) // round(each * _SHARES)
 

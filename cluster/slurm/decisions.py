@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cluster.hosts.resources import goes_into
+from cluster.hosts.resources import count_that_fit
 from cluster.run.events import Event, job_of
 from cluster.run.job_events import HostLost, HostUnfit, JobCancelled, JobEnded, JobRequeued, JobStarted, Submitted
 from cluster.run.run_events import CheckpointPublished
@@ -12,7 +12,7 @@ from configs.recipe import Workers
 from configs.sections.slurm_section import Slurm
 
 __all__ = [
-    "Ending",
+    "JobEnding",
     "excludable",
     "is_cancelled",
     "rejoin_timeout_s",
@@ -28,7 +28,7 @@ TWICE = 2
 
 def workers_that_fit(workers: Workers, hosts: int, cpus: int, gpus: int) -> int:
     """On `hosts` with `cpus` and `gpus` each."""
-    per_host = goes_into(workers.cpus, cpus)
+    per_host = count_that_fit(workers.cpus, cpus)
     if workers.gpus:
         per_host = min(per_host, gpus // workers.gpus)
     return hosts * per_host
@@ -110,7 +110,7 @@ def excludable(unreliable: Sequence[str], can_do_without: Callable[[Sequence[str
 
 
 @dataclass(frozen=True)
-class Ending:
+class JobEnding:
     """How a start of the job ended: `code` for Slurm, and whether the run is to go on in another start."""
 
     code: int

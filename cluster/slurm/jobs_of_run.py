@@ -22,7 +22,7 @@ __all__ = ["job_ids", "known_state", "live_jobs"]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownJob:
     """A job of the run, and where it stands."""
 
     job_id: str
@@ -62,7 +62,7 @@ def from_ledger(job_id: str, events: Sequence[Event]) -> JobState:
     return JobState(_NAMES[own[-1]] if own else "UNKNOWN", source="the ledger")
 
 
-def live_jobs(events: Sequence[Event], scheduler: Scheduler) -> list[Known]:
+def live_jobs(events: Sequence[Event], scheduler: Scheduler) -> list[KnownJob]:
     """Those that wait, run, or are in a state that we do not know."""
-    known = [Known(job_id, known_state(job_id, events, scheduler)) for job_id in job_ids(events)]
+    known = [KnownJob(job_id, known_state(job_id, events, scheduler)) for job_id in job_ids(events)]
     return [job for job in known if not job.state.over and job.state.name != "ENDED"]

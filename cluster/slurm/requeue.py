@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 
 from cluster.run.job_events import JobRequeued, Queued
 from cluster.run.ledger import Ledger
-from cluster.slurm.decisions import Ending, is_cancelled, may_requeue, requeues_in_a_row
+from cluster.slurm.decisions import JobEnding, is_cancelled, may_requeue, requeues_in_a_row
 from cluster.slurm.scheduler import Scheduler
 from configs.errors import ClusterError
 
 __all__ = ["refuse_requeue", "requeue"]
 
 
-def refuse_requeue(ending: Ending, job_id: str, max_requeues: int, scheduler: Scheduler, ledger: Ledger) -> str | None:
+def refuse_requeue(
+    ending: JobEnding, job_id: str, max_requeues: int, scheduler: Scheduler, ledger: Ledger
+) -> str | None:
     """Why the job is not requeued, to be added to a sentence; None when it is. Raises ClusterError."""
     if not ending.requeue:
         return ""
@@ -29,7 +31,7 @@ def refuse_requeue(ending: Ending, job_id: str, max_requeues: int, scheduler: Sc
 
 
 def requeue(
-    ending: Ending,
+    ending: JobEnding,
     job_id: str,
     scheduler: Scheduler,
     ledger: Ledger,

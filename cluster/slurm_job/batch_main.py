@@ -13,7 +13,7 @@ from cluster.run.events import job_of
 from cluster.run.job_events import JobEnded, JobRequeued, JobStarted
 from cluster.run.ledger import Ledger
 from cluster.run.run_folder import RunFolder
-from cluster.slurm.decisions import Ending, excludable, is_cancelled, requeues_in_a_row, unreliable_hosts
+from cluster.slurm.decisions import JobEnding, excludable, is_cancelled, requeues_in_a_row, unreliable_hosts
 from cluster.slurm.job_environment import SlurmJob
 from cluster.slurm.requeue import refuse_requeue, requeue
 from cluster.slurm.retrying_scheduler import retrying_commands
@@ -41,11 +41,11 @@ def main(run_folder: Path, submission: int) -> int:
     recipe = load_recipe(submission_path(run_folder, submission, "yaml"))
     this = _ThisStart(job, recipe, recipe.slurm or Slurm(), run_folder, submission, ledger)
     if cancelled:
-        return this.finish(Ending(EXIT_REQUEUE, "`stoker cancel` came while the job was requeued"))
+        return this.finish(JobEnding(EXIT_REQUEUE, "`stoker cancel` came while the job was requeued"))
     try:
         ending = this.run()
     except StokerError as error:  # the mistakes of a recipe come again, what Slurm or a network did not do may not
-        ending = Ending(error.exit_code, str(error), requeue=isinstance(error, ClusterError))
+        ending = JobEnding(error.exit_code, str(error), requeue=isinstance(error, ClusterError))
     return this.finish(ending)
 
 
@@ -61,7 +61,7 @@ class _ThisStart:
     ledger: Ledger
     scheduler: Scheduler = field(default_factory=lambda: retrying_commands(say))
 
-    def run(self) -> Ending:
+    def run(self) -> JobEnding:
         """Raises StokerError when it cannot begin."""
         if (ending := self._given_again()) is not None:
             return ending
@@ -74,7 +74,7 @@ class _ThisStart:
         finally:  # the folder is shared, and the token opens the job's Ray
             token.unlink(missing_ok=True)
 
-    def finish(self, ending: Ending) -> int:
+    def finish(self, ending: JobEnding) -> int:
         """Requeue the job, or write down that it has ended; the exit code."""
         if ending.requeue and CANCEL in signal.sigpending():  # came when the run had left already
             ending = replace(ending, why=f"{ending.why}; cancelled", requeue=False)
@@ -93,12 +93,12 @@ class _ThisStart:
         """Whether Slurm could give the job others. Asked once, as it may hold up the start of the run."""
         return SlurmCommands().would_take(submission_path(self.run_folder, self.submission, "sbatch"), hosts)
 
-    def _given_again(self) -> Ending | None:
+    def _given_again(self) -> JobEnding | None:
         """An ending before anything started, when Slurm gave us a host to leave out and there are others."""
         given = [host for host in self._excludable() if host in self.job.hosts]
         if not given or requeues_in_a_row(self.ledger.events(), self.job.job_id) >= self.slurm.max_requeues:
             return None
-        return Ending(EXIT_REQUEUE, f"host {', '.join(given)} failed in this job before", requeue=True)
+        return JobEnding(EXIT_REQUEUE, f"host {', '.join(given)} failed in this job before", requeue=True)
 
     def _excludable(self) -> list[str]:
         unreliable = unreliable_hosts(self.ledger.events(), self.job.job_id)

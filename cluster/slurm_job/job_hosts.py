@@ -13,7 +13,7 @@ from cluster.hosts.health_report import (
 )
 from cluster.run.job_events import HostBack, HostLost, HostsChecked, HostUnfit
 from cluster.run.ledger import Ledger
-from cluster.slurm.decisions import Ending, rejoin_timeout_s, unreliable_hosts, workers_that_fit
+from cluster.slurm.decisions import JobEnding, rejoin_timeout_s, unreliable_hosts, workers_that_fit
 from cluster.slurm.job_environment import SlurmJob
 from cluster.slurm_job.agent_step import HostAgents
 from configs.errors import EXIT_FAILED, EXIT_REQUEUE, ClusterError
@@ -52,15 +52,15 @@ class JobHosts:
         needs_report = self._slurm.health_check == "full"
         return [h for h in self.names if h not in agents.alive or (needs_report and h not in agents.reports)]
 
-    def begin(self, agents: HostAgents) -> tuple[bool, Ending | None]:
+    def begin(self, agents: HostAgents) -> tuple[bool, JobEnding | None]:
         """Whether the run can begin, or the ending instead of it; to be asked again and again."""
         for host, message, code in _gave_up(agents):
             if host in self._names:
-                return False, Ending(code, f"{host}: {message}", requeue=code == EXIT_FAILED)
+                return False, JobEnding(code, f"{host}: {message}", requeue=code == EXIT_FAILED)
         for host, cause in _unfit(agents).items():
             if host in self._names and not self._leave_out(agents, host, cause):
                 self._record_unfit(host, cause)
-                return False, Ending(EXIT_FAILED, f"{host}: {cause}", requeue=True)
+                return False, JobEnding(EXIT_FAILED, f"{host}: {cause}", requeue=True)
         if silent := [host for host in agents.silent() if host in self.names]:
             return False, self.without(silent, f"the agent on {', '.join(silent)} is not heard of any more")
         if self.not_ready(agents):
@@ -70,14 +70,14 @@ class JobHosts:
             return False, self._compare(agents)
         return not self._leaving & agents.alive, None  # Ray must not place a worker on a host that is left out
 
-    def without(self, missing: list[str], why: str) -> Ending | None:
+    def without(self, missing: list[str], why: str) -> JobEnding | None:
         """None when the run begins without the hosts that did not join."""
         for host in missing:
             self._record_loss(host, "it did not join")
         if self._head not in missing and rejoin_timeout_s(self._slurm, self._workers, self._room()) is None:
             self._say(f"{why}: going on without")
             return None
-        return Ending(EXIT_FAILED, why, requeue=True)
+        return JobEnding(EXIT_FAILED, why, requeue=True)
 
     def look(self, agents: HostAgents, now: float) -> str | None:
         """What makes it pointless to go on, by the hosts that are lost."""
@@ -108,7 +108,7 @@ class JobHosts:
         agents.leave_out(host)
         return True
 
-    def _compare(self, agents: HostAgents) -> Ending | None:
+    def _compare(self, agents: HostAgents) -> JobEnding | None:
         reports = [agents.reports[host] for host in self.names]
         self._tell(reports)
         for host, cause in {**slow_hosts(reports, UNFIT_FRACTION), **unreachable_hosts(reports)}.items():
@@ -116,14 +116,14 @@ class JobHosts:
                 reports = [report for report in reports if report.host != host]
             elif self._is_spare(host):
                 self._record_unfit(host, cause)
-                return Ending(EXIT_REQUEUE, f"{host}: {cause}", requeue=True)
+                return JobEnding(EXIT_REQUEUE, f"{host}: {cause}", requeue=True)
         for host, cause in slow_hosts(reports, SLOW_FRACTION).items():
             self._say(f"warning: host {host} holds the others up: {cause}")
         remaining = {report.host for report in reports}
         for report in reports:
             if broken := {other: why for other, why in report.broken.items() if other in remaining}:
                 other, why = next(iter(broken.items()))
-                return Ending(EXIT_FAILED, f"no all-reduce between {report.host} and {other}: {why}", requeue=True)
+                return JobEnding(EXIT_FAILED, f"no all-reduce between {report.host} and {other}: {why}", requeue=True)
         return None
 
     def _tell(self, reports: list[HostReport]) -> None:

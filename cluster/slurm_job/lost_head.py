@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.run.job_events import HostLost, JobEnded
 from cluster.run.ledger import Ledger
 from cluster.run.run_folder import RunFolder
-from cluster.slurm.decisions import Ending
+from cluster.slurm.decisions import JobEnding
 from cluster.slurm.job_environment import expand_hosts
 from cluster.slurm.requeue import refuse_requeue, requeue
 from cluster.slurm.scheduler import Scheduler
@@ -62,7 +62,7 @@ class OrphanWatch:
 
     def _end(self) -> None:
         """Slurm ends this process within seconds of either. What fails is tried again by the next look."""
-        ending = Ending(EXIT_REQUEUE, f"Slurm has given up the first host, {self._head}", requeue=True)
+        ending = JobEnding(EXIT_REQUEUE, f"Slurm has given up the first host, {self._head}", requeue=True)
         if not self._told:
             self._ledger.append(HostLost(host=self._head, job=self._job_id, cause=ending.why))
         self._told = True

@@ -15,7 +15,7 @@ from cluster.hosts.network import reaches
 from cluster.processes.process_tree import adopt_orphans, end_descendants
 from cluster.run.job_events import JobWarned
 from cluster.run.ledger import Ledger
-from cluster.slurm.decisions import Ending
+from cluster.slurm.decisions import JobEnding
 from cluster.slurm.job_environment import SlurmJob
 from cluster.slurm.scheduler import Scheduler
 from cluster.slurm_job.agent_step import HostAgents
@@ -64,7 +64,7 @@ class Supervisor:
         self._head_heard = time.monotonic()
         self._watch: HostAgents | None = None
 
-    def run(self, start: Start) -> Ending:
+    def run(self, start: Start) -> JobEnding:
         """Returns when everything that it started is gone."""
         adopt_orphans()  # srun and the driver start processes of their own, which must not outlive this start
         agents = HostAgents(start.agents, start.environment)
@@ -79,20 +79,22 @@ class Supervisor:
             if left:
                 self._say(f"processes {left} would not end")
 
-    def _wait_for_hosts(self, agents: HostAgents) -> Ending | None:
+    def _wait_for_hosts(self, agents: HostAgents) -> JobEnding | None:
         """None when they are there."""
         deadline = time.monotonic() + self._slurm.start_timeout_s
         ready = False
         while not ready:
             self._tick(agents)
             if self._warned:
-                return Ending(EXIT_REQUEUE, f"{self._warned} before the run had started", requeue=not self._cancelled)
+                return JobEnding(
+                    EXIT_REQUEUE, f"{self._warned} before the run had started", requeue=not self._cancelled
+                )
             ready, ending = self._hosts.begin(agents)
             if ending is not None:
                 return ending
             if agents.ended:
                 why = f"the step of agents ended (exit {agents.status}) at its start"
-                return Ending(EXIT_FAILED, why, requeue=True)
+                return JobEnding(EXIT_FAILED, why, requeue=True)
             if time.monotonic() > deadline:
                 missing = self._hosts.not_ready(agents)
                 if not missing:  # a host that was left out lingers: Ray treats it as a lost one
@@ -103,7 +105,7 @@ class Supervisor:
         self._say(f"Ray is up on {len(self._hosts.names)} hosts: {', '.join(self._hosts.names)}")
         return None
 
-    def _train(self, agents: HostAgents, start: Start) -> Ending:
+    def _train(self, agents: HostAgents, start: Start) -> JobEnding:
         driver = subprocess.Popen(start.driver, env=start.environment, stdin=subprocess.DEVNULL)
         self._driver = driver
         while driver.poll() is None:
@@ -126,7 +128,7 @@ class Supervisor:
     def _head_gone(self) -> str:
         return f"Ray's head on {self._job.hosts[0]} is gone: this attempt is over"
 
-    def _give_up(self, driver: subprocess.Popen[bytes], problem: str) -> Ending:
+    def _give_up(self, driver: subprocess.Popen[bytes], problem: str) -> JobEnding:
         if not self._warned:  # else it has had the signal
             driver.send_signal(signal.SIGUSR1)
         try:
@@ -134,18 +136,18 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             driver.kill()
             driver.wait()
-        return Ending(EXIT_REQUEUE, problem, requeue=not self._cancelled)
+        return JobEnding(EXIT_REQUEUE, problem, requeue=not self._cancelled)
 
-    def _verdict(self, status: int, *, head_answers: bool) -> Ending:
+    def _verdict(self, status: int, *, head_answers: bool) -> JobEnding:
         again = not self._cancelled
         if status == EXIT_REQUEUE:
-            return Ending(status, f"stopped by {self._warned or 'a signal'} with a checkpoint", requeue=again)
+            return JobEnding(status, f"stopped by {self._warned or 'a signal'} with a checkpoint", requeue=again)
         if self._warned and status in (-signal.SIGUSR1, 128 + signal.SIGUSR1):  # the latter through srun
-            return Ending(EXIT_REQUEUE, f"{self._warned} before the driver was ready for it", requeue=again)
+            return JobEnding(EXIT_REQUEUE, f"{self._warned} before the driver was ready for it", requeue=again)
         if status and not head_answers:  # the driver has seen it before us
-            return Ending(EXIT_REQUEUE, self._head_gone(), requeue=again)
+            return JobEnding(EXIT_REQUEUE, self._head_gone(), requeue=again)
         code = 128 - status if status < 0 else status
-        return Ending(code, f"the driver ended with {code}")
+        return JobEnding(code, f"the driver ended with {code}")
 
     def _tick(self, agents: HostAgents) -> None:
         """Wait a moment for a signal, and take in what the agents send."""

@@ -14,7 +14,7 @@ from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPo
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from cluster.hosts.resources import goes_into
+from cluster.hosts.resources import count_that_fit
 from cluster.ray_cluster.key_value import RunStore
 from cluster.run.ledger import Ledger
 from cluster.run.run_events import FailureNotCounted
@@ -32,7 +32,7 @@ def possible_workers(nodes: Sequence[Mapping[str, float]], each: Mapping[str, fl
     """How many workers that need `each` fit on `nodes`, at most `most`."""
     needs = {name: amount for name, amount in each.items() if amount > 0}
     return min(
-        most, sum(min(goes_into(amount, node.get(name, 0.0)) for name, amount in needs.items()) for node in nodes)
+        most, sum(min(count_that_fit(amount, node.get(name, 0.0)) for name, amount in needs.items()) for node in nodes)
     )
 
 

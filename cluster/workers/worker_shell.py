@@ -39,7 +39,7 @@ class ShellOrder:
     """What every shell of a run is told; plain data."""
 
     run: str
-    target: str  # module:function, called with (config, link) in the training process
+    target: str  # module:function, called with (config, shell) in the training process
     config: dict[str, Any]
     modules: list[str]  # that the fork server has imported
     backend: str

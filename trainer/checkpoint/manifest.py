@@ -11,10 +11,10 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from configs.errors import CheckpointError, DamagedCheckpointError
+from configs.errors import CheckpointError, DamagedCheckpointError, DataError
 from data.atomic import to_json
 
-__all__ = ["Manifest"]
+__all__ = ["Manifest", "check_same_data"]
 
 
 FORMAT = 3  # raised whenever an older Stoker would misread what a newer one writes
@@ -140,3 +140,12 @@ def check_coverage(manifest: Manifest) -> None:
     for fragment in manifest.fragments:
         if fragment.offset + fragment.count * FRAGMENT_ITEM_BYTES > file_bytes.get(fragment.file, 0):
             raise CheckpointError(f"{fragment.key} lies beyond the end of {fragment.file}")
+
+
+def check_same_data(manifest: Manifest, data_sha256: str, what: str) -> None:
+    """Raises DataError when the shards with the fingerprint `data_sha256` are not those that `what` was trained on."""
+    if manifest.data_sha256 != data_sha256:
+        raise DataError(
+            f"{what} was trained on other shards (fingerprint {manifest.data_sha256[:12]}, now {data_sha256[:12]}): "
+            "restore them, or start a new run with another run.name"
+        )

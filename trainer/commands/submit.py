@@ -13,6 +13,7 @@ from trainer.terminal import say
 
 __all__ = ["submit"]
 
+
 if TYPE_CHECKING:
     from trainer.launch.slurm_submit import Submission
 

@@ -54,7 +54,7 @@ class DeepSpeedEngine:
     def __init__(self, task: Task, context: Context) -> None:
         recipe, ranks = context.recipe, context.ranks
         self.name = f"deepspeed-zero{recipe.zero.stage}-{recipe.precision}"
-        self._task, self._recipe, self._ranks, self._pulse = task, recipe, ranks, context.pulse
+        self._task, self._recipe, self._ranks, self._pulse = task, recipe, ranks, context.activity
         self._names = {id(p): name for name, p in task.module.named_parameters()}
         self._tested = False
         self._skipped_in_a_row = 0

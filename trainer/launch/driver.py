@@ -40,7 +40,7 @@ from trainer.engine.deepspeed_engine import collective_backend
 from trainer.history.verdict import verdict
 from trainer.launch.final_summary import summarize
 from trainer.launch.preflight import check_places, check_resumable, naming_place, preflight
-from trainer.rank.worker_job import WORKER_MODULES, Job
+from trainer.rank.worker_job import WORKER_MODULES, WorkerJob
 from trainer.terminal import ProgressView, fail, say
 
 __all__ = ["train"]
@@ -91,7 +91,7 @@ def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | 
             sidecar.publish()
         except OSError as error:
             raise RunFolderError(f"run folder {folder.root} cannot be written: {error.strerror}") from error
-        return _run(recipe, folder, Job.of(recipe, folder, stop_at, chaos), place, address)
+        return _run(recipe, folder, WorkerJob.of(recipe, folder, stop_at, chaos), place, address)
 
 
 def _nothing_to_do(recipe: Recipe, folder: RunFolder, stop_at: int | None) -> str | None:
@@ -127,7 +127,7 @@ def _finish(recipe: Recipe, folder: RunFolder) -> None:
         say(line)
 
 
-def _run(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> int:
+def _run(recipe: Recipe, folder: RunFolder, job: WorkerJob, place: Workplace, address: str | None) -> int:
     ledger = Ledger(folder.ledger)
     began = psutil.Process().create_time()
     ledger.append(CommandStarted(started=began, invocation=job.invocation, workers=recipe.workers.count))
@@ -141,7 +141,7 @@ def _run(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address:
     return _report_end(recipe, folder, ledger, job.invocation, failure)
 
 
-def _plan(recipe: Recipe, folder: RunFolder, job: Job, place: Workplace, address: str | None) -> SessionPlan:
+def _plan(recipe: Recipe, folder: RunFolder, job: WorkerJob, place: Workplace, address: str | None) -> SessionPlan:
     workers = recipe.workers
     order = ShellOrder(
         run=job.invocation,

@@ -13,6 +13,7 @@ from configs.errors import CheckpointError, DataError, ResourceError, RunFolderE
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from data.dataset import open_dataset
+from trainer.checkpoint.manifest import check_same_data
 from trainer.checkpoint.open_store import checkpoint_store, local_root
 from trainer.checkpoint.store_protocol import CheckpointStore, read_manifest
 from trainer.huggingface.init_from import check_initial_weights
@@ -127,7 +128,7 @@ def preflight(recipe: Recipe, say: Callable[[str], None], *, elsewhere: bool = F
     check_task(recipe)
     if fresh:  # a resumed run does not read them
         check_initial_weights(recipe)
-    check_same_data(store, check_data(recipe, say))
+    check_data_of_run(store, check_data(recipe, say))
     if fresh:  # or most of the space is in use already, by this very run
         check_space(recipe, say)
     for line in without_effect(recipe):
@@ -191,7 +192,7 @@ def check_none_left(folder: RunFolder, store: CheckpointStore) -> None:
         )
 
 
-def check_same_data(store: CheckpointStore, data_sha256: str) -> None:
+def check_data_of_run(store: CheckpointStore, data_sha256: str) -> None:
     """Raises DataError when the run so far was trained on other shards. Damage is the workers' to find and mend."""
     steps = store.steps()
     if not steps:
@@ -200,11 +201,7 @@ def check_same_data(store: CheckpointStore, data_sha256: str) -> None:
         manifest = read_manifest(store.at(steps[-1]))
     except CheckpointError:
         return
-    if manifest.data_sha256 != data_sha256:
-        raise DataError(
-            f"the run in {store.where} was trained on other shards (fingerprint {manifest.data_sha256[:12]}, now "
-            f"{data_sha256[:12]}): restore them, or start a new run with another run.name"
-        )
+    check_same_data(manifest, data_sha256, f"the run in {store.where}")
 
 
 def check_data(recipe: Recipe, say: Callable[[str], None]) -> str:

@@ -51,8 +51,8 @@ class Reporter:
         stopwatch.reset()
 
     def phase(self, name: str, step: int) -> None:
-        """What happens now, for whoever watches: the hang rule by the pulse, people by progress.json."""
-        self._context.pulse(name, step)
+        """What happens now, for whoever watches: the hang rule by the activity, people by progress.json."""
+        self._context.activity(name, step)
         self._outputs.phase(name, step)
 
     def stepped(self, step: int, batch: StepBatch, result: StepResult | None, total_weight: float, lr: float) -> None:

@@ -11,7 +11,7 @@ from cluster.run.run_events import AttemptEvent, AttemptStarted, Fault, Warned
 from cluster.run.run_folder import RunFolder
 from configs.errors import RunFolderError
 from configs.recipe import Recipe
-from trainer.rank.activity import Pulse
+from trainer.rank.activity import Activity
 from trainer.rank.ranks import Ranks
 
 __all__ = ["Context"]
@@ -27,7 +27,7 @@ class Context:
     ranks: Ranks
     attempt: int
     invocation: str  # of `stoker train`: several attempts belong to one
-    pulse: Pulse = field(default_factory=Pulse)
+    activity: Activity = field(default_factory=Activity)
 
     def record(self, event: AttemptEvent) -> None:
         """Append to the ledger, from this rank, as an event of this attempt.
@@ -65,8 +65,8 @@ class Context:
             invocation=self.invocation,
             rank=ranks.rank,
             host=socket.gethostname(),
-            step=self.pulse.step if step is None else step,
-            phase=self.pulse.phase,
+            step=self.activity.step if step is None else step,
+            phase=self.activity.phase,
             log=str(self.folder.log(self.attempt, ranks.rank)),
         )
         self.record(Fault.of(error, place))

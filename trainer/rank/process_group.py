@@ -16,14 +16,14 @@ COLLECTIVE_TIMEOUT = timedelta(seconds=600)  # a hang is noticed long before, by
 _MEET_S = 120.0
 
 
-def join(link: ShellConnection) -> None:
+def join(shell: ShellConnection) -> None:
     """Raises TimeoutError when rank 0 does not come up.
 
     torch's rendezvous asks for no password and, left to itself, listens on every address.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     listener = socket.create_server((os.environ["STOKER_HOST_IP"], 0)) if rank == 0 else None
-    host, port = link.meet(listener.getsockname()[1] if listener else None, _MEET_S)
+    host, port = shell.meet(listener.getsockname()[1] if listener else None, _MEET_S)
     own = listener.detach() if listener else None
     store = TCPStore(host, port, world, is_master=rank == 0, timeout=COLLECTIVE_TIMEOUT, master_listen_fd=own)
     dist.init_process_group(

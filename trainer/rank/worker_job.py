@@ -9,14 +9,14 @@ from typing import Any
 from cluster.run.run_folder import RunFolder
 from configs.recipe import Recipe
 
-__all__ = ["WORKER_MODULES", "Job"]
+__all__ = ["WORKER_MODULES", "WorkerJob"]
 
 
 WORKER_MODULES = ["trainer.training.worker", "deepspeed"]
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """What the driver tells its workers; plain data, so that any launcher can carry it."""
 
     recipe: dict[str, Any]
@@ -28,7 +28,7 @@ class Job:
     chaos: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, recipe: Recipe, folder: RunFolder, stop_at: int | None, chaos: list[str]) -> "Job":
+    def of(cls, recipe: Recipe, folder: RunFolder, stop_at: int | None, chaos: list[str]) -> "WorkerJob":
         """A new invocation, from here and now."""
         data = recipe.model_dump(mode="json", by_alias=True)
         return cls(data, str(folder.root), str(Path.cwd()), uuid.uuid4().hex, time.time(), stop_at, chaos)

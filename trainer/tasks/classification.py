@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from configs.recipe import Optimizer
 from configs.sections.data_section import ImageData
 from configs.sections.model_section import ResnetModel
+from data.source import IGNORED
 from trainer.models.cost import resnet_flops_per_image
 from trainer.models.resnet import Resnet
-from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean_per_target, parameter_groups
+from trainer.tasks.task_protocol import ParameterGroup, mean_per_target, parameter_groups
 
 __all__ = ["DEFAULT_MEAN", "DEFAULT_STD"]
 

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from configs.recipe import Optimizer
 from configs.sections.model_section import GptModel
+from data.source import IGNORED
 from trainer.models.cost import gpt_flops_per_token
 from trainer.models.gpt import Gpt
-from trainer.tasks.task_protocol import IGNORED, ParameterGroup, mean_per_target, parameter_groups
+from trainer.tasks.task_protocol import ParameterGroup, mean_per_target, parameter_groups
 
 TEMPERATURE = 0.8
 TOP_K = 40

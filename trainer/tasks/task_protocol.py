@@ -13,9 +13,6 @@ from configs.recipe import Optimizer
 __all__ = ["ParameterGroup", "Task", "parameter_groups"]
 
 
-IGNORED = -100  # a target that does not count; the batches of data/ have the same number
-
-
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that the optimizer treats alike."""

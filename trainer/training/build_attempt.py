@@ -27,7 +27,7 @@ from trainer.metrics.sinks import JsonLines, MetricSink, Progress
 from trainer.metrics.stopwatch import Stopwatch
 from trainer.metrics.tensorboard_sink import TensorBoard
 from trainer.rank.context import Context
-from trainer.rank.worker_job import Job
+from trainer.rank.worker_job import WorkerJob
 from trainer.step_health.bad_number_policy import NumberWatch
 from trainer.step_health.skipped_samples import SkippedSamples
 from trainer.tasks.build_task import build_task
@@ -38,7 +38,7 @@ from trainer.training.resume import resume
 
 
 def build_attempt(
-    job: Job, context: Context, store: CheckpointStore, progress: Progress, cleanup: ExitStack
+    job: WorkerJob, context: Context, store: CheckpointStore, progress: Progress, cleanup: ExitStack
 ) -> Attempt:
     """(all ranks) Resumed from the newest checkpoint in `store`; `cleanup` closes what it opens.
 
@@ -47,7 +47,7 @@ def build_attempt(
     task, engine = _build_engine(context, store, progress, cleanup)
     train_data = _open_data(context, "train", cleanup)
     val_data = _open_data(context, "val", cleanup) if context.recipe.validation else None
-    context.pulse("restoring the checkpoint")
+    context.activity("restoring the checkpoint")
     # Before the metrics: what lies behind the resumed step is put aside, and their clock starts when training does.
     found = resume(context, engine, store, train_data.fingerprint)
     resumed_step = found.step if found else 0
@@ -78,7 +78,7 @@ def build_attempt(
 def _build_engine(
     context: Context, store: CheckpointStore, progress: Progress, cleanup: ExitStack
 ) -> tuple[Task, Engine]:
-    context.pulse("building the model")
+    context.activity("building the model")
     if context.ranks.leads:
         progress.update("building the model", step=0)
     task = build_task(context.recipe)
@@ -93,7 +93,7 @@ def _build_engine(
 def _open_data(context: Context, split: Literal["train", "val"], cleanup: ExitStack) -> Dataset:
     """Raises DataError, on every rank, when the ranks see different data: each would go by an order of its own."""
     share_in(context.folder.index)
-    dataset = open_dataset(context.recipe, split, lambda line: context.pulse("indexing"))
+    dataset = open_dataset(context.recipe, split, lambda line: context.activity("indexing"))
     cleanup.callback(dataset.close)
     seen = context.ranks.gather((dataset.fingerprint, dataset.count, dataset.size.samples, socket.gethostname()))
     for rank, (fingerprint, _, samples, host) in enumerate(seen):
@@ -120,7 +120,7 @@ def _build_writer(context: Context, store: CheckpointStore) -> CheckpointWriter:
 
 def _record_checkpoint(context: Context, manifest: Manifest, stall: CheckpointStall, seconds: float) -> None:
     """On rank 0, in the thread that writes."""
-    context.pulse.tell(committed=manifest.step)
+    context.activity.report(committed=manifest.step)
     spent_s = stall.start.spent_s
     event = CheckpointPublished(
         step=manifest.step,

@@ -60,7 +60,7 @@ def _loader(run: Attempt) -> Loader:
 def _read(run: Attempt, step: int, batches: Iterator[StepBatch]) -> StepBatch | DataError:
     """This rank's part of the global batch of `step`, or why it cannot be had: no rank leaves before all know."""
     run.reporter.phase("training", step - 1)
-    run.context.pulse("reading data")
+    run.context.activity("reading data")
     try:
         return next(batches)
     except DataError as error:
@@ -69,7 +69,7 @@ def _read(run: Attempt, step: int, batches: Iterator[StepBatch]) -> StepBatch | 
 
 def _agree(run: Attempt, step: int, batch: StepBatch | DataError) -> Agreement:
     """(all ranks) Before the step, so that a fault of one rank finds all of them where they may leave."""
-    run.context.pulse("agreement")
+    run.context.activity("agreement")
     read = batch if isinstance(batch, StepBatch) else None
     leave = run.leave_requests.at(step - 1)
     save_failed, hopeless = run.writer.failed, run.ranks.leads and run.writer.hopeless is not None

@@ -57,7 +57,7 @@ class LeaveRequests:
             return Leave.STAY
         if self._context.folder.stop_request.exists():
             return Leave.SIGNAL
-        wish = self._context.pulse.leave
+        wish = self._context.activity.leave
         if wish == "preemption":
             return Leave.PREEMPTION
         if wish == "resize" and self._resize_is_due(step):

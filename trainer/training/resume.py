@@ -6,9 +6,9 @@ from importlib.metadata import version
 
 from cluster.run.run_events import Resumed
 from configs.compare import differences, result_keys, result_sha256
-from configs.errors import DataError, RunFolderError
+from configs.errors import RunFolderError
 from configs.recipe import Recipe
-from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.manifest import Manifest, check_same_data
 from trainer.checkpoint.reader import check_model, open_newest, restore
 from trainer.checkpoint.store_protocol import CheckpointStore
 from trainer.engine.engine_protocol import Engine
@@ -52,7 +52,7 @@ def resume(context: Context, engine: Engine, store: CheckpointStore, data_sha256
     """
 
     def accept(manifest: Manifest) -> None:
-        check_same_data(manifest, data_sha256)
+        check_same_data(manifest, data_sha256, f"checkpoint step {manifest.step}")
         check_same_recipe(manifest, context.recipe)
         check_model(engine, manifest)
 
@@ -65,15 +65,6 @@ def resume(context: Context, engine: Engine, store: CheckpointStore, data_sha256
     found = reader.manifest
     context.record_once(Resumed(step=found.step, seconds=time.monotonic() - started, bytes=found.total_bytes))
     return found
-
-
-def check_same_data(manifest: Manifest, data_sha256: str) -> None:
-    """Raises DataError when the checkpoint was trained on other shards."""
-    if manifest.data_sha256 != data_sha256:
-        raise DataError(
-            f"checkpoint step {manifest.step} was trained on other data (fingerprint {manifest.data_sha256[:12]}, "
-            f"the shards have {data_sha256[:12]}): restore the shards, or start a new run with another run.name"
-        )
 
 
 def check_same_recipe(manifest: Manifest, recipe: Recipe) -> None:

@@ -22,12 +22,12 @@ from trainer.checkpoint.open_store import WORKER_RETRY_S, checkpoint_store
 from trainer.checkpoint.rank_receipts import clean_receipts
 from trainer.engine.deepspeed_engine import select_accelerator, use_device
 from trainer.metrics.sinks import Progress
-from trainer.rank.activity import Pulse
+from trainer.rank.activity import Activity
 from trainer.rank.context import Context
 from trainer.rank.fault_injection import Chaos, no_chaos
 from trainer.rank.process_group import join
 from trainer.rank.ranks import Ranks
-from trainer.rank.worker_job import Job
+from trainer.rank.worker_job import WorkerJob
 from trainer.step_health.bad_number_policy import RollBack
 from trainer.training.build_attempt import build_attempt
 from trainer.training.loop import train
@@ -35,30 +35,30 @@ from trainer.training.loop import train
 _SHARED_S = 20.0  # network file systems may show a new file a little later
 
 
-def main(config: dict[str, Any], link: ShellConnection | None = None) -> dict[str, Any] | None:
-    """Entry point in a training process; without a link its torch process group exists already.
+def main(config: dict[str, Any], shell: ShellConnection | None = None) -> dict[str, Any] | None:
+    """Entry point in a training process; without a shell its torch process group exists already.
 
     Returns {"again": why} when the workers have left in order to be started again.
     """
-    job = Job(**config)
+    job = WorkerJob(**config)
     os.chdir(job.working_folder)
     recipe = Recipe.model_validate(job.recipe)
     folder = RunFolder(Path(job.run_folder))
     ledger = Ledger(folder.ledger)
-    if link is not None:
+    if shell is not None:
         _check_shared(folder, ledger, job.invocation)
     if _cannot_be_mended(ledger, job.invocation):
         return None
     select_accelerator(recipe.workers.gpus)
     torch.set_num_threads(recipe.workers.threads)
-    if link is not None:
+    if shell is not None:
         use_device(recipe.workers.gpus)
-        join(link)
+        join(shell)
     ranks = Ranks.connect()
     attempt = ranks.from_leader(ledger.attempts() + 1)
-    pulse = Pulse(link, Chaos(job.chaos, ranks.rank, job.invocation, ledger) if job.chaos else no_chaos)
-    context = Context(recipe, folder, ledger, ranks, attempt, job.invocation, pulse)
-    context.pulse.tell(attempt=attempt)
+    activity = Activity(shell, Chaos(job.chaos, ranks.rank, job.invocation, ledger) if job.chaos else no_chaos)
+    context = Context(recipe, folder, ledger, ranks, attempt, job.invocation, activity)
+    context.activity.report(attempt=attempt)
     _log_to(folder.log(attempt, ranks.rank))
     try:
         return _run_attempt(job, context)
@@ -100,7 +100,7 @@ def _log_to(path: Path) -> None:
     faulthandler.enable()  # the last words of a crash in native code
 
 
-def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
+def _run_attempt(job: WorkerJob, context: Context) -> dict[str, Any] | None:
     """(all ranks) From the attempt's record in the ledger to how it ended; {"again": why} where it is to start anew."""
     store = checkpoint_store(context.folder, context.recipe, WORKER_RETRY_S)
     _record_start(job, context)  # first: from now on an older attempt publishes nothing more
@@ -121,7 +121,7 @@ def _run_attempt(job: Job, context: Context) -> dict[str, Any] | None:
     return {"again": outcome.reason} if outcome.again else None
 
 
-def _record_start(job: Job, context: Context) -> None:
+def _record_start(job: WorkerJob, context: Context) -> None:
     """The attempt begins; with the times that show where those seconds went."""
     places = context.ranks.gather((socket.gethostname(), os.getpid()))
     if not context.ranks.leads:

@@ -12,9 +12,9 @@ from cluster.hosts.resources import (
     check_disk,
     check_resources,
     check_writable,
+    count_that_fit,
     cpus_of_workers,
     fitting_workers,
-    goes_into,
     visible_gpus,
 )
 from cluster.slurm.submit_checks import host_shape
@@ -41,7 +41,7 @@ def test_workers_that_share_cpus_are_counted_exactly() -> None:
     with pytest.raises(ResourceError, match=r"5 × workers.cpus 0.5 needs 2.5 cpus, this .* lower workers.count to 4"):
         check_resources(workers(count=5, cpus=0.5), cpus=2, gpus=0)
     assert fitting_workers(workers(count="1..20", cpus=0.1), cpus=1, gpus=0) == 10  # 1 // 0.1 is 9
-    assert goes_into(0.3333, 1.0) == 3
+    assert count_that_fit(0.3333, 1.0) == 3
     assert [cpus_of_workers(count, 0.1) for count in (1, 3, 10, 11)] == [1, 1, 1, 2]
     assert host_shape(workers(count=6, cpus=0.5), Slurm(nodes=2)).cpus == 2
     assert node_shape(workers(count=6, cpus=0.5), 3).cpus == 2

@@ -79,7 +79,7 @@ def run_job(recipe: Recipe, stop_at: int | None = None, chaos: list[str] | None 
     import torch
 
     from cluster.run.run_folder import RunFolder
-    from trainer.rank.worker_job import Job
+    from trainer.rank.worker_job import WorkerJob
     from trainer.training.worker import main
 
     folder = RunFolder.of(recipe)
@@ -90,7 +90,7 @@ def run_job(recipe: Recipe, stop_at: int | None = None, chaos: list[str] | None 
     box = [uuid.uuid4().hex]
     torch.distributed.broadcast_object_list(box, src=0)
     data = recipe.model_dump(mode="json", by_alias=True)
-    job = Job(data, str(folder.root), str(Path.cwd()), box[0], time.time(), stop_at, chaos or []).encode()
+    job = WorkerJob(data, str(folder.root), str(Path.cwd()), box[0], time.time(), stop_at, chaos or []).encode()
     while main(job):  # the workers left in order to be started again
         torch.distributed.barrier()
     torch.distributed.barrier()

@@ -7,7 +7,7 @@ import pytest
 from cluster.run.ledger import Ledger
 from cluster.run.run_folder import RunFolder
 from tests.support.training.runs import GPT, recipe_of, write_text_shards
-from trainer.rank.activity import Pulse
+from trainer.rank.activity import Activity
 from trainer.rank.context import Context
 from trainer.rank.ranks import Ranks
 from trainer.training.outcome import Leave, LeaveRequests
@@ -19,7 +19,7 @@ class _Supervisor:
     def __init__(self, leave: str | None) -> None:
         self.leave = leave
 
-    def pulse(self, phase: str, step: int | None = None) -> None: ...
+    def report_position(self, phase: str, step: int | None = None) -> None: ...
 
     def tell(self, **facts: object) -> None: ...
 
@@ -30,7 +30,7 @@ def _context(folder: Path, wish: str | None, rank: int = 0, grow_within_s: float
     recipe = recipe_of(folder, GPT, "r", workers=workers, checkpoint={"every_steps": 4})
     run = RunFolder.of(recipe)
     run.make()
-    return Context(recipe, run, Ledger(run.ledger), Ranks(rank, 2), 1, "", Pulse(_Supervisor(wish)))
+    return Context(recipe, run, Ledger(run.ledger), Ranks(rank, 2), 1, "", Activity(_Supervisor(wish)))
 
 
 @pytest.mark.parametrize(("wish", "leave"), [(None, Leave.STAY), ("preemption", Leave.PREEMPTION)])

@@ -17,7 +17,7 @@ class _Beats:
     def __init__(self) -> None:
         self.phases: list[str] = []
 
-    def pulse(self, phase: str, step: int | None = None) -> None:
+    def report_position(self, phase: str, step: int | None = None) -> None:
         self.phases.append(phase)
 
     def report(self, **facts: object) -> None: ...
@@ -27,7 +27,7 @@ def _beats_of_a_sample(recipes: list[Recipe]) -> list[tuple[int, list[str]]]:
     from cluster.run.ledger import Ledger
     from cluster.run.run_folder import RunFolder
     from trainer.engine.deepspeed_engine import DeepSpeedEngine
-    from trainer.rank.activity import Pulse
+    from trainer.rank.activity import Activity
     from trainer.rank.context import Context
     from trainer.rank.ranks import Ranks
     from trainer.tasks.build_task import build_task
@@ -36,7 +36,7 @@ def _beats_of_a_sample(recipes: list[Recipe]) -> list[tuple[int, list[str]]]:
     for recipe in recipes:
         ranks, folder, beats = Ranks.connect(), RunFolder.of(recipe), _Beats()
         folder.make()
-        context = Context(recipe, folder, Ledger(folder.ledger), ranks, 1, "", Pulse(beats))
+        context = Context(recipe, folder, Ledger(folder.ledger), ranks, 1, "", Activity(beats))
         engine = DeepSpeedEngine(build_task(recipe), context)
         text = engine.sample(TOKENS)
         assert text is not None
