@@ -125,6 +125,7 @@ class House:
             "base names that stand twice": self._names("base name", (m.path.stem for m in self.modules)),
             "class names that stand twice": self._names("class", self._class_names()),
             "paths of a run or event names outside cluster/run/": self._vocabulary(),
+            "tests that take something from another test": self._helpers(),
             "re-exports in an __init__.py": self._reexports(),
             "private files that import-linter does not protect": self._protected(),
         }
@@ -245,6 +246,14 @@ class House:
         self._bound("paths and event names", beyond)
         return str(len(beyond))
 
+    def _helpers(self) -> str:
+        beyond = []
+        for module in self.modules:
+            if module.path.stem.startswith(("test_", "conftest")):
+                beyond += [f"{module.name} imports {name}" for name in _imports_of_tests(module.tree)]
+        self._bound("helpers outside tests/support/", beyond)
+        return str(len(beyond))
+
     def _reexports(self) -> str:
         rooms = [m for m in self.product.values() if m.path.name == "__init__.py"]
         beyond = [m.name for m in rooms if len(m.tree.body) > 1]
@@ -267,6 +276,15 @@ def _spelled_here(tree: ast.Module) -> Iterator[int]:
             isinstance(node, ast.Subscript) and getattr(node.slice, "value", None) == "event"
         ):
             yield node.lineno
+
+
+def _imports_of_tests(tree: ast.Module) -> Iterator[str]:
+    """Of test files: what is there for others is in tests/support/, or a program of its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests."):
+            last = (node.module or "").rpartition(".")[2]
+            if last.startswith(("test_", "conftest")):
+                yield str(node.module)
 
 
 def _is_typed(function: Function) -> bool:

@@ -57,6 +57,7 @@ _LONG = "def f() -> int:\n" + "    x = 1\n" * 40 + "    return x\n"
         ({"configs/a.py": "def f(x):\n    return x\n"}, "types of a function"),
         ({"configs/__init__.py": _ROOM.format("nothing") + "x = 1\n"}, "nothing but a docstring"),
         ({"configs/__init__.py": '"""No rule."""\n'}, "a room's rule"),
+        ({"tests/test_a.py": "from tests.test_b import c\n", "tests/test_b.py": "c = 1\n"}, "helpers"),
         ({"configs/a.py": 'path = "ledger.jsonl"\n'}, "paths and event names"),
         ({"configs/a.py": "def f() -> None:\n    pass\n"}, "docstrings"),
         ({"configs/a.py": f"class C:\n    def __init__(self, {_NINE}) -> None:\n        pass\n"}, "parameters"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.slurm.conftest import rig, whole_rig
+from tests.support.slurm.rig_fixtures import rig, whole_rig
 
 __all__ = ["rig", "whole_rig"]
 

@@ -22,7 +22,7 @@ from tests.support.training.runs import (
     train_in_processes,
     write_text_shards,
 )
-from tests.trainer.checkpoint.test_checkpoint_crash import NEW, OLD, check_whole, commit, start_over
+from tests.support.training.small_commits import NEW, OLD, check_whole, commit, start_over
 
 STEPS = 200
 # A busy machine may keep a process waiting for longer than the default; no process hangs here.

@@ -19,12 +19,8 @@ from cluster.hosts.resources import (
 )
 from cluster.slurm.submit_checks import host_shape
 from configs.errors import ResourceError, RunFolderError
-from configs.recipe import Workers
 from configs.sections.slurm_section import Slurm
-
-
-def workers(**setting: float | str) -> Workers:
-    return Workers.model_validate(setting)
+from tests.support.worker_settings import workers
 
 
 def test_a_run_that_fits_exactly_passes_and_one_worker_more_is_refused_with_a_remedy() -> None:

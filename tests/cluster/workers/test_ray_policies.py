@@ -1,7 +1,7 @@
 """How many workers fit."""
 
 from cluster.workers.ray_policies import possible_workers
-from tests.cluster.hosts.test_resources import workers
+from tests.support.worker_settings import workers
 
 
 def test_workers_fill_whole_nodes_up_to_the_most() -> None:

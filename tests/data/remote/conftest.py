@@ -4,12 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from configs.sections.data_section import RemoteReads
 from data.remote import download, shared_connections
-from data.shards.shard import CHECKED_BYTES, Checksums, Stat, checksum
 from tests.support.data.hostile_server import HostileServer
 
 
@@ -50,12 +48,3 @@ def serve() -> Iterator[Callable[..., HostileServer]]:
     yield start
     for server in servers:
         server.close()
-
-
-def contents_of(size: int, seed: int = 0) -> bytes:
-    return np.random.default_rng(seed).bytes(size)
-
-
-def checksums_of(contents: bytes, version: str = '"first"') -> Checksums:
-    blocks = [checksum(contents[i : i + CHECKED_BYTES]) for i in range(0, len(contents), CHECKED_BYTES)]
-    return Checksums(Stat(len(contents), version), np.array(blocks, np.uint64))

@@ -22,8 +22,8 @@ from data.remote import file_locks, piece_file, shared_connections
 from data.remote.byte_checks import PIECE_BYTES
 from data.remote.disk_cache import DiskCache, PieceKey
 from data.remote.remote_shard import open_remote
-from tests.data.remote.conftest import checksums_of, contents_of
 from tests.support.data.hostile_server import HostileServer
+from tests.support.data.shard_contents import checksums_of, contents_of
 
 Serve = Callable[..., HostileServer]
 Reads = Callable[..., RemoteReads]

@@ -14,9 +14,9 @@ from configs.errors import DataError
 from configs.sections.data_section import RemoteReads
 from data.remote.byte_checks import PIECE_BYTES
 from data.remote.remote_shard import RemoteShard, open_remote
-from tests.data.remote.conftest import checksums_of, contents_of
 from tests.support.data import hostile_server
 from tests.support.data.hostile_server import HostileServer
+from tests.support.data.shard_contents import checksums_of, contents_of
 
 Serve = Callable[..., HostileServer]
 Reads = Callable[..., RemoteReads]

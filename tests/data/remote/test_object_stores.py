@@ -17,7 +17,7 @@ from data.remote.byte_checks import PIECE_BYTES
 from data.remote.list_objects import list_remote
 from data.remote.remote_shard import open_remote
 from data.remote.signed_url import requests_for
-from tests.data.remote.conftest import checksums_of, contents_of
+from tests.support.data.shard_contents import checksums_of, contents_of
 
 Reads = Callable[..., RemoteReads]
 CONTENTS = contents_of(3 * PIECE_BYTES + 99)

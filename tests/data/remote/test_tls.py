@@ -15,8 +15,8 @@ from cryptography.x509.oid import NameOID
 from configs.errors import DataError
 from configs.sections.data_section import RemoteReads
 from data.remote.remote_shard import open_remote
-from tests.data.remote.conftest import checksums_of, contents_of
 from tests.support.data import hostile_server
+from tests.support.data.shard_contents import checksums_of, contents_of
 
 CONTENTS = contents_of(3 << 20)
 DAY = timedelta(days=1)

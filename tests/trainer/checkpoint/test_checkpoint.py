@@ -17,16 +17,14 @@ from configs.errors import CheckpointError, DamagedCheckpointError
 from configs.recipe import Checkpoint
 from tests.support.processes import run_in_processes
 from tests.support.training.runs import RESNET, recipe_of, run_folder_of, train_in_processes, write_image_shards
+from tests.support.training.small_commits import ALONE, all_extents
 from trainer.checkpoint.block_files import BLOCK_BYTES
 from trainer.checkpoint.folder_store import FolderStore, LocalCheckpoint
 from trainer.checkpoint.manifest import MANIFEST, Manifest
 from trainer.checkpoint.reader import CheckpointReader, open_newest, verify
 from trainer.checkpoint.retention import steps_to_remove
 from trainer.checkpoint.store_protocol import read_manifest
-from trainer.engine.engine_protocol import Extent
 from trainer.rank.ranks import Ranks
-
-ALONE = Ranks(0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +40,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "checkpoints"))
-
-
-def all_extents(manifest: Manifest) -> list[Extent]:
-    return [(name, 0, torch.Size(shape).numel()) for name, shape in manifest.parameters.items()]
 
 
 def newest_step(run: Path, ranks: Ranks = ALONE) -> tuple[int | None, list[str]]:

@@ -13,7 +13,7 @@ from cluster.run.ledger import Ledger
 from configs.errors import CheckpointError, SupersededError
 from tests.support.ledger_events import event
 from tests.support.syscalls import interrupt_at_system_call, kill_at_system_call
-from tests.trainer.checkpoint.test_checkpoint_crash import KEPT, NEW, OLD, check_whole, header, share_of_rank
+from tests.support.training.small_commits import KEPT, NEW, OLD, check_whole, header, share_of_rank
 from trainer.checkpoint.commit import Commit
 from trainer.checkpoint.folder_store import FolderStore
 from trainer.checkpoint.rank_receipts import Receipts, clean_receipts

@@ -19,8 +19,7 @@ from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.ledger_events import event
 from tests.support.processes import run_in_processes
 from tests.support.training.runs import GPT, digests, events, history, recipe_of, run_jobs, write_text_shards
-from tests.trainer.checkpoint.test_checkpoint import ALONE, all_extents
-from tests.trainer.checkpoint.test_checkpoint_crash import NEW, OLD, header, share_of_rank
+from tests.support.training.small_commits import ALONE, NEW, OLD, all_extents, header, share_of_rank
 from trainer import cli
 from trainer.checkpoint import object_store
 from trainer.checkpoint.commit import Commit
