@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from configs.checkout import CHECKOUT
 
@@ -120,6 +121,7 @@ class House:
             "public names of the product with a docstring": self._documented(),
             "comment lines in lines of the product": self._commented(),
             "circles of imports": self._circles(),
+            "imports that run upwards": self._upwards(),
             "imports against a room's rule": self._rules(),
             "names taken past a door": self._doors(),
             "base names that stand twice": self._names("base name", (m.path.stem for m in self.modules)),
@@ -197,6 +199,30 @@ class House:
         self._bound("circles of imports", circles)
         return str(len(circles))
 
+    def _upwards(self) -> str:
+        """By the `layers` contracts of import-linter, which has the last word."""
+        beyond = []
+        for contract in self.contracts:
+            if contract["type"] == "layers":
+                level = _levels(contract)
+                for module in self.product.values():
+                    own = _level_of(module.name, level)
+                    targets = {target for target, _ in self.imports(module)}
+                    beyond += [
+                        f"{module.name} imports {target}"
+                        for target in targets
+                        if own is not None and (theirs := _level_of(target, level)) is not None and theirs < own
+                    ]
+        self._bound("upward imports", beyond)
+        return str(len(beyond))
+
+    @cached_property
+    def contracts(self) -> list[dict[str, Any]]:
+        """Of import-linter."""
+        read = tomllib.loads((self.root / "pyproject.toml").read_text())
+        found: list[dict[str, Any]] = read["tool"]["importlinter"]["contracts"]
+        return found
+
     def _rules(self) -> str:
         allowed = {m.name: self._rule(m) for m in self.product.values() if m.path.name == "__init__.py"}
         beyond = []
@@ -261,8 +287,7 @@ class House:
         return str(len(beyond))
 
     def _protected(self) -> str:
-        contracts = tomllib.loads((self.root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-        named = {name for c in contracts if c["type"] == "protected" for name in c["protected_modules"]}
+        named = {name for c in self.contracts if c["type"] == "protected" for name in c["protected_modules"]}
         private = {m.name for m in self.product.values() if "." in m.name and not m.public and not _is_entry(m)}
         wrong = sorted(private ^ named)
         self._bound("protected files", wrong)
@@ -285,6 +310,23 @@ def _imports_of_tests(tree: ast.Module) -> Iterator[str]:
             last = (node.module or "").rpartition(".")[2]
             if last.startswith(("test_", "conftest")):
                 yield str(node.module)
+
+
+def _levels(contract: dict[str, Any]) -> dict[str, int]:
+    """By package or module: 0 is the highest layer."""
+    prefixes = [f"{container}." for container in contract.get("containers", [])] or [""]
+    return {
+        f"{prefix}{name.strip()}": number
+        for number, layer in enumerate(contract["layers"])
+        for name in layer.split("|")
+        for prefix in prefixes
+    }
+
+
+def _level_of(module: str, levels: dict[str, int]) -> int | None:
+    parts = module.split(".")
+    names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((levels[name] for name in names if name in levels), None)
 
 
 def _is_typed(function: Function) -> bool:

@@ -47,6 +47,7 @@ _LONG = "def f() -> int:\n" + "    x = 1\n" * 40 + "    return x\n"
     [
         ({"configs/a.py": "from configs import b\n", "configs/b.py": _INSIDE}, "circles"),
         ({"configs/a.py": "from data.b import c\n", "data/b.py": '__all__ = ["c"]\nc = 1\n'}, "a room's rule"),
+        ({"configs/a.py": "from data.b import c\n", "data/b.py": '__all__ = ["c"]\nc = 1\n'}, "upward imports"),
         ({"data/a.py": "from configs.b import c\n", "configs/b.py": "c = 1\n"}, "doors"),
         ({"configs/b.py": '__all__ = ["c"]\nc = 1\n'}, "doors"),
         ({"configs/a.py": "class C:\n    pass\n", "benchmarks/b.py": "class C:\n    pass\n"}, "unique classs"),
@@ -66,7 +67,7 @@ _LONG = "def f() -> int:\n" + "    x = 1\n" * 40 + "    return x\n"
 )  # fmt: skip
 def test_the_house_sees_what_is_beyond_a_bound(files: dict[str, str], bound: str, tmp_path: Path) -> None:
     rooms = {f"{room}/__init__.py": _ROOM.format(rule) for room, rule in (("configs", "nothing"), ("data", "configs"))}
-    contract = '[[tool.importlinter.contracts]]\ntype = "protected"\nprotected_modules = []\n'
+    contract = '[[tool.importlinter.contracts]]\ntype = "layers"\nlayers = ["data", "configs"]\n'
     for path, text in {**rooms, "pyproject.toml": contract, **files}.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
