@@ -4,7 +4,7 @@ import json
 
 from cluster.run.run_folder import RunFolder
 from data.loader import StepBatch
-from trainer.metrics.full_disk_file import PatientFile
+from trainer.metrics.full_disk_file import FullDiskFile
 
 __all__ = ["AuditFile"]
 
@@ -13,7 +13,7 @@ class AuditFile:
     """One JSON line a step: `step`, `keys` of this rank's samples, and `left_out` where no update was made of them."""
 
     def __init__(self, folder: RunFolder, attempt: int, rank: int) -> None:
-        self._file = PatientFile(folder.audit(attempt, rank))
+        self._file = FullDiskFile(folder.audit(attempt, rank))
 
     def append(self, batch: StepBatch, *, left_out: bool) -> None:
         """Never fails for want of room: what does not fit yet is written later."""

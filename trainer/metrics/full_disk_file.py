@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-class PatientFile:
+class FullDiskFile:
     """`append` never fails for want of room; `sync` tells whether all of it is on disk."""
 
     def __init__(self, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cluster.run.ledger import read_json_lines, strict_json
 from cluster.run.run_folder import RunFolder
 from data.atomic import write_durably
-from trainer.metrics.full_disk_file import PatientFile
+from trainer.metrics.full_disk_file import FullDiskFile
 
 __all__ = ["JsonLines", "MetricSink", "Progress"]
 
@@ -64,7 +64,7 @@ class JsonLines:
 
     def __init__(self, folder: RunFolder, attempt: int, resumed_step: int) -> None:
         _put_lost_lines_aside(folder.metrics, folder.superseded(attempt), resumed_step)
-        self._file = PatientFile(folder.metrics)
+        self._file = FullDiskFile(folder.metrics)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append the line; without room it waits in memory."""

@@ -17,7 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from cluster.run.run_folder import RunFolder
-from trainer.metrics.full_disk_file import PatientFile
+from trainer.metrics.full_disk_file import FullDiskFile
 from trainer.metrics.sinks import TAGS
 
 __all__ = ["TensorBoard"]
@@ -28,7 +28,7 @@ class TensorBoard:
 
     def __init__(self, folder: RunFolder, attempt: int, resumed_step: int) -> None:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{attempt}"
-        self._file = PatientFile(folder.tensorboard / name)
+        self._file = FullDiskFile(folder.tensorboard / name)
         self._write(Event(file_version="brain.Event:2"))
         self._write(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
