@@ -18,7 +18,7 @@ from data.dataset import open_dataset
 from data.images.image_source import open_image_source
 from data.index.open_catalog import open_catalog
 from data.index.shard_index import build_index
-from data.index.tar import TarParser
+from data.index.tar_members import TarParser
 from data.loader import Loader
 from data.shards.local_shard import LocalShard
 

@@ -66,3 +66,8 @@ def live_jobs(events: Sequence[Event], scheduler: Scheduler) -> list[KnownJob]:
     """Those that wait, run, or are in a state that we do not know."""
     known = [KnownJob(job_id, known_state(job_id, events, scheduler)) for job_id in job_ids(events)]
     return [job for job in known if not job.state.over and job.state.name != "ENDED"]
+
+
+def since_submitted(events: Sequence[Event], job: str) -> Sequence[Event]:
+    submitted = [at for at, event in enumerate(events) if isinstance(event, Submitted) and event.job == job]
+    return events[submitted[-1] :] if submitted else events

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from cluster.hosts.resources import cpus_of_workers
-from cluster.slurm.decisions import workers_that_fit
+from cluster.slurm.lost_host_rules import workers_that_fit
 from configs.errors import ResourceError
 from configs.recipe import Workers
 from configs.sections.slurm_section import Slurm, memory_bytes, time_s

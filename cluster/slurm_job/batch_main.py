@@ -13,9 +13,10 @@ from cluster.run.events import job_of
 from cluster.run.job_events import JobEnded, JobRequeued, JobStarted
 from cluster.run.ledger import Ledger
 from cluster.run.run_folder import RunFolder
-from cluster.slurm.decisions import JobEnding, excludable, is_cancelled, requeues_in_a_row, unreliable_hosts
 from cluster.slurm.job_environment import SlurmJob
-from cluster.slurm.requeue import refuse_requeue, requeue
+from cluster.slurm.lost_host_rules import excludable, unreliable_hosts
+from cluster.slurm.requeue_job import refuse_requeue, requeue
+from cluster.slurm.requeue_rules import JobEnding, is_cancelled, requeues_in_a_row
 from cluster.slurm.retrying_scheduler import retrying_commands
 from cluster.slurm.sbatch_script import slurm_folder, submission_path
 from cluster.slurm.scheduler import Scheduler, SlurmCommands

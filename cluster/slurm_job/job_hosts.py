@@ -13,8 +13,9 @@ from cluster.hosts.health_report import (
 )
 from cluster.run.job_events import HostBack, HostLost, HostsChecked, HostUnfit
 from cluster.run.ledger import Ledger
-from cluster.slurm.decisions import JobEnding, rejoin_timeout_s, unreliable_hosts, workers_that_fit
 from cluster.slurm.job_environment import SlurmJob
+from cluster.slurm.lost_host_rules import rejoin_timeout_s, unreliable_hosts, workers_that_fit
+from cluster.slurm.requeue_rules import JobEnding
 from cluster.slurm_job.agent_step import HostAgents
 from configs.errors import EXIT_FAILED, EXIT_REQUEUE, ClusterError
 from configs.recipe import Workers

@@ -10,9 +10,9 @@ from pathlib import Path
 from cluster.run.job_events import HostLost, JobEnded
 from cluster.run.ledger import Ledger
 from cluster.run.run_folder import RunFolder
-from cluster.slurm.decisions import JobEnding
 from cluster.slurm.job_environment import expand_hosts
-from cluster.slurm.requeue import refuse_requeue, requeue
+from cluster.slurm.requeue_job import refuse_requeue, requeue
+from cluster.slurm.requeue_rules import JobEnding
 from cluster.slurm.scheduler import Scheduler
 from configs.errors import EXIT_REQUEUE, ClusterError
 

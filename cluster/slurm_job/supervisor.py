@@ -15,8 +15,8 @@ from cluster.hosts.network import reaches
 from cluster.processes.process_tree import adopt_orphans, end_descendants
 from cluster.run.job_events import JobWarned
 from cluster.run.ledger import Ledger
-from cluster.slurm.decisions import JobEnding
 from cluster.slurm.job_environment import SlurmJob
+from cluster.slurm.requeue_rules import JobEnding
 from cluster.slurm.scheduler import Scheduler
 from cluster.slurm_job.agent_step import HostAgents
 from cluster.slurm_job.job_hosts import JobHosts

@@ -8,7 +8,7 @@ import numpy as np
 
 from configs.errors import DataError
 from data.arrays import Bytes, Ints
-from data.index.tar import Members
+from data.index.tar_members import Members
 
 _FEW_CELLS = 1 << 22  # 64 MiB
 _CELLS_PER_MEMBER = 64

@@ -13,7 +13,7 @@ from data.index import energon, sidecar
 from data.index.grouping import Grouping, key_table
 from data.index.npz_map import parse_npz
 from data.index.shuffle_blocks import GROUP_SAMPLES
-from data.index.tar import TarParser
+from data.index.tar_members import TarParser
 from data.shards.shard import CHECKED_BYTES, Checksums, Shard, Stat, checksum
 
 __all__ = ["SIDECAR", "ShardIndex", "build_index", "last_kept_index", "load_index", "with_checksums"]

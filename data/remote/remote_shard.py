@@ -17,8 +17,8 @@ from data.remote import byte_checks
 from data.remote.address import Address, parse_address
 from data.remote.byte_checks import PIECE_BYTES
 from data.remote.disk_cache import DiskCache, PieceKey
-from data.remote.download import Download
 from data.remote.http_answers import NotFoundError, Range
+from data.remote.retried_download import Download
 from data.remote.shared_connections import SPAN_PIECES, Pieces, SharedConnections, shared_connections_for
 from data.remote.signed_url import requests_for
 from data.shards.shard import Checksums, Stat

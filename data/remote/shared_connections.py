@@ -11,9 +11,9 @@ from pathlib import Path
 from configs.sections.data_section import RemoteReads
 from data.remote.byte_checks import neighbours
 from data.remote.disk_cache import DiskCache, PieceKey
-from data.remote.download import DownloadResources, DownloadSpeed
 from data.remote.download_threads import DownloadThreads
 from data.remote.range_request import ConnectionPool
+from data.remote.retried_download import DownloadResources, DownloadSpeed
 
 MEMORY_BYTES = 128 << 20
 # Larger ones are no faster: a request's first byte takes about as long as some 100 KB.

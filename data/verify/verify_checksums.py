@@ -11,7 +11,7 @@ import numpy as np
 from data.arrays import Array, Say
 from data.index import sidecar
 from data.index.shard_index import SIDECAR, ShardIndex, last_kept_index, with_checksums
-from data.index.tar_headers import HEADER_BYTES
+from data.index.tar_header_fields import HEADER_BYTES
 from data.pack.pack_manifest import MANIFEST
 from data.shards.shard import CHECKED_BYTES, Shard
 

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.run.events import Event
 from cluster.run.ledger import read_json_lines
 from cluster.run.run_folder import RunFolder
-from trainer.history.timeline import CLASSES, Figures, Span, SpanClass, fitted, timeline
+from trainer.history.wall_time_spans import CLASSES, Figures, Span, SpanClass, fitted, timeline
 
 __all__ = ["Account", "LiveAccount", "live_account", "superseded_lines"]
 

@@ -15,7 +15,7 @@ from cluster.run.run_events import (
     Resumed,
     RolledBack,
 )
-from trainer.history.timeline import Figures
+from trainer.history.wall_time_spans import Figures
 
 _LEAVING: dict[type[Event], str] = {RolledBack: "going back", Resized: "resizing", Preempted: "a preemption"}
 

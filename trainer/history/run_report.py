@@ -8,8 +8,8 @@ from cluster.run.events import Event
 from cluster.run.run_events import AttemptStarted, Fault, Warned
 from trainer.history.goodput import Account
 from trainer.history.restarts import Restart, restarts
-from trainer.history.timeline import Figures, timeline
 from trainer.history.verdict import Verdict, verdict
+from trainer.history.wall_time_spans import Figures, timeline
 
 __all__ = ["History", "read_history"]
 

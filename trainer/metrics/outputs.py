@@ -10,7 +10,7 @@ from cluster.run.run_events import Warned
 from data.loader import StepBatch
 from trainer.engine.hardware import memory_bytes
 from trainer.history.goodput import LiveAccount
-from trainer.history.timeline import PHASES
+from trainer.history.wall_time_spans import PHASES
 from trainer.metrics.audit import AuditFile
 from trainer.metrics.sinks import MetricSink, Progress
 from trainer.rank.context import Context

@@ -11,7 +11,7 @@ from data.loader import StepBatch
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.writer import CheckpointWriter, SaveStart
 from trainer.engine.engine_protocol import Engine, StepResult
-from trainer.history.timeline import PHASES
+from trainer.history.wall_time_spans import PHASES
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.stopwatch import Stopwatch
 from trainer.rank.context import Context

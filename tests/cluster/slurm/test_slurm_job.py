@@ -11,16 +11,10 @@ import pytest
 from cluster.run.events import Event
 from cluster.run.ledger import Ledger
 from cluster.slurm import retrying_scheduler
-from cluster.slurm.decisions import (
-    excludable,
-    is_cancelled,
-    may_requeue,
-    rejoin_timeout_s,
-    requeues_in_a_row,
-    unreliable_hosts,
-)
 from cluster.slurm.job_environment import SlurmJob, expand_hosts
 from cluster.slurm.jobs_of_run import known_state
+from cluster.slurm.lost_host_rules import excludable, rejoin_timeout_s, unreliable_hosts
+from cluster.slurm.requeue_rules import is_cancelled, may_requeue, requeues_in_a_row
 from cluster.slurm.retrying_scheduler import with_retries
 from cluster.slurm.scheduler import (
     CommandResult,

@@ -22,7 +22,7 @@ from configs.errors import DataError
 from data.index.catalog import Catalog
 from data.index.shard_index import ShardIndex, build_index
 from data.index.shard_patterns import expand_patterns
-from data.index.tar import TarParser
+from data.index.tar_members import TarParser
 from data.shards.local_shard import LocalShard
 from data.shards.shard import CHECKED_BYTES, checksum
 

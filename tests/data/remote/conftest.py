@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from configs.sections.data_section import RemoteReads
-from data.remote import download, shared_connections
+from data.remote import retried_download, shared_connections
 from tests.support.data.hostile_server import HostileServer
 
 
@@ -26,7 +26,7 @@ def no_real_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 def own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left in memory from one test to the next, and pauses between tries are short."""
     monkeypatch.setattr(shared_connections, "_shared_connections", {})
-    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.002)
+    monkeypatch.setattr(retried_download, "FIRST_PAUSE_S", 0.002)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from configs.recipe import Recipe
 from tests.support.ledger_events import event
 from tests.support.training.runs import GPT, history, recipe_of, run_folder_of, train_in_processes, write_text_shards
 from trainer import cli
-from trainer.history.timeline import CLASSES
+from trainer.history.wall_time_spans import CLASSES
 from trainer.launch.final_summary import summarize
 from trainer.metrics.sinks import TAGS, JsonLines
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from cluster.run.job_events import JobRequeued, Queued
 from cluster.run.ledger import Ledger
-from cluster.slurm.decisions import JobEnding, is_cancelled, may_requeue, requeues_in_a_row
+from cluster.slurm.requeue_rules import JobEnding, is_cancelled, may_requeue, requeues_in_a_row
 from cluster.slurm.scheduler import Scheduler
 from configs.errors import ClusterError
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from configs.errors import DataError
 from data.arrays import Bytes, Ints
-from data.index import tar_headers
-from data.index.tar_headers import HEADER_BYTES, OCTAL_DIGITS
+from data.index import tar_header_fields
+from data.index.tar_header_fields import HEADER_BYTES, OCTAL_DIGITS
 
 HEADERS_AT_ONCE = 4096
 _MAX_EXTENSION_BYTES = 1 << 20
@@ -125,14 +125,14 @@ class TarParser:
         self._record_header(at, _NO_MEMBER)
         self._named.clear()
         if kind != _FOLDER:
-            name = attributes.get("path") or tar_headers.names(_as_matrix(header))[0]
+            name = attributes.get("path") or tar_header_fields.names(_as_matrix(header))[0]
             self._problem = _refusal(_REFUSED.get(kind, f"an entry of unknown type {kind!r}"), _as_text(name))
             return None
         return 0  # a folder's size is a hint about the file system, not contents
 
     def _read_regular(self, header: bytes, attributes: dict[str, bytes], start: int, at: int) -> int | None:
         named = attributes.get("size")
-        size = tar_headers.size(header) if named is None else tar_headers.decimal(named)
+        size = tar_header_fields.size(header) if named is None else tar_header_fields.decimal(named)
         if "path" in attributes:
             self._paths[len(self._sizes)] = attributes["path"]
         self._record_header(at, size)
@@ -140,7 +140,7 @@ class TarParser:
         return self._checked_size(size, start + at)
 
     def _read_extension(self, kind: bytes, header: bytes, chunk: bytes, start: int, at: int) -> int | None:
-        size, contents = tar_headers.size(header), at + HEADER_BYTES
+        size, contents = tar_header_fields.size(header), at + HEADER_BYTES
         if size > _MAX_EXTENSION_BYTES:
             self._problem = f"a {size}-byte extended header at byte {start + contents}: make the shard again"
         elif contents + size > len(chunk):
@@ -158,7 +158,7 @@ class TarParser:
         if kind == _GNU_LONG_NAME:
             return {"path": block.partition(b"\0")[0]}
         try:
-            found = tar_headers.pax_records(block)
+            found = tar_header_fields.pax_records(block)
         except ValueError:
             self._problem = f"damaged pax header at byte {place}: make or copy the shard again"
             return {}
@@ -223,7 +223,7 @@ class TarParser:
         return members
 
     def _refuse_damaged(self, headers: Bytes, places: Ints) -> None:
-        damaged = tar_headers.damaged(headers)
+        damaged = tar_header_fields.damaged(headers)
         first = int(np.argmax(damaged)) if damaged.any() else len(damaged)
         if first < len(damaged):
             found = f"damaged tar header at byte {places[first]}: make or copy the shard again"
@@ -234,7 +234,7 @@ class TarParser:
         self._intact += len(damaged)
 
     def _names(self, headers: Bytes, rows: Ints) -> list[bytes]:
-        names = tar_headers.names(headers)
+        names = tar_header_fields.names(headers)
         for row, path in self._paths.items():
             names[row] = path
         names = names if len(rows) == len(names) else [names[row] for row in rows]

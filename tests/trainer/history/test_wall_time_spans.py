@@ -12,7 +12,7 @@ from tests.support.ledger_events import of_lines
 from tests.support.training.simulated_run import SimulatedRun
 from trainer.history.goodput import Account, LiveAccount
 from trainer.history.restarts import restarts
-from trainer.history.timeline import CLASSES, Span, timeline
+from trainer.history.wall_time_spans import CLASSES, Span, timeline
 
 
 @settings(max_examples=300, deadline=None)
