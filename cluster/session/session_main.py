@@ -45,7 +45,7 @@ class SessionPlan:
     cpus: int
     gpus: int
     address: str | None
-    failures: dict[str, int] = field(default_factory=dict)  # so far, of cluster.workers.ray_policies.Failures
+    failures: dict[str, int] = field(default_factory=dict)  # so far, of failure_count.Failures
 
     def encode(self) -> dict[str, Any]:
         """For one line of JSON."""

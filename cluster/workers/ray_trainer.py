@@ -1,7 +1,7 @@
 """Ray Train with forked workers: its controller, group and restarts, without what Stoker does not use.
 
 The only module that imports ray.train's trainer. Parts of Ray Train 2.60 that are not public are used here and in
-train_policies; the version is pinned.
+ray_policies; the version is pinned.
 """
 
 import uuid

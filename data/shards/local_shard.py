@@ -17,12 +17,6 @@ from data.shards.shard import CHECKED_BYTES, Checksums, Stat, checksum
 __all__ = ["LocalShard"]
 
 
-
-
-
-
-
-
 MAX_OPEN = 256
 _STREAMED_BYTES = 2 * CHECKED_BYTES  # larger chunks leave the processor's cache before they are parsed
 
@@ -73,7 +67,7 @@ class LocalShard:
     def view(self, offset: int, size: int) -> memoryview:
         """Exactly `size` bytes of the mapped file, which a held view keeps mapped (with a descriptor of its own).
 
-        ShuffleBlocks not known to be good are read, never touched here, so what is wrong with them is a DataError. Whoever
+        Blocks not known to be good are read, never touched here, so what is wrong with them is a DataError. Whoever
         touches a page that the file no longer has, or that the disk cannot read again, is killed by SIGBUS.
         """
         file = self._file or self._open()

@@ -106,10 +106,15 @@ def _show(history: History) -> None:
     for restart in history.restarts[-_SHOWN:]:
         say(f"restart: {restart.line()}")
     for fault in history.faults[-_SHOWN:]:
-        say(f"fault in attempt {fault.attempt}, rank {fault.rank}: {fault.kind or 'fault'}: {fault.message}")
+        place = f"attempt {_known(fault.attempt)}, rank {_known(fault.rank)}"
+        say(f"fault in {place}: {fault.kind or 'fault'}: {fault.message}")
     for warning in history.warnings[-_SHOWN:]:
-        say(f"warning in attempt {warning.attempt}: {warning.message}")
+        say(f"warning in attempt {_known(warning.attempt)}: {warning.message}")
     say(history.verdict.line())
+
+
+def _known(number: int | None) -> str:
+    return "?" if number is None else str(number)
 
 
 def _table(account: Account) -> Table:

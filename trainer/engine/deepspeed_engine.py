@@ -54,7 +54,7 @@ class DeepSpeedEngine:
     def __init__(self, task: Task, context: Context) -> None:
         recipe, ranks = context.recipe, context.ranks
         self.name = f"deepspeed-zero{recipe.zero.stage}-{recipe.precision}"
-        self._task, self._recipe, self._ranks, self._pulse = task, recipe, ranks, context.activity
+        self._task, self._recipe, self._ranks, self._activity = task, recipe, ranks, context.activity
         self._names = {id(p): name for name, p in task.module.named_parameters()}
         self._tested = False
         self._skipped_in_a_row = 0
@@ -87,7 +87,10 @@ class DeepSpeedEngine:
         lr: float,
         admit: Admit | None = None,
     ) -> StepResult:
-        """Collective: DeepSpeed reduces at the last micro-batch. Raises EngineError for an update against `admit`."""
+        """(all ranks) DeepSpeed reduces inside `backward`: at stages 2 and 3 each time, else the last time.
+
+        Raises EngineError for an update against `admit`.
+        """
         self._collective_wait.start()
         engine, module = self._engine, self._task.module
         self.skip_update(lr)
@@ -99,9 +102,9 @@ class DeepSpeedEngine:
             set_micro_batch_weight(module, float(batch.samples))
             # DeepSpeed would count micro-batches itself, and a step that was left out would shift its count.
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            self._pulse("forward")
+            self._activity("forward")
             loss = engine(**to_device(batch, self.device))["loss"]
-            self._pulse("backward")
+            self._activity("backward")
             engine.backward(loss * scale, scale_wrt_gas=False)
             loss_sum += loss.detach()  # on the device: `float` would wait for each micro-batch
         return self._update(loss_sum, admit)
@@ -114,7 +117,7 @@ class DeepSpeedEngine:
     def _update(self, loss_sum: torch.Tensor, admit: Admit | None) -> StepResult:
         """One optimizer step with the gradients that are there, or none."""
         engine = self._engine
-        self._pulse("optimizer step")
+        self._activity("optimizer step")
         norm = self._clip_unsharded()
         # Between backward and update: `admit` adds up the losses of all ranks, and no weight has changed yet.
         refused = admit is not None and self._refuses(admit, loss_sum, norm)
@@ -187,7 +190,7 @@ class DeepSpeedEngine:
         sums: dict[str, Any] = {}
         with torch.no_grad():
             for batch in micro_batches:
-                self._pulse("validating")
+                self._activity("validating")
                 add_sums(sums, self._engine(**to_device(batch, self.device)))
         self._engine.train()
         return {name: float(value) for name, value in sums.items()}
@@ -196,7 +199,7 @@ class DeepSpeedEngine:
         """Through the engine on every rank, as at stage 3 each forward gathers the weights of all."""
 
         def forward(inputs: torch.Tensor) -> torch.Tensor:
-            self._pulse("sampling")
+            self._activity("sampling")
             outputs: torch.Tensor = self._engine(inputs)
             return outputs
 

@@ -14,7 +14,7 @@ from trainer.tasks.classification import DEFAULT_MEAN, DEFAULT_STD
 __all__ = ["tokenizer_path"]
 
 
-_SHORT_SIDE = 256 / 224  # before the centre crop, as data.images.crops.centre
+_SHORT_SIDE = 256 / 224  # before the centre crop, as data.images.crops.centre_crop
 _BILINEAR = 2  # Pillow's number of it
 _ROPE_KEYS = ("rope_theta", "rope_type", "partial_rotary_factor")
 

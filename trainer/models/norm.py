@@ -87,7 +87,7 @@ class BatchNorm2d(nn.Module):
 
 
 def set_micro_batch_weight(module: nn.Module, weight: float) -> None:
-    """Weight of the coming micro-batches in the statistics of every BatchNorm2d inside: 1, or 0 for an empty one."""
+    """Weight of the coming micro-batches in the statistics of every BatchNorm2d inside: its number of samples."""
     for norm in _batch_norms(module):
         norm.micro_batch_weight = weight
 

@@ -86,7 +86,7 @@ class Attempt:
         Raises as NumberWatch.check and check_state rather than keep the state after a bad step.
         """
         skips = may_skip and self.recipe.checkpoint.when_busy == "skip"
-        # Summed: the snapshot below is collective, and one rank may have written its part while another has not.
+        # Summed: rank 0 waits for the shares of all, and one rank may have written its share while another has not.
         if skips and self.ranks.sum([self.writer.busy])[0]:
             self.context.record_once(CheckpointSkipped(step=step))
             return False

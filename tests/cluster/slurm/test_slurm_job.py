@@ -1,7 +1,10 @@
 """What a job learns of itself, decides, and asks of Slurm: pure, or against answers that Slurm has given."""
 
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +31,7 @@ from cluster.slurm.scheduler import (
 from cluster.slurm_job.job_hosts import JobHosts
 from cluster.slurm_job.lost_head import takeover_host
 from cluster.slurm_job.supervisor import Supervisor
+from configs.checkout import CHECKOUT
 from configs.errors import ClusterError
 from configs.recipe import Workers
 from configs.sections.slurm_section import Slurm, array_tasks, memory_bytes, time_s
@@ -228,3 +232,12 @@ def test_a_host_is_left_out_only_where_slurm_says_that_there_are_others(
             commands.would_take(Path("job.sbatch"), ["n1"])
     else:
         assert commands.would_take(Path("job.sbatch"), ["n1"]) is taken
+
+
+def test_a_job_that_an_earlier_checkout_queued_starts_as_one_of_today(tmp_path: Path) -> None:
+    said = []
+    for module in ("cluster.slurm_job.batch_main", "cluster.slurm_main"):
+        command = [sys.executable, "-m", module, str(tmp_path), "1"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env={"PATH": os.environ["PATH"]})
+        said.append((done.returncode, done.stderr.partition("error: ")[2]))
+    assert said[0] == said[1] and said[0][0] == 1 and "SLURM_JOB_ID" in said[0][1], said

@@ -58,7 +58,7 @@ def in_fresh_process(act: Callable[[Path], None], folder: Path) -> None:
     assert process.exitcode == 0
 
 
-@pytest.mark.slow  # make test-smoke has a killed worker, and test_failures.py and test_verdict.py the first cause
+@pytest.mark.slow  # make test-smoke has a killed worker, and test_failure_count.py and test_verdict.py the first cause
 def test_a_failure_names_its_first_cause_a_mistake_is_not_tried_again_and_ray_leaves_no_trace(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
