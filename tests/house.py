@@ -125,7 +125,7 @@ class House:
             "imports against a room's rule": self._rules(),
             "names taken past a door": self._doors(),
             "base names that stand twice": self._names("base name", (m.path.stem for m in self.modules)),
-            "class names that stand twice": self._names("class", self._class_names()),
+            "class names that stand twice": self._names("class name", self._class_names()),
             "paths of a run or event names outside cluster/run/": self._vocabulary(),
             "tests that take something from another test": self._helpers(),
             "re-exports in an __init__.py": self._reexports(),

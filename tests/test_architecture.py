@@ -50,7 +50,7 @@ _LONG = "def f() -> int:\n" + "    x = 1\n" * 40 + "    return x\n"
         ({"configs/a.py": "from data.b import c\n", "data/b.py": '__all__ = ["c"]\nc = 1\n'}, "upward imports"),
         ({"data/a.py": "from configs.b import c\n", "configs/b.py": "c = 1\n"}, "doors"),
         ({"configs/b.py": '__all__ = ["c"]\nc = 1\n'}, "doors"),
-        ({"configs/a.py": "class C:\n    pass\n", "benchmarks/b.py": "class C:\n    pass\n"}, "unique classs"),
+        ({"configs/a.py": "class C:\n    pass\n", "benchmarks/b.py": "class C:\n    pass\n"}, "unique class names"),
         ({"configs/a.py": "", "data/a.py": ""}, "unique base names"),
         ({"configs/a.py": _LONG}, "lines of a function"),
         ({"configs/a.py": "x = 1\n" * 401}, "lines of a file"),

@@ -38,7 +38,9 @@ class Ledger:
 
     def append(self, event: Event) -> None:
         """Write one event durably, with the time of now: it is on disk when this returns. Raises OSError."""
-        line = strict_json(replace(event, time=time.time()).to_line()) + "\n"
+        self._write(strict_json(replace(event, time=time.time()).to_line()) + "\n")
+
+    def _write(self, line: str) -> None:
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             _lock(descriptor)
@@ -53,10 +55,11 @@ class Ledger:
 
     def try_append(self, event: Event, complain: Callable[[str], None]) -> None:
         """As `append`, but a full disk ends nothing: the event is told to `complain` instead."""
+        line = strict_json(replace(event, time=time.time()).to_line())
         try:
-            self.append(event)
+            self._write(f"{line}\n")
         except OSError as error:
-            complain(f"{self._path} cannot be written ({error.strerror}): {strict_json(event.to_line())}")
+            complain(f"{self._path} cannot be written ({error.strerror}): {line}")
 
     def events(self) -> list[Event]:
         """All events, oldest first."""
@@ -64,7 +67,8 @@ class Ledger:
 
     def attempts(self) -> int:
         """Attempts that began so far."""
-        return sum(isinstance(event, AttemptStarted) for event in self.events())
+        # Counted as they stand: this is asked once a second, beside the training, and ledgers grow long.
+        return sum(line.get("event") == AttemptStarted.event for line in read_json_lines(self._path))
 
 
 def read_event(line: dict[str, Any]) -> Event:
@@ -120,7 +124,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        event: dict[str, Any] = json.loads(line)
+        event = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return event
+    return event if isinstance(event, dict) else None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from cluster.run.events import SPREAD, Event
+from cluster.run.events import SPREAD, Event, if_missing
 from cluster.run.faults import FaultPlace, is_echo
 from configs.errors import EXIT_FAILED, BadStepError, StokerError
 
@@ -45,8 +45,8 @@ class CommandStarted(Event):
 
     event: ClassVar[str] = "command"
     started: float | None = None
-    invocation: str
-    workers: int | str
+    invocation: str | None
+    workers: int | str = if_missing(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class CommandEnded(Event):
     event: ClassVar[str] = "command_ended"
     invocation: str
     failure: str | None = None
-    exit_code: int
+    exit_code: int = if_missing(EXIT_FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +321,7 @@ class Fault(AttemptEvent):
     phase: str | None = None
     final: bool
     echo: bool | None = None
-    exit_code: int
+    exit_code: int = if_missing(EXIT_FAILED)
     log: str
 
     @classmethod

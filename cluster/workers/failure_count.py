@@ -1,4 +1,4 @@
-"""How many failures a run has had without getting on, and which errors only follow from another rank's. Pure."""
+"""How many failures a run has had without getting on. Pure."""
 
 from dataclasses import asdict, dataclass, replace
 

@@ -149,9 +149,6 @@ class Catalog:
         return kind(f"{self.where(sample)}: {str(error).removeprefix(f'{name}: ')}")
 
 
-_NONE: Ints = np.empty(0, np.int64)
-
-
 def _absent(index: ShardIndex) -> Ints:
     """-1 for every sample, in the memory of one."""
     return np.broadcast_to(np.int64(-1), index.count)

@@ -10,6 +10,7 @@ from configs.errors import DataError
 __all__ = ["glob_as_regex"]
 
 
+
 _GLOB_TOKENS = re.compile(r"((?<![^/])\*\*/|\*\*|\*|\?|\[!?[^\]]+\])")
 _GLOB_AS_REGEX = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 

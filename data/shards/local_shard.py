@@ -17,6 +17,7 @@ from data.shards.shard import CHECKED_BYTES, Checksums, Stat, checksum
 __all__ = ["LocalShard"]
 
 
+
 MAX_OPEN = 256
 _STREAMED_BYTES = 2 * CHECKED_BYTES  # larger chunks leave the processor's cache before they are parsed
 

@@ -12,6 +12,7 @@ import xxhash
 __all__ = ["CHECKED_BYTES", "Checksums", "Shard", "Stat", "checksum"]
 
 
+
 CHECKED_BYTES = 256 << 10
 
 

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import xxhash
@@ -46,14 +46,6 @@ def block_digests(image: memoryview) -> str:
 def digest_of_block(digests: str, block: int) -> str:
     """The digest of one block among all of a file's."""
     return digests[block * _DIGEST_HEX : (block + 1) * _DIGEST_HEX]
-
-
-def first_bad_block(digests: str, pieces: Iterable[memoryview]) -> int | None:
-    """The number of the first block that differs from its digest."""
-    for block, piece in enumerate(pieces):
-        if block_digest(piece) != digest_of_block(digests, block):
-            return block
-    return None
 
 
 def write_file(path: Path, image: memoryview) -> None:

@@ -130,9 +130,9 @@ def _record_checkpoint(context: Context, manifest: Manifest, stall: CheckpointSt
         copy_s=stall.copy_s,
         saved_at=stall.start.saved_at,
         background=context.recipe.checkpoint.background,
-        data_wait_s=spent_s["data_wait_s"],
-        checkpoint_s=spent_s["checkpoint_s"],
-        validation_s=spent_s["validation_s"],
+        data_wait_s=spent_s.get("data_wait_s", 0.0),
+        checkpoint_s=spent_s.get("checkpoint_s", 0.0),
+        validation_s=spent_s.get("validation_s", 0.0),
     )
     context.record(event)
 
