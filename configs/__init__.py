@@ -1,4 +1,4 @@
 """The recipe: its schema, how it is read, and the recipes that ship with Stoker.
 
-May import: configs.sections.
+May import: configs.reading, configs.sections.
 """

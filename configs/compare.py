@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.recipe import Recipe
+from configs.sections.model_section import accepts_code_change
 
 __all__ = ["differences", "result_differences", "result_keys", "result_sha256"]
 
@@ -45,8 +46,9 @@ def result_keys(recipe: Recipe) -> dict[str, Any]:
 def _is_free(key: str, recipe: Recipe) -> bool:
     # With a constant rate no earlier step depends on how long the run is, so it may be prolonged.
     prolongs = key == "run.steps" and recipe.schedule.kind == "constant"
+    accepted = key == "model.code_sha256" and accepts_code_change(recipe.model)
     free = key in _FREE_KEYS or key.split(".")[0] in _FREE_SECTIONS or key.startswith(_FREE_PREFIXES)
-    return prolongs or free
+    return prolongs or accepted or free
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

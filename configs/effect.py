@@ -7,7 +7,7 @@ import math
 
 from configs.errors import RecipeError
 from configs.recipe import LossScale, Recipe, Validation
-from configs.sections.model_section import GptModel, ResnetModel
+from configs.sections.model_section import GptModel, ResnetModel, UserModel
 
 __all__ = ["check_keep_best", "without_effect"]
 
@@ -45,12 +45,13 @@ def check_keep_best(recipe: Recipe) -> None:
     if best is None or validation is None:
         return
     known = ("val_loss", "val_accuracy" if recipe.model.kind == "resnet" else "val_perplexity")
-    if best.metric not in known:
+    is_own = isinstance(recipe.model, UserModel)  # whose metrics are known when it runs
+    if not is_own and best.metric not in known:
         raise RecipeError(
             f"checkpoint.keep_best.metric is {best.metric}, which a {recipe.model.kind} does not have: "
             f"choose from {', '.join(known)}"
         )
-    if best.mode not in (None, best.natural_mode):
+    if not is_own and best.mode not in (None, best.natural_mode):
         raise RecipeError(
             f"checkpoint.keep_best.mode is {best.mode}, which keeps the worst {best.metric}: remove it, or set "
             f"{best.natural_mode}"

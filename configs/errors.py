@@ -21,6 +21,7 @@ __all__ = [
     "StokerError",
     "SupersededError",
     "UnfitHostError",
+    "UserCodeError",
     "WorkerError",
     "WorkersLeftError",
     "first_line",
@@ -47,6 +48,10 @@ class UserError(StokerError):
 
 class RecipeError(UserError):
     """The recipe or an override is wrong."""
+
+
+class UserCodeError(UserError):
+    """An error in a Python file of the user's own; the message has its line."""
 
 
 class DataError(UserError):

@@ -8,9 +8,11 @@ import yaml
 from pydantic import ValidationError
 
 from configs.errors import RecipeError
+from configs.reading.own_model import resolved_model
+from configs.reading.recipe_errors import explain_errors, shown_value
+from configs.reading.yaml_source import KeyPath, YamlSource, parse_value, read_source
 from configs.recipe import Recipe
-from configs.recipe_errors import explain_errors, shown_value
-from configs.yaml_source import KeyPath, YamlSource, parse_value, read_source
+from configs.sections.model_section import UserModel
 
 __all__ = ["dump_recipe", "load_recipe"]
 
@@ -20,9 +22,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     source = read_source(path)
     origins = {_override(source, text): text for text in overrides}
     try:
-        return Recipe.model_validate(source.data)
+        recipe = Recipe.model_validate(source.data)
     except ValidationError as error:
         raise RecipeError(explain_errors(error.errors(), source, origins)) from None
+    # A resolved recipe, as a run folder has it, is read without the file: that may be gone.
+    if isinstance(recipe.model, UserModel) and recipe.model.code_sha256 is None:
+        return recipe.model_copy(update={"model": resolved_model(recipe.model, source, origins)})
+    return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from configs.reading.user_code import UserCode
 from configs.recipe import Recipe
+from configs.sections.model_section import UserModel
 
 __all__ = ["local_folders", "outermost"]
 
@@ -18,7 +20,8 @@ def local_folders(recipe: Recipe, working_folder: Path) -> list[Path]:
     data = recipe.data
     shards = [*(source.shards for source in data.train.sources), data.val.shards if data.val else []]
     files = [name for names in shards for name in ([names] if isinstance(names, str) else names)]
-    files += [getattr(data, "tokenizer", None) or "", recipe.model.init_from or ""]
+    own = UserCode.of(recipe.model.kind).path if isinstance(recipe.model, UserModel) else ""
+    files += [getattr(data, "tokenizer", None) or "", recipe.model.init_from or "", str(own)]
     folders = [*map(_folder_of, files), recipe.run.dir, recipe.checkpoint.dir or ""]
     paths = [working_folder / Path(name).expanduser() for name in folders if "://" not in name]
     return outermost(Path(os.path.normpath(path)) for path in paths)

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.sections.cloud_section import Cloud
 from configs.sections.data_section import Data
-from configs.sections.model_section import Model
+from configs.sections.model_section import Model, UserModel
 from configs.sections.section import Fraction, NonNegative, Positive, Rate, Section, divisors
 from configs.sections.slurm_section import Slurm
 
@@ -316,7 +316,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         wants_image = self.model.kind == "resnet"
-        if wants_image != (self.data.kind == "image"):
+        if not isinstance(self.model, UserModel) and wants_image != (self.data.kind == "image"):
             fits = "image" if wants_image else "text or tokens"
             raise ValueError(f"data.kind is {self.data.kind}, but model.kind {self.model.kind} trains on {fits}")
         if self.validation is not None and self.data.val is None:

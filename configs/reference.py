@@ -9,7 +9,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from configs.reading.own_model import recipe_schema
 from configs.recipe import Recipe
+from configs.sections.model_section import OWN
 from configs.sections.section import BEYOND
 
 _HEAD = """# Recipe reference
@@ -30,14 +32,18 @@ def reference() -> str:
             parts.append(f"## {name}\n\n| key | values | default | meaning |\n|---|---|---|---|\n{_row(name, field)}\n")
         for model in models:
             kind = model.model_fields.get("kind")
-            title = f"{name} (kind: {get_args(kind.annotation)[0]})" if kind and len(models) > 1 else name
+            title = f"{name} (kind: {_kind(kind)})" if kind and len(models) > 1 else name
             parts.append(f"## {title}\n\n{_about(model)}{_table(model)}\n")
     return "\n".join(parts)
 
 
 def schema() -> str:
     """JSON Schema (draft 2020-12) of a recipe."""
-    return json.dumps(Recipe.model_json_schema(by_alias=True), indent=1) + "\n"
+    return json.dumps(recipe_schema(), indent=1) + "\n"
+
+
+def _kind(field: FieldInfo) -> str:
+    return str((get_args(field.annotation) or (OWN,))[0])
 
 
 def _about(model: type[BaseModel]) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from configs.errors import RecipeError
+from configs.reading.yaml_source import read_source
 from configs.recipe import Recipe
 from configs.sections.slurm_section import Slurm
-from configs.yaml_source import read_source
 
 __all__ = ["profiles_path", "with_profile"]
 

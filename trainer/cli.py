@@ -5,7 +5,22 @@ import sys
 import typer
 
 from configs.errors import EXIT_FAILED, StokerError
-from trainer.commands import board, cancel, checkpoint, data, doctor, drain, logs, plan, render, status, submit, train
+from trainer.commands import (
+    board,
+    cancel,
+    checkpoint,
+    data,
+    doctor,
+    drain,
+    logs,
+    new,
+    plan,
+    render,
+    schema,
+    status,
+    submit,
+    train,
+)
 from trainer.terminal import fail
 
 app = typer.Typer(
@@ -23,8 +38,10 @@ app.command()(cancel.cancel)
 app.command()(board.board)
 app.command()(doctor.doctor)
 app.command()(drain.drain)
+app.command()(schema.schema)
 app.add_typer(data.app, name="data")
 app.add_typer(render.app, name="render")
+app.add_typer(new.app, name="new")
 app.add_typer(checkpoint.app, name="checkpoint")
 
 

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from cluster.run.ledger import Ledger
 from cluster.run.run_folder import RunFolder
 from configs.recipe import Recipe
+from configs.sections.model_section import GptModel
 from data.batch import MicroBatch
 from trainer.checkpoint.block_files import BLOCK_BYTES, BlockFile, host_memory, write_file
 from trainer.checkpoint.folder_store import FolderStore
@@ -120,7 +121,7 @@ def _prepare(recipe: Recipe, folder: Path) -> CheckpointBench:
 
 
 def _batch(recipe: Recipe, rank: int) -> MicroBatch:
-    assert recipe.model.kind == "gpt"
+    assert isinstance(recipe.model, GptModel)
     tokens = np.random.default_rng(rank).integers(0, 256, (1, recipe.model.context))
     arrays = {"tokens_BT": tokens, "targets_BT": tokens}
     return MicroBatch(step=1, index=rank, arrays=arrays, samples=1, targets=tokens.size, keys=[], skipped=[])

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from cluster.run.events import SPREAD, Event, if_missing
 from cluster.run.faults import FaultPlace, is_echo
 from configs.errors import EXIT_FAILED, BadStepError, StokerError
+from configs.reading.user_code import blamed_line
 
 __all__ = [
     "AttemptEnded",
@@ -329,10 +330,11 @@ class Fault(AttemptEvent):
         """From the process that has the error. One of Stoker's own is final: it would only come again."""
         own = isinstance(error, StokerError)
         code = error.exit_code if isinstance(error, StokerError) else EXIT_FAILED
-        kind, echo = type(error).__name__, not own and is_echo(error)
+        kind, echo, line = type(error).__name__, not own and is_echo(error), blamed_line(error)
+        message = str(error) if own or line is None else f"{error} ({line})"
         if isinstance(error, BadStepError):
             place = replace(place, step=error.step)
-        return cls(kind=kind, message=str(error), final=own, echo=echo, exit_code=code, **place.fields())
+        return cls(kind=kind, message=message, final=own, echo=echo, exit_code=code, **place.fields())
 
     @classmethod
     def seen(cls, kind: str, message: str, place: FaultPlace) -> "Fault":

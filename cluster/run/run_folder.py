@@ -30,6 +30,11 @@ class RunFolder:
         return self.root / "ledger.jsonl"
 
     @property
+    def code(self) -> Path:
+        """Files of the user's own that the recipe names, as they were when a command started, by their hash."""
+        return self.root / "code"
+
+    @property
     def index(self) -> Path:
         """What is known of shards that are far away, so that not every host has to read them all for it."""
         return self.root / "index"

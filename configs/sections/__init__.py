@@ -1,4 +1,4 @@
 """The sections of a recipe that are long enough for a file of their own.
 
-May import: nothing.
+May import: configs.
 """

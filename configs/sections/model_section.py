@@ -1,14 +1,28 @@
 """The `model` section: one class per kind of model."""
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from configs.errors import RecipeError
 from configs.sections.section import Dimension, Fraction, Positive, Section, divisors
 
-__all__ = ["GptModel", "Model", "ResnetModel"]
+__all__ = [
+    "OWN",
+    "GptModel",
+    "Model",
+    "ResnetModel",
+    "UserModel",
+    "accepting_code_change",
+    "accepts_code_change",
+    "classes_of",
+    "context_of",
+]
 
 
+OWN = "FILE.py:CLASS"
+OWN_KIND = r"\.py:[A-Za-z_]\w*$"
 InitFrom = Annotated[
     str | None,
     Field(
@@ -77,4 +91,66 @@ class ResnetModel(Section):
     init_from: InitFrom = None
 
 
-Model = Annotated[GptModel | ResnetModel, Field(discriminator="kind")]
+class UserModel(Section):
+    """A task of the user's own, in a Python file outside the checkout (trainer/api.py); its keys are its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str = Field(
+        pattern=OWN_KIND, description="`FILE.py:CLASS`, relative to the working directory; further keys: its `Config`"
+    )
+    code_sha256: str | None = Field(None, description="of the file; written by Stoker into the run folder's recipe")
+    _accepts_code_change: bool = PrivateAttr(False)
+
+    @property
+    def init_from(self) -> None:
+        """Weights of Hugging Face have no place in it."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys of its own."""
+        return dict(self.model_extra or {})
+
+    def setting(self, name: str, what_for: str) -> int:
+        """A key of its own that the data needs. Raises RecipeError where it is missing or no positive number."""
+        value = self.settings.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+        raise RecipeError(
+            f"model.{name} is {value!r}: {what_for} needs it; give the Config of {self.kind} a field `{name}: int`"
+        )
+
+
+def _tag(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return OWN if isinstance(kind, str) and re.search(OWN_KIND, kind) else str(kind)
+
+
+Model = Annotated[
+    Annotated[GptModel, Tag("gpt")] | Annotated[ResnetModel, Tag("resnet")] | Annotated[UserModel, Tag(OWN)],
+    Discriminator(_tag),
+]
+
+
+def classes_of(model: ResnetModel | UserModel) -> int:
+    """Of image labels. Raises RecipeError where a model of the user's own does not say."""
+    return model.setting("classes", "data.kind image") if isinstance(model, UserModel) else model.classes
+
+
+def context_of(model: GptModel | UserModel) -> int:
+    """Tokens in a row. Raises RecipeError where a model of the user's own does not say."""
+    return model.setting("context", "text") if isinstance(model, UserModel) else model.context
+
+
+def accepts_code_change(model: Model) -> bool:
+    """Whether a run may go on with another version of the user's file than it began with."""
+    return isinstance(model, UserModel) and model._accepts_code_change
+
+
+def accepting_code_change(model: Model) -> Model:
+    """The same, and it may."""
+    if not isinstance(model, UserModel):
+        return model
+    copy = model.model_copy()
+    copy._accepts_code_change = True
+    return copy

@@ -9,7 +9,7 @@ import numpy as np
 from configs.errors import DamagedDataError, RecipeError
 from configs.recipe import Recipe
 from configs.sections.data_section import ImageData
-from configs.sections.model_section import ResnetModel
+from configs.sections.model_section import GptModel, classes_of
 from data.arrays import Array, Bytes, Ints
 from data.images.codecs import PixelBuffer, UnreadableImageError, open_picture
 from data.images.crops import DRAWS, Crop, centre_crop, random_crop
@@ -158,6 +158,6 @@ class ImageSource:
 def open_image_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | None) -> ImageSource:
     """Images of the catalog as the recipe has them. DataError: a sample has no image, or no label."""
     data, model = recipe.data, recipe.model
-    if not isinstance(data, ImageData) or not isinstance(model, ResnetModel):
+    if not isinstance(data, ImageData) or isinstance(model, GptModel):
         raise RecipeError(f"data.kind is {data.kind}, which model.kind {model.kind} does not train on")
-    return ImageSource(name, catalog, data, model.classes, seed, recipe.workers.threads)
+    return ImageSource(name, catalog, data, classes_of(model), seed, recipe.workers.threads)

@@ -13,6 +13,8 @@ __all__ = ["CHECKED_BYTES", "Checksums", "Shard", "Stat", "checksum"]
 
 
 
+
+
 CHECKED_BYTES = 256 << 10
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from configs.errors import DamagedDataError, DataError
 from configs.recipe import Recipe
 from configs.sections.data_section import TextData, TokensData
-from configs.sections.model_section import GptModel
+from configs.sections.model_section import ResnetModel, context_of
 from data.arrays import Array, Ints, Say
 from data.index.catalog import Catalog
 from data.order import row_order
@@ -138,18 +138,19 @@ def open_text_source(name: str, catalog: Catalog, recipe: Recipe, seed: int | No
     DataError: a sample is not what the recipe says, or there is nothing to learn.
     """
     data, model = recipe.data, recipe.model
-    assert data.kind != "image" and isinstance(model, GptModel), "the schema refuses other pairs"
+    assert data.kind != "image" and not isinstance(model, ResnetModel), "the schema refuses other pairs"
+    context = context_of(model)
     lanes = 1 if seed is None else data.lanes
     packing: RowPacking
     if data.packing == "best_fit":
         # A lane reads in one segment at least, whose rows are shuffled together.
-        window_tokens = max(ROW_WINDOW_TOKENS, lanes * best_fit_packing.segment_tokens(model.context))
+        window_tokens = max(ROW_WINDOW_TOKENS, lanes * best_fit_packing.segment_tokens(context))
         documents = open_documents(catalog, data, say, ReadWindow(window_tokens, lanes))
-        packing = _best_fit_rows(catalog, documents, data, model.context, seed, lanes, say)
+        packing = _best_fit_rows(catalog, documents, data, context, seed, lanes, say)
     else:
         documents = open_documents(catalog, data, say, ReadWindow(ROW_WINDOW_TOKENS, lanes))
-        packing = _concatenated_rows(catalog, documents, data, model.context, seed, lanes)
-    return TextSource(name, catalog, documents, packing, data, model.context)
+        packing = _concatenated_rows(catalog, documents, data, context, seed, lanes)
+    return TextSource(name, catalog, documents, packing, data, context)
 
 
 def _concatenated_rows(

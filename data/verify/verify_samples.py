@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from configs.errors import DataError, RecipeError
 from configs.recipe import Recipe
 from configs.sections.data_section import RemoteReads
-from configs.sections.model_section import ResnetModel
+from configs.sections.model_section import GptModel, classes_of
 from data.arrays import PROGRESS_S, Say, silent
 from data.images.codecs import IMAGE_PARTS, decode_image
 from data.images.image_samples import LABEL_PART, ImageSamples
@@ -125,9 +125,9 @@ def _by_recipe(catalog: Catalog, recipe: Recipe, say: Say, threads: int) -> tupl
     """Checks, and how many threads may run them."""
     data, model = recipe.data, recipe.model
     if data.kind == "image":
-        if not isinstance(model, ResnetModel):
+        if isinstance(model, GptModel):
             raise RecipeError(f"data.kind is image, which model.kind {model.kind} does not train on")
-        images = ImageSamples(catalog, data.channels, model.classes)
+        images = ImageSamples(catalog, data.channels, classes_of(model))
         return [images.image, images.label], threads
     documents = open_documents(catalog, data, say)
     return [lambda sample: documents.read(sample, 0, int(documents.lengths[sample]))], 1

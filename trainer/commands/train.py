@@ -9,6 +9,7 @@ import typer
 from cluster.session.workplace import workplace
 from configs.errors import RecipeError
 from configs.load import load_recipe
+from configs.sections.model_section import accepting_code_change
 from trainer.rank.fault_injection import parse_fault
 from trainer.rank.worker_job import WORKER_MODULES
 from trainer.terminal import say
@@ -23,6 +24,9 @@ def train(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="train on the running Ray cluster there (or: auto)")
     ] = None,
+    code_changed: Annotated[
+        bool, typer.Option("--code-changed", help="go on although the model's own Python file has changed")
+    ] = False,
     chaos: Annotated[
         list[str] | None,
         typer.Option(metavar="KIND:rank=R@step=N", help="inject a real fault, such as kill:rank=1@step=40; repeatable"),
@@ -34,6 +38,8 @@ def train(
         raise RecipeError(f"--stop-at is {stop_at}, beyond run.steps {recipe.run.steps}")
     for text in chaos or []:
         parse_fault(text)
+    if code_changed:
+        recipe = recipe.model_copy(update={"model": accepting_code_change(recipe.model)})
     say("checking the recipe, the data and this machine")
     if recipe.workers.gpus == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"

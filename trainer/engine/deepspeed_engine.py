@@ -21,7 +21,7 @@ from trainer.engine.hardware import computes_bf16
 from trainer.engine.optimizer_state import first_not_finite, group_scalars, restore_groups, restore_state
 from trainer.models.norm import commit_statistics, pending_statistics, set_micro_batch_weight
 from trainer.rank.context import Context
-from trainer.tasks.task_protocol import Task
+from trainer.tasks.task_protocol import EngineTask
 
 __all__ = ["DeepSpeedEngine", "collective_backend", "select_accelerator", "use_device"]
 
@@ -51,7 +51,7 @@ def collective_backend(gpus: int) -> str:
 class DeepSpeedEngine:
     """ZeRO 0–3 in fp32, bf16 or fp16 (Rajbhandari et al. 2020), behind trainer.engine.engine_protocol.Engine."""
 
-    def __init__(self, task: Task, context: Context) -> None:
+    def __init__(self, task: EngineTask, context: Context) -> None:
         recipe, ranks = context.recipe, context.ranks
         self.name = f"deepspeed-zero{recipe.zero.stage}-{recipe.precision}"
         self._task, self._recipe, self._ranks, self._activity = task, recipe, ranks, context.activity

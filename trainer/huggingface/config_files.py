@@ -5,7 +5,7 @@ from typing import Any
 
 from configs.recipe import Recipe
 from configs.sections.data_section import ImageData
-from configs.sections.model_section import GptModel
+from configs.sections.model_section import GptModel, ResnetModel
 from data.atomic import to_json
 from data.text.tokenizer import open_tokenizer
 from trainer.huggingface.tensor_map import Architecture
@@ -33,6 +33,7 @@ def config_json(recipe: Recipe, target: Architecture, dtype: str) -> dict[str, A
         config["rope_parameters"] = {key: target.config[key] for key in _ROPE_KEYS}
     if isinstance(recipe.model, GptModel):
         return {**config, **_dropout(recipe.model, target), "initializer_range": recipe.model.init_std, **_ids(recipe)}
+    assert isinstance(recipe.model, ResnetModel), "`architecture` refuses others"
     labels = {str(i): f"LABEL_{i}" for i in range(recipe.model.classes)}
     return {**config, "id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
 

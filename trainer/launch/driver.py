@@ -28,9 +28,11 @@ from cluster.session.session_restarts import Failure, run_sessions
 from cluster.session.workplace import Workplace
 from cluster.workers.failure_count import MOST_LOST_HOSTS
 from cluster.workers.worker_shell import ShellOrder
-from configs.errors import EXIT_DONE, EXIT_FAILED, CheckpointError, RunFolderError
+from configs.errors import EXIT_DONE, EXIT_FAILED, CheckpointError, RecipeError, RunFolderError
 from configs.load import dump_recipe
+from configs.reading.user_code import UserCode
 from configs.recipe import Recipe
+from configs.sections.model_section import UserModel
 from data.atomic import write_durably
 from data.index import sidecar
 from trainer.checkpoint.open_store import checkpoint_store
@@ -86,12 +88,25 @@ def train(recipe: Recipe, stop_at: int | None, place: Workplace, address: str | 
     with RunLock(folder.root):
         try:
             folder.make()
+            _keep_code(recipe, folder)
             write_durably(folder.recipe, dump_recipe(recipe).encode())
             folder.stop_request.unlink(missing_ok=True)
             sidecar.publish()
         except OSError as error:
             raise RunFolderError(f"run folder {folder.root} cannot be written: {error.strerror}") from error
         return _run(recipe, folder, WorkerJob.of(recipe, folder, stop_at, chaos), place, address)
+
+
+def _keep_code(recipe: Recipe, folder: RunFolder) -> None:
+    """Copy the user's file that the recipe names: every worker runs this copy. Raises RecipeError when it changed."""
+    if not isinstance(recipe.model, UserModel):
+        return
+    code, sha256 = UserCode.of(recipe.model.kind), recipe.model.code_sha256
+    if sha256 is None or code.sha256() != sha256:
+        raise RecipeError(f"model.kind: {code.path} is not the file that model.code_sha256 names: remove that key")
+    copy = code.copy_in(folder.code, sha256)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(copy, code.read())
 
 
 def _nothing_to_do(recipe: Recipe, folder: RunFolder, stop_at: int | None) -> str | None:

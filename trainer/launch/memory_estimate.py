@@ -8,7 +8,7 @@ from torch import nn
 
 from configs.recipe import Optimizer, Recipe
 from configs.sections.data_section import ImageData
-from configs.sections.model_section import GptModel, ResnetModel
+from configs.sections.model_section import GptModel, ResnetModel, UserModel, context_of
 from data.text.tokenizer import vocab_size
 from trainer.models.cost import (
     gpt_activation_bytes,
@@ -20,6 +20,7 @@ from trainer.models.cost import (
 from trainer.models.gpt import Gpt
 from trainer.models.resnet import Resnet
 from trainer.tasks.task_protocol import parameter_groups
+from trainer.tasks.user_task import UserTask, open_user_task
 
 __all__ = ["estimate"]
 
@@ -52,8 +53,9 @@ class WorkerMemory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Figures of a recipe; a target is a token or an image."""
+    """Figures of a recipe; `unit`: what a target is, such as token or image."""
 
+    unit: str
     parameters: int
     parameters_by_group: dict[str, int]
     flops_per_target: float  # forward and backward
@@ -73,6 +75,7 @@ class _ModelCost:
     flops_per_target: float
     targets_per_sample: int
     activations_bytes: int
+    unit: str
 
 
 def estimate(recipe: Recipe) -> Estimate:
@@ -83,6 +86,7 @@ def estimate(recipe: Recipe) -> Estimate:
     parameters = sum(counts.values())
     buffers_bytes = sum(buffer.nbytes for buffer in cost.model.buffers())
     return Estimate(
+        unit=cost.unit,
         parameters=parameters,
         parameters_by_group={str(name): count for name, count in counts.items()},
         flops_per_target=cost.flops_per_target,
@@ -129,6 +133,8 @@ def _model_cost(recipe: Recipe) -> _ModelCost:
     model, data = recipe.model, recipe.data
     if isinstance(model, GptModel):
         return _gpt_cost(recipe, model)
+    if isinstance(model, UserModel):
+        return _user_cost(recipe, model)
     assert isinstance(data, ImageData), "the schema refuses other data"
     return _resnet_cost(recipe, model, data)
 
@@ -140,7 +146,7 @@ def _gpt_cost(recipe: Recipe, config: GptModel) -> _ModelCost:
     assert not isinstance(recipe.data, ImageData), "the schema refuses images"
     element_bytes, masked = DTYPES[recipe.precision].itemsize, recipe.data.document_mask
     activations = gpt_activation_bytes(config, vocab, recipe.batch.micro, element_bytes, masked)
-    return _ModelCost(model, gpt_flops_per_token(model), config.context, activations)
+    return _ModelCost(model, gpt_flops_per_token(model), config.context, activations, "token")
 
 
 def _resnet_cost(recipe: Recipe, config: ResnetModel, data: ImageData) -> _ModelCost:
@@ -148,4 +154,17 @@ def _resnet_cost(recipe: Recipe, config: ResnetModel, data: ImageData) -> _Model
         model = Resnet(config, data.channels)
     element_bytes = DTYPES[recipe.precision].itemsize
     activations = resnet_activation_bytes(model, data.size, recipe.batch.micro, element_bytes)
-    return _ModelCost(model, resnet_flops_per_image(model, data.size), 1, activations)
+    return _ModelCost(model, resnet_flops_per_image(model, data.size), 1, activations, "image")
+
+
+def _user_cost(recipe: Recipe, model: UserModel) -> _ModelCost:
+    """Its activations are not known: they are counted as none, which `describe` says."""
+    task = open_user_task(recipe, model)
+    try:
+        with shapes_only():
+            module = task.build()
+    except Exception:  # it may need values while it is built: then as it will be at the start of the run
+        module = UserTask(task, recipe.optimizer).module
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    per_sample = context_of(model) if task.units == "tokens" else 1
+    return _ModelCost(module, task.flops_per_target(parameters), per_sample, 0, task.units.removesuffix("s"))

@@ -12,6 +12,7 @@ from configs.effect import check_keep_best, without_effect
 from configs.errors import CheckpointError, DataError, ResourceError, RunFolderError
 from configs.load import load_recipe
 from configs.recipe import Recipe
+from configs.sections.model_section import UserModel
 from data.dataset import open_dataset
 from trainer.checkpoint.manifest import check_same_data
 from trainer.checkpoint.open_store import checkpoint_store, local_root
@@ -34,7 +35,7 @@ def describe(recipe: Recipe) -> list[str]:
     rounds = batch.accumulation(workers)
     empty = rounds * workers - batch.micro_batches
     gaps = f", {empty} of them empty (weight zero)" if empty else ""
-    unit = "image" if recipe.model.kind == "resnet" else "token"
+    unit, is_own = figures.unit, isinstance(recipe.model, UserModel)
     return [
         f"batch: {batch.global_} samples per step = {batch.micro_batches} micro-batches of {batch.micro}; "
         f"{workers} workers × {rounds} accumulation rounds = {rounds * workers} micro-batches{gaps}",
@@ -42,6 +43,7 @@ def describe(recipe: Recipe) -> list[str]:
         f"{recipe.run.steps * figures.targets_per_step:,}, {recipe.run.steps * figures.flops_per_step:.3g} FLOPs",
         f"model: {figures.parameters:,} parameters, {figures.flops_per_target:.4g} FLOPs per {unit} (both passes)",
         f"checkpoint: {readable(figures.checkpoint_bytes)} each; {kept} kept in the end and one in work need {need}",
+        *(["memory: the activations of a model of your own are not estimated"] if is_own else []),
         *_whole_at_start(recipe, figures.parameters),
     ]
 
@@ -154,6 +156,11 @@ def check_resumable(recipe: Recipe, folder: RunFolder, store: CheckpointStore) -
     if not folder.recipe.exists() or not naming_place(store, store.steps):
         return
     differences = result_differences(load_recipe(folder.recipe), recipe)
+    if any(each.startswith("model.code_sha256") for each in differences):
+        raise RunFolderError(
+            f"{folder.root} holds a run of another version of {recipe.model.kind.rpartition(':')[0]}, kept in "
+            f"{folder.code}: undo the change, start a new run with another run.name, or go on with it by --code-changed"
+        )
     if differences:
         raise RunFolderError(
             f"{folder.root} holds a run of another recipe ({'; '.join(differences)}): "

@@ -30,10 +30,10 @@ from configs.checkout import CHECKOUT
 from configs.errors import RecipeError, RunFolderError
 from configs.load import dump_recipe, load_recipe
 from configs.local_folders import local_folders, outermost
+from configs.reading.yaml_source import parse_value
 from configs.recipe import Recipe
 from configs.sections.slurm_section import Slurm, array_tasks
 from configs.slurm_profiles import with_profile
-from configs.yaml_source import parse_value
 from data.atomic import write_durably
 
 __all__ = ["Submission", "check_submission", "plan_submission", "queue"]

@@ -13,7 +13,7 @@ class Workload:
 
     samples_per_step: int
     flops_per_target: float
-    units: Literal["tokens", "images"]
+    units: Literal["tokens", "images", "samples"]
     peak_flops: Callable[[], float]  # FLOP/s of all workers' devices together; may be measured at the first call
 
 

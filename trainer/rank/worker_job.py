@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.run.run_folder import RunFolder
 from configs.recipe import Recipe
+from configs.sections.model_section import accepts_code_change
 
 __all__ = ["WORKER_MODULES", "WorkerJob"]
 
@@ -26,12 +27,13 @@ class WorkerJob:
     started: float
     stop_at: int | None = None
     chaos: list[str] = field(default_factory=list)
+    code_changed: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, folder: RunFolder, stop_at: int | None, chaos: list[str]) -> "WorkerJob":
         """A new invocation, from here and now."""
-        data = recipe.model_dump(mode="json", by_alias=True)
-        return cls(data, str(folder.root), str(Path.cwd()), uuid.uuid4().hex, time.time(), stop_at, chaos)
+        data, changed = recipe.model_dump(mode="json", by_alias=True), accepts_code_change(recipe.model)
+        return cls(data, str(folder.root), str(Path.cwd()), uuid.uuid4().hex, time.time(), stop_at, chaos, changed)
 
     def encode(self) -> dict[str, Any]:
         """As `main` of the worker takes it."""

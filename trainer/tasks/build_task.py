@@ -1,22 +1,27 @@
 """Recipe -> task."""
 
+from pathlib import Path
+
 import torch
 
 from configs.errors import RecipeError
 from configs.recipe import Recipe
 from configs.sections.data_section import ImageData
-from configs.sections.model_section import GptModel, ResnetModel
+from configs.sections.model_section import GptModel, ResnetModel, UserModel
 from data.text.tokenizer import open_tokenizer
 from trainer.tasks.classification import ClassificationTask
 from trainer.tasks.language import LanguageTask
-from trainer.tasks.task_protocol import Task
+from trainer.tasks.task_protocol import EngineTask
+from trainer.tasks.user_task import UserTask, open_user_task
 
 __all__ = ["build_task", "check_task"]
 
 
 def check_task(recipe: Recipe) -> None:
     """Raises RecipeError or DataError where model and data do not fit, without building the model."""
-    if isinstance(recipe.model, ResnetModel):
+    if isinstance(recipe.model, UserModel):
+        open_user_task(recipe, recipe.model)
+    elif isinstance(recipe.model, ResnetModel):
         _check_batch_norm(recipe, recipe.model)
     elif recipe.data.kind == "tokens":
         _check_vocab(recipe.model, recipe.data.vocab, "data.vocab")
@@ -25,15 +30,19 @@ def check_task(recipe: Recipe) -> None:
         _check_vocab(recipe.model, needed, f"data.tokenizer {recipe.data.tokenizer}")
 
 
-def build_task(recipe: Recipe) -> Task:
+def build_task(recipe: Recipe, copy: Path | None = None) -> EngineTask:
     """The recipe's task with its initial weights, which follow from run.seed alone: equal on every worker.
 
-    Raises RecipeError where model and data do not fit, DataError for a tokenizer that cannot be read.
+    `copy`: what the run folder keeps of a file of the user's own. Raises RecipeError where model and data do not fit,
+    DataError for a tokenizer that cannot be read, UserCodeError for an error in the user's file.
     """
-    check_task(recipe)
+    if not isinstance(recipe.model, UserModel):
+        check_task(recipe)
     # The host's generator, put back afterwards: the weights follow from run.seed alone, whatever drew before.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)
+        if isinstance(recipe.model, UserModel):
+            return UserTask(open_user_task(recipe, recipe.model, copy), recipe.optimizer)
         if isinstance(recipe.model, GptModel):
             return _language(recipe, recipe.model)
         return _classification(recipe, recipe.model)

@@ -60,7 +60,7 @@ class ClassificationModule(nn.Module):
 class ClassificationTask:
     """Trains a Resnet."""
 
-    units: Literal["tokens", "images"] = "images"
+    units: Literal["tokens", "images", "samples"] = "images"
 
     def __init__(self, config: ResnetModel, data: ImageData, optimizer: Optimizer) -> None:
         mean, std = data.mean or DEFAULT_MEAN[data.channels], data.std or DEFAULT_STD[data.channels]

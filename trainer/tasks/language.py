@@ -44,7 +44,7 @@ class LanguageModule(nn.Module):
 class LanguageTask:
     """Trains a Gpt; `vocab` counts the data's token ids, to which samples keep even where the model has more."""
 
-    units: Literal["tokens", "images"] = "tokens"
+    units: Literal["tokens", "images", "samples"] = "tokens"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from configs.errors import DataError
 from configs.recipe import Optimizer
 
-__all__ = ["ParameterGroup", "Task", "parameter_groups"]
+__all__ = ["EngineTask", "ParameterGroup", "parameter_groups"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ParameterGroup:
     weight_decay: float
 
 
-class Task(Protocol):
+class EngineTask(Protocol):
     """A model with its loss, metrics and samples; engine and loop do not know which one runs.
 
     `module(**tensors)` returns sums over the micro-batch as fp32 scalars: always "loss" (over the valid targets) and
@@ -30,7 +30,7 @@ class Task(Protocol):
     """
 
     module: nn.Module
-    units: Literal["tokens", "images"]
+    units: Literal["tokens", "images", "samples"]
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Every trainable parameter exactly once; no empty group."""

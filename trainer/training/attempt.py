@@ -18,7 +18,7 @@ from trainer.rank.context import Context
 from trainer.rank.ranks import Ranks
 from trainer.step_health.bad_number_policy import NumberWatch, RollBack
 from trainer.step_health.skipped_samples import SkippedSamples
-from trainer.tasks.task_protocol import Task
+from trainer.tasks.task_protocol import EngineTask
 from trainer.training.outcome import LeaveRequests, Outcome
 from trainer.training.resume import header
 
@@ -33,7 +33,7 @@ class Attempt:
     context: Context
     resumed_step: int
     stop_at: int | None
-    task: Task
+    task: EngineTask
     engine: Engine
     train_data: Dataset
     val_data: Dataset | None

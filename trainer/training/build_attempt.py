@@ -5,10 +5,13 @@ Every function here is called on every rank, in the same order: most of them sum
 
 import socket
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Literal
 
 from cluster.run.run_events import CheckpointPublished
 from configs.errors import DataError
+from configs.reading.user_code import UserCode
+from configs.sections.model_section import UserModel
 from data.dataset import Dataset, open_dataset
 from data.index.sidecar import share_in
 from trainer.checkpoint.manifest import Manifest
@@ -31,7 +34,7 @@ from trainer.rank.worker_job import WorkerJob
 from trainer.step_health.bad_number_policy import NumberWatch
 from trainer.step_health.skipped_samples import SkippedSamples
 from trainer.tasks.build_task import build_task
-from trainer.tasks.task_protocol import Task
+from trainer.tasks.task_protocol import EngineTask
 from trainer.training.attempt import Attempt
 from trainer.training.outcome import LeaveRequests
 from trainer.training.resume import resume
@@ -77,17 +80,25 @@ def build_attempt(
 
 def _build_engine(
     context: Context, store: CheckpointStore, progress: Progress, cleanup: ExitStack
-) -> tuple[Task, Engine]:
+) -> tuple[EngineTask, Engine]:
     context.activity("building the model")
     if context.ranks.leads:
         progress.update("building the model", step=0)
-    task = build_task(context.recipe)
+    task = build_task(context.recipe, _kept_code(context))
     # Rank 0's word: were ranks to see different lists, some would load weights that the others do not.
     if not context.ranks.from_leader(store.steps()):
         load_initial_weights(context, task.module)
     engine = DeepSpeedEngine(task, context)
     cleanup.callback(engine.close)
     return task, engine
+
+
+def _kept_code(context: Context) -> Path | None:
+    """The copy of the user's file that the driver has made, where the recipe names one."""
+    model = context.recipe.model
+    if not isinstance(model, UserModel) or model.code_sha256 is None:
+        return None
+    return UserCode.of(model.kind).copy_in(context.folder.code, model.code_sha256)
 
 
 def _open_data(context: Context, split: Literal["train", "val"], cleanup: ExitStack) -> Dataset:
@@ -149,7 +160,7 @@ def _open_outputs(context: Context, engine: Engine, progress: Progress, resumed_
     return Outputs(context, engine.device, progress, sinks, account, audit)
 
 
-def _workload(context: Context, task: Task, engine: Engine) -> Workload:
+def _workload(context: Context, task: EngineTask, engine: Engine) -> Workload:
     recipe, world = context.recipe, context.ranks.world
     return Workload(
         samples_per_step=recipe.batch.global_,

@@ -18,6 +18,7 @@ from cluster.run.run_events import AttemptStarted, CommandStarted, Fault
 from cluster.run.run_folder import RunFolder
 from configs.errors import RunFolderError
 from configs.recipe import Recipe
+from configs.sections.model_section import accepting_code_change
 from trainer.checkpoint.open_store import WORKER_RETRY_S, checkpoint_store
 from trainer.checkpoint.rank_receipts import clean_receipts
 from trainer.engine.deepspeed_engine import select_accelerator, use_device
@@ -43,6 +44,8 @@ def main(config: dict[str, Any], shell: ShellConnection | None = None) -> dict[s
     job = WorkerJob(**config)
     os.chdir(job.working_folder)
     recipe = Recipe.model_validate(job.recipe)
+    if job.code_changed:
+        recipe = recipe.model_copy(update={"model": accepting_code_change(recipe.model)})
     folder = RunFolder(Path(job.run_folder))
     ledger = Ledger(folder.ledger)
     if shell is not None:

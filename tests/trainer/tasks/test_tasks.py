@@ -13,7 +13,7 @@ from configs.errors import DataError, RecipeError
 from configs.recipe import Recipe
 from trainer.tasks.build_task import build_task
 from trainer.tasks.classification import ClassificationModule
-from trainer.tasks.task_protocol import Task
+from trainer.tasks.task_protocol import EngineTask
 
 LANGUAGE: dict[str, Any] = {
     "run": {"name": "t", "steps": 1},
@@ -29,7 +29,7 @@ IMAGES: dict[str, Any] = LANGUAGE | {
 }
 
 
-def task(base: dict[str, Any], **sections: dict[str, Any]) -> Task:
+def task(base: dict[str, Any], **sections: dict[str, Any]) -> EngineTask:
     merged = {key: base.get(key, {}) | sections.get(key, {}) for key in base.keys() | sections.keys()}
     return build_task(Recipe.model_validate(merged))
 

@@ -10,8 +10,7 @@ import yaml
 
 from configs.errors import RecipeError
 
-__all__ = ["parse_value"]
-
+__all__ = ["KeyPath", "YamlSource", "parse_value", "read_source"]
 
 KeyPath = tuple[str | int, ...]
 _MOST_VALUES = 100_000

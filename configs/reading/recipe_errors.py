@@ -5,13 +5,20 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from configs.reading.yaml_source import KeyPath, YamlSource
 from configs.recipe import Recipe
-from configs.yaml_source import KeyPath, YamlSource
+
+__all__ = ["explain_errors", "shown_value"]
 
 
-def explain_errors(errors: list[Any], source: YamlSource, origins: dict[KeyPath, str]) -> str:
-    """One line for each key that is wrong. `errors`: pydantic's; `origins`: the override that a key came from."""
-    return "\n".join(_merged([_explain(detail, source, origins) for detail in _meant(errors, source.data)]))
+def explain_errors(
+    errors: list[Any], source: YamlSource, origins: dict[KeyPath, str], root: type[BaseModel] = Recipe
+) -> str:
+    """One line for each key that is wrong.
+
+    `errors`: pydantic's; `origins`: the override that a key came from; `root`: the schema that knows the keys.
+    """
+    return "\n".join(_merged([_explain(detail, source, origins, root) for detail in _meant(errors, source.data)]))
 
 
 def _meant(details: list[Any], data: Any) -> list[Any]:
@@ -37,13 +44,13 @@ def _merged(lines: list[str]) -> list[str]:
     return [f"{what}: expected {' or '.join(dict.fromkeys(e))}" if e[0] else what for what, e in merged.items()]
 
 
-def _explain(detail: Any, source: YamlSource, origins: dict[KeyPath, str]) -> str:
+def _explain(detail: Any, source: YamlSource, origins: dict[KeyPath, str], root: type[BaseModel]) -> str:
     key = _real_key(detail, source.data)
     where = f"override {origins[key]!r}" if key in origins else source.where(key)
     name = ".".join(map(str, key))
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return _unknown_key(key, where, source.data)
+        return _unknown_key(key, where, source.data, root)
     if kind == "missing":
         return f"{name} is missing ({where}): it has no default, add it"
     if kind == "value_error":  # our own cross-field checks: the message is complete
@@ -78,11 +85,17 @@ def _bad_kind(name: str, where: str, data: Any, key: KeyPath, choices: str) -> s
 
 def _tags(section: str) -> str:
     union = Recipe.model_fields[section].annotation
-    return ", ".join(m.model_fields["kind"].annotation.__args__[0] for m in get_args(union))
+    return ", ".join(_kind_of(model) or "FILE.py:CLASS" for model in _classes(union))
 
 
-def _unknown_key(key: KeyPath, where: str, data: Any) -> str:
-    model = _model_at(key[:-1], data)
+def _classes(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _classes(inner)]
+
+
+def _unknown_key(key: KeyPath, where: str, data: Any, root: type[BaseModel]) -> str:
+    model = _model_at(key[:-1], data, root)
     known = [f.alias or n for n, f in model.model_fields.items()] if model else []
     close = difflib.get_close_matches(str(key[-1]), known, 1)
     hint = f"did you mean {close[0]}? " if close else ""
@@ -110,9 +123,9 @@ def _at(data: Any, key: KeyPath) -> Any:
     return data
 
 
-def _model_at(key: KeyPath, data: Any) -> type[BaseModel] | None:
+def _model_at(key: KeyPath, data: Any, root: type[BaseModel]) -> type[BaseModel] | None:
     """The schema class that owns the keys below `key`."""
-    model: type[BaseModel] | None = Recipe
+    model: type[BaseModel] | None = root
     for part in key:
         if isinstance(part, int):  # the model is that of the list's items
             data = data[part]

@@ -1,0 +1,97 @@
+"""A task of the user's own (trainer/api.py) as the engine and the loop know tasks."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import DataError, RecipeError, UserCodeError
+from configs.reading.user_code import UserCode, describe
+from configs.recipe import Optimizer, Recipe
+from configs.sections.data_section import ImageData
+from configs.sections.model_section import UserModel
+from data.text.tokenizer import vocab_size
+from trainer import api
+from trainer.tasks.task_protocol import ParameterGroup, parameter_groups
+
+__all__ = ["UserTask", "open_user_task"]
+
+
+class UserModule(nn.Module):
+    """The user's module with the user's sums after it, so that both go through the engine."""
+
+    def __init__(self, task: api.Task, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._task = task
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Sums over the micro-batch as fp32 scalars, "loss" and "weight" among them. Raises UserCodeError."""
+        sums = self._task.sums(self.model, batch)
+        name = type(self._task).__name__
+        if not isinstance(sums, dict) or not {"loss", "weight"} <= sums.keys():
+            found = sorted(sums) if isinstance(sums, dict) else type(sums).__name__
+            raise UserCodeError(f'{name}.sums gives {found}: return a dictionary with "loss" and "weight"')
+        wrong = {key: tuple(value.shape) for key, value in sums.items() if value.numel() != 1}
+        if wrong:
+            raise UserCodeError(f"{name}.sums gives {wrong}: every entry is one number, a sum over the micro-batch")
+        return {key: value.float().reshape(()) for key, value in sums.items()}
+
+
+class UserTask:
+    """Trains a model of the user's own."""
+
+    def __init__(self, task: api.Task, optimizer: Optimizer) -> None:
+        """Raises UserCodeError for an error in `build`."""
+        try:
+            model = task.build()
+        except Exception as error:
+            raise UserCodeError(describe(error)) from error
+        if not isinstance(model, nn.Module):
+            raise UserCodeError(f"{type(task).__name__}.build gives {type(model).__name__}: return a torch.nn.Module")
+        self.units = task.units
+        self.module: nn.Module = UserModule(task, model)
+        self._task, self._optimizer = task, optimizer
+        # Counted now: ZeRO-3 takes the parameters apart.
+        self._flops = task.flops_per_target(sum(parameter.numel() for parameter in model.parameters()))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Matrices decay; norms and biases do not, embeddings only with optimizer.decay_embeddings."""
+        return parameter_groups(self.module, self._optimizer)
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """As the task has them; the mean loss where it leaves that out."""
+        if sums["weight"] == 0:
+            raise DataError(
+                "the batch or validation set holds no valid target: every label is padding; check the shards"
+            )
+        return {"loss": sums["loss"] / sums["weight"], **self._task.metrics(sums)}
+
+    def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device, length: int) -> str | None:
+        """The task's own."""
+        return self._task.samples(forward, device, length)
+
+    def flops_per_target(self) -> float:
+        """The task's own, by default from the number of parameters."""
+        return self._flops
+
+
+def open_user_task(recipe: Recipe, model: UserModel, copy: Path | None = None) -> api.Task:
+    """The user's task, without its model. `copy`: of the file, in a run folder. Raises RecipeError, UserCodeError."""
+    code = UserCode.of(model.kind)
+    found: Any = code.load(copy)
+    if not issubclass(found, api.Task):
+        raise RecipeError(f"model.kind: class {code.name} of {code.path} is no trainer.api.Task: derive it from that")
+    try:
+        task: api.Task = found(found.Config.model_validate(model.settings), _facts(recipe))
+    except Exception as error:
+        raise UserCodeError(describe(error)) from error
+    return task
+
+
+def _facts(recipe: Recipe) -> api.Facts:
+    if isinstance(recipe.data, ImageData):
+        return api.Facts(recipe.run.seed, size=recipe.data.size, channels=recipe.data.channels)
+    return api.Facts(recipe.run.seed, vocab=vocab_size(recipe))
