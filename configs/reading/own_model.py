@@ -18,7 +18,7 @@ def resolved_model(model: UserModel, source: YamlSource, origins: dict[KeyPath, 
     """With every default of the user's Config written out. Raises RecipeError, one line a key, and UserCodeError."""
     root = create_model("OwnRecipe", model=(_section(model), ...))
     try:
-        found = root.model_validate({"model": source.data["model"]})
+        found = root.model_validate({"model": {"kind": model.kind, **model.settings}})
     except ValidationError as error:
         raise RecipeError(explain_errors(error.errors(), source, origins, root)) from None
     values = found.model_dump(mode="json")["model"]
