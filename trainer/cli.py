@@ -13,7 +13,7 @@ from trainer.commands import (
     doctor,
     drain,
     logs,
-    new,
+    own_task,
     plan,
     render,
     schema,
@@ -39,9 +39,10 @@ app.command()(board.board)
 app.command()(doctor.doctor)
 app.command()(drain.drain)
 app.command()(schema.schema)
+app.command("check-task")(own_task.check_task)
 app.add_typer(data.app, name="data")
 app.add_typer(render.app, name="render")
-app.add_typer(new.app, name="new")
+app.add_typer(own_task.app, name="new")
 app.add_typer(checkpoint.app, name="checkpoint")
 
 

@@ -6,12 +6,13 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from configs.errors import RecipeError, UserCodeError
 
-__all__ = ["UserCode", "blamed_line", "describe"]
+__all__ = ["UserCode", "blamed_line", "describe", "line_of_frame"]
+
 
 _SHOWN: dict[str, str] = {}  # path that was loaded -> as the recipe names it
 _LOADED: dict[tuple[str, bytes], dict[str, Any]] = {}  # by path and source
@@ -94,8 +95,15 @@ def describe(error: BaseException) -> str:
 def blamed_line(error: BaseException) -> str | None:
     """The innermost line of the user's file that an error came through, if it did."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _SHOWN]
-    if not frames:
-        return None
-    last = frames[-1]
-    line = linecache.getline(last.filename, last.lineno or 0).strip()
-    return f"{_SHOWN[last.filename]}:{last.lineno}, in {last.name}: `{line}`"
+    return _line(frames[-1].filename, frames[-1].lineno or 0, frames[-1].name) if frames else None
+
+
+def line_of_frame(frame: FrameType | None) -> str | None:
+    """The innermost line of the user's file that a running frame was called from, if it was."""
+    while frame is not None and frame.f_code.co_filename not in _SHOWN:
+        frame = frame.f_back
+    return None if frame is None else _line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def _line(path: str, number: int, function: str) -> str:
+    return f"{_SHOWN[path]}:{number}, in {function}: `{linecache.getline(path, number).strip()}`"

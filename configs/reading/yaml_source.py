@@ -12,6 +12,7 @@ from configs.errors import RecipeError
 
 __all__ = ["KeyPath", "YamlSource", "parse_value", "read_source"]
 
+
 KeyPath = tuple[str | int, ...]
 _MOST_VALUES = 100_000
 _SHOWN = 60

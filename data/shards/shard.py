@@ -15,6 +15,8 @@ __all__ = ["CHECKED_BYTES", "Checksums", "Shard", "Stat", "checksum"]
 
 
 
+
+
 CHECKED_BYTES = 256 << 10
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["commit_statistics", "pending_statistics", "set_micro_batch_weight"]
+__all__ = ["BatchNorm2d", "commit_statistics", "pending_statistics", "set_micro_batch_weight"]
 
 
 class BatchNorm2d(nn.Module):

@@ -1,14 +1,15 @@
-"""`stoker new`: the start of a task of one's own."""
+"""`stoker new task` and `stoker check-task`: a task of one's own, its start and what it must keep."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from configs.errors import RecipeError
-from trainer.terminal import say
+from configs.errors import EXIT_FAILED, RecipeError
+from configs.load import load_recipe
+from trainer.terminal import fail, say
 
-__all__ = ["app"]
+__all__ = ["app", "check_task"]
 
 
 app = typer.Typer(no_args_is_help=True, help="Write the start of a task of your own.")
@@ -86,3 +87,20 @@ def task(
     recipe.write_text(_RECIPE.format(stem=path.stem.replace("_", "-"), path=path, name=name, shards=shards))
     say(f"wrote {path} and {recipe}")
     say(f"next: stoker data pack digits {shards}   stoker train {recipe}")
+
+
+def check_task(
+    recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")] = None,
+) -> None:
+    """Try, with the first samples, whether the recipe's task keeps what equal runs need; exit 1 if it does not."""
+    from trainer.launch.task_promises import check_promises  # imports torch
+
+    promises = check_promises(load_recipe(recipe_path, overrides or []))
+    for promise in promises:
+        if promise.problem:
+            fail(f"broken: {promise.what}: {promise.problem}")
+        else:
+            say(f"kept: {promise.what}")
+    if any(promise.problem for promise in promises):
+        raise typer.Exit(EXIT_FAILED)
