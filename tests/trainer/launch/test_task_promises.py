@@ -39,11 +39,11 @@ CASES: dict[str, tuple[str, str, list[int], str]] = {
     "nothing": ("", "", [], ""),
     "a mean": ('reduction="sum")', 'reduction="mean")', [SUMS], '"loss" is'),
     "weight": ("(labels != -100).sum()", "(labels != -100).sum() * 2", [WEIGHT], '"weight" is 8, and the'),
-    "random": ("/ 255", "/ 255 + random.random()", [DRAWS, STATE, SUMS], "small.py:20, in sums: `images"),
+    "random": ("/ 255", "/ 255 + random.random()", [DRAWS, STATE, SUMS], "in sums: `images"),
     "numpy": ("/ 255", "/ 255 + np.random.rand()", [DRAWS, STATE, SUMS], "NumPy's generator is drawn from"),
     "batch norm": ("nn.Dropout(0.5)", "nn.BatchNorm1d(8)", [STATE], "buffer model.2.running_mean changes in a forward"),
     "state": ("/ 255", "/ 255 * (len(SEEN) + (SEEN.append(1) is None))", [STATE, SUMS], "when another one came"),
-    "detached": ("module(images)", "module[3](module[1](module[0](images)).detach())", [TRAINED], "model.1.weight gets"),
+    "detached": ("module(images)", "module[3](module[1](module[0](images)).detach())", [TRAINED], "model.1.weight"),
     "build": ("return nn", "torch.manual_seed(random.randrange(10**9)); return nn", [SEED, DRAWS], "in build"),
 }  # fmt: skip
 
