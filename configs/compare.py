@@ -44,8 +44,8 @@ def result_keys(recipe: Recipe) -> dict[str, Any]:
 
 
 def _is_free(key: str, recipe: Recipe) -> bool:
-    # With a constant rate no earlier step depends on how long the run is, so it may be prolonged.
-    prolongs = key == "run.steps" and recipe.schedule.kind == "constant"
+    # With these rates no earlier step depends on how long the run is, so it may be prolonged.
+    prolongs = key == "run.steps" and recipe.schedule.kind in ("constant", "inverse_sqrt", "cosine_restarts")
     accepted = key == "model.code_sha256" and accepts_code_change(recipe.model)
     free = key in _FREE_KEYS or key.split(".")[0] in _FREE_SECTIONS or key.startswith(_FREE_PREFIXES)
     return prolongs or accepted or free

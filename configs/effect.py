@@ -6,7 +6,7 @@ Not in the schema: a run that began with such a recipe is still to be read and r
 import math
 
 from configs.errors import RecipeError
-from configs.recipe import LossScale, Recipe, Validation
+from configs.recipe import LossScale, Recipe, Schedule, Validation
 from configs.sections.model_section import GptModel, ResnetModel, UserModel
 
 __all__ = ["check_keep_best", "without_effect"]
@@ -25,13 +25,26 @@ def without_effect(recipe: Recipe) -> list[str]:
         found.append(f"loss_scale is not used with precision {recipe.precision}")
     if recipe.zero.reduce_dtype != "fp32" and recipe.precision == "fp32":
         found.append("zero.reduce_dtype is not used with precision fp32")
-    if recipe.schedule.kind == "constant" and recipe.schedule.min_lr:
-        found.append("schedule.min_lr is not used by a constant schedule")
+    found += _of_schedule(recipe.schedule)
     model = recipe.model
     if isinstance(model, ResnetModel) and recipe.validation is not None and _asks_for_samples(recipe.validation):
         found.append("validation.sample_tokens and sample_every_steps are not used: a resnet writes no text")
     if isinstance(model, GptModel) and model.positions != "rope" and model.rope_base != _ROPE_BASE:
         found.append(f"model.rope_base is not used with model.positions {model.positions}")
+    return found
+
+
+def _of_schedule(schedule: Schedule) -> list[str]:
+    found = []
+    if schedule.min_lr and schedule.kind in ("constant", "inverse_sqrt"):
+        found.append(f"schedule.min_lr is not used by a {schedule.kind} schedule")
+    for key, kind in (
+        ("decay_steps", "wsd"),
+        ("period_steps", "cosine_restarts"),
+        ("period_factor", "cosine_restarts"),
+    ):
+        if getattr(schedule, key) is not None and schedule.kind != kind:
+            found.append(f"schedule.{key} is not used by a {schedule.kind} schedule")
     return found
 
 

@@ -88,9 +88,21 @@ Optimizer = Annotated[AdamW | Sgd, Field(discriminator="kind")]
 class Schedule(Section):
     """Learning rate as a function of the step alone (trainer/training/lr_schedule.py)."""
 
-    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    kind: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt", "one_cycle", "cosine_restarts"] = "cosine"
     warmup_steps: NonNegative = 0
-    min_lr: Rate = Field(0.0, description="reached at the last step (cosine, linear)")
+    min_lr: Rate = Field(0.0, description="reached at the last step; of cosine_restarts, before each restart")
+    decay_steps: Positive | None = Field(None, description="wsd: the last steps, over which the rate falls to min_lr")
+    period_steps: Positive | None = Field(None, description="cosine_restarts: from the warm-up to the first restart")
+    period_factor: Positive | None = Field(
+        None, description="cosine_restarts: a period is so many times the one before; default: as long"
+    )
+
+    @model_validator(mode="after")
+    def _has_its_keys(self) -> Self:
+        needs = {"wsd": "decay_steps", "cosine_restarts": "period_steps", "one_cycle": "warmup_steps"}.get(self.kind)
+        if needs and not getattr(self, needs):
+            raise ValueError(f"schedule.kind {self.kind} needs schedule.{needs}: give the number of steps")
+        return self
 
 
 class LossScale(Section):
@@ -323,12 +335,6 @@ class Recipe(Section):
             raise ValueError("validation is asked for, but data.val is not given: add data.val.shards")
         if self.checkpoint.keep_best is not None and self.validation is None:
             raise ValueError("checkpoint.keep_best needs validation: add the section, or remove keep_best")
-        if self.schedule.warmup_steps > self.run.steps:
-            raise ValueError(
-                f"schedule.warmup_steps is {self.schedule.warmup_steps}, more than run.steps {self.run.steps}"
-            )
-        if self.schedule.min_lr > self.optimizer.lr:
-            raise ValueError(f"schedule.min_lr is {self.schedule.min_lr}, above optimizer.lr {self.optimizer.lr}")
         if self.batch.global_ % self.data.lanes:
             raise ValueError(
                 f"data.lanes is {self.data.lanes}, which does not divide batch.global {self.batch.global_}: "
@@ -345,4 +351,19 @@ class Recipe(Section):
                 f"loss_scale.max_skipped_steps is {self.loss_scale.max_skipped_steps}, and the scale halves only at "
                 f"overflow {self.loss_scale.hysteresis} (loss_scale.hysteresis): raise it above that"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.schedule.warmup_steps > self.run.steps:
+            raise ValueError(
+                f"schedule.warmup_steps is {self.schedule.warmup_steps}, more than run.steps {self.run.steps}"
+            )
+        if self.schedule.warmup_steps + (self.schedule.decay_steps or 0) > self.run.steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} and decay_steps {self.schedule.decay_steps} are "
+                f"together more than run.steps {self.run.steps}"
+            )
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise ValueError(f"schedule.min_lr is {self.schedule.min_lr}, above optimizer.lr {self.optimizer.lr}")
         return self

@@ -119,10 +119,21 @@ def test_only_what_is_wrong_with_the_alternative_that_was_meant_is_told(recipe_p
 
 def test_keys_without_effect_are_told(recipe_path: Path) -> None:
     assert without_effect(load_recipe(recipe_path, ["data.val=null"])) == []
-    unused = ["loss_scale.hysteresis=1", "schedule={kind: constant, min_lr: 1e-5}", "data.val.shards=v.tar"]
+    unused = [
+        "loss_scale.hysteresis=1",
+        "schedule={kind: constant, min_lr: 1e-5, decay_steps: 5, period_steps: 4}",
+        "data.val.shards=v.tar",
+    ]
     told = without_effect(load_recipe(recipe_path, [*unused, "model.positions=learned", "model.rope_base=5e5"]))
     assert [line.partition(" is not used")[0] for line in told] == [
-        *("data.val", "loss_scale", "schedule.min_lr", "model.rope_base")
+        *(
+            "data.val",
+            "loss_scale",
+            "schedule.min_lr",
+            "schedule.decay_steps",
+            "schedule.period_steps",
+            "model.rope_base",
+        )
     ]
 
 
