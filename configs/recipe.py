@@ -7,10 +7,11 @@ from pydantic import Field, field_validator, model_validator
 from configs.sections.cloud_section import Cloud
 from configs.sections.data_section import Data
 from configs.sections.model_section import Model, UserModel
-from configs.sections.section import Fraction, NonNegative, Positive, Rate, Section, divisors
+from configs.sections.optimizer_section import Optimizer
+from configs.sections.section import NonNegative, Positive, Rate, Section, divisors
 from configs.sections.slurm_section import Slurm
 
-__all__ = ["Batch", "Checkpoint", "Optimizer", "Recipe", "Schedule", "Spike", "Workers"]
+__all__ = ["Batch", "Checkpoint", "Recipe", "Schedule", "Spike", "Workers"]
 
 
 _MOST_WORKERS = 2**20
@@ -50,39 +51,6 @@ class Batch(Section):
     def accumulation(self, workers: int) -> int:
         """Forward/backward rounds per step; in the last round some workers may run an empty micro-batch."""
         return -(-self.micro_batches // workers)
-
-
-class AdamW(Section):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-
-    kind: Literal["adamw"]
-    lr: Rate = 3.0e-4
-    betas: list[Fraction] = Field([0.9, 0.95], min_length=2, max_length=2)
-    eps: float = Field(1e-8, gt=0.0)
-    weight_decay: Rate = 0.1
-    decay_embeddings: bool = Field(False, description="norms and biases are never decayed")
-    grad_clip: Rate = Field(1.0, description="global L2 norm; 0: off")
-
-
-class Sgd(Section):
-    """Stochastic gradient descent with momentum."""
-
-    kind: Literal["sgd"]
-    lr: Rate = 0.1
-    momentum: Fraction = 0.9
-    nesterov: bool = False
-    weight_decay: Rate = 5e-5
-    decay_embeddings: bool = Field(False, description="norms and biases are never decayed")
-    grad_clip: Rate = Field(0.0, description="global L2 norm; 0: off")
-
-    @model_validator(mode="after")
-    def _nesterov(self) -> Self:
-        if self.nesterov and not self.momentum:
-            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
-        return self
-
-
-Optimizer = Annotated[AdamW | Sgd, Field(discriminator="kind")]
 
 
 class Schedule(Section):

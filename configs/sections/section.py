@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["BEYOND", "Fraction", "NonNegative", "Positive", "Rate", "Section", "divisors"]
+__all__ = ["BEYOND", "NonNegative", "Positive", "Rate", "Section", "divisors"]
 
 
 BEYOND = 2**63  # what JSON, torch and file systems take

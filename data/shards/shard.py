@@ -17,6 +17,9 @@ __all__ = ["CHECKED_BYTES", "Checksums", "Shard", "Stat", "checksum"]
 
 
 
+
+
+
 CHECKED_BYTES = 256 << 10
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from configs.recipe import Optimizer, Recipe
+from configs.recipe import Recipe
+from configs.sections.optimizer_section import Optimizer
 from trainer.tasks.task_protocol import ParameterGroup
 
 
@@ -51,10 +52,16 @@ def _zero(recipe: Recipe) -> dict[str, Any]:
 
 
 def build_optimizer(settings: Optimizer, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) or SGD with momentum (Sutskever et al. 2013), at learning rate 0."""
+    """torch's optimizer of the recipe's kind, at learning rate 0. All work element by element, so ZeRO may cut them."""
     parameters = [{"params": g.parameters, "weight_decay": g.weight_decay, "name": g.name} for g in groups]
     # DeepSpeed takes a phantom step while it initialises half precision: at rate 0 it changes no weight.
-    if settings.kind == "adamw":
-        first, second = settings.betas
-        return torch.optim.AdamW(parameters, lr=0.0, betas=(first, second), eps=settings.eps, fused=True)
-    return torch.optim.SGD(parameters, lr=0.0, momentum=settings.momentum, nesterov=settings.nesterov)
+    match settings.kind:
+        case "adamw" | "adam":
+            kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+            first, second = settings.betas
+            return kind(parameters, lr=0.0, betas=(first, second), eps=settings.eps, fused=True)
+        case "rmsprop":
+            momentum, eps = settings.momentum, settings.eps
+            return torch.optim.RMSprop(parameters, lr=0.0, alpha=settings.alpha, eps=eps, momentum=momentum)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=0.0, momentum=settings.momentum, nesterov=settings.nesterov)

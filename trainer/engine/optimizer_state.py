@@ -10,8 +10,13 @@ from configs.errors import CheckpointError, EngineError
 from trainer.engine.engine_protocol import ReadSlice, ReadState
 from trainer.engine.zero_layout import ParameterPiece, ZeroLayout
 
-_ELEMENTWISE = {"AdamW": ("exp_avg", "exp_avg_sq"), "SGD": ("momentum_buffer",)}
-_HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov")
+_ELEMENTWISE = {
+    "AdamW": ("exp_avg", "exp_avg_sq"),
+    "Adam": ("exp_avg", "exp_avg_sq"),
+    "SGD": ("momentum_buffer",),
+    "RMSprop": ("square_avg", "momentum_buffer"),
+}
+_HYPERPARAMETERS = ("lr", "betas", "alpha", "eps", "weight_decay", "momentum", "dampening", "nesterov")
 
 
 def group_scalars(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from configs.recipe import Optimizer, Recipe
+from configs.recipe import Recipe
 from configs.sections.data_section import ImageData
 from configs.sections.model_section import GptModel, ResnetModel, UserModel, context_of
+from configs.sections.optimizer_section import Optimizer
 from data.text.tokenizer import vocab_size
 from trainer.models.cost import (
     gpt_activation_bytes,
@@ -102,9 +103,13 @@ def _kept_values(recipe: Recipe) -> int:
 
 def moments(optimizer: Optimizer) -> int:
     """fp32 values that the optimizer keeps per parameter, besides the weight."""
-    if optimizer.kind == "adamw":
-        return 2
-    return 1 if optimizer.momentum else 0
+    match optimizer.kind:
+        case "adamw" | "adam":
+            return 2
+        case "rmsprop":
+            return 2 if optimizer.momentum else 1
+        case "sgd":
+            return 1 if optimizer.momentum else 0
 
 
 def worker_memory(recipe: Recipe, parameters: int, stage: Stage, activations_bytes: int) -> WorkerMemory:

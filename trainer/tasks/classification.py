@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.recipe import Optimizer
 from configs.sections.data_section import ImageData
 from configs.sections.model_section import ResnetModel
+from configs.sections.optimizer_section import Optimizer
 from data.source import IGNORED
 from trainer.models.cost import resnet_flops_per_image
 from trainer.models.resnet import Resnet

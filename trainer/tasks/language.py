@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.recipe import Optimizer
 from configs.sections.model_section import GptModel
+from configs.sections.optimizer_section import Optimizer
 from data.source import IGNORED
 from trainer.models.cost import gpt_flops_per_token
 from trainer.models.gpt import Gpt

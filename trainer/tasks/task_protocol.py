@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import DataError
-from configs.recipe import Optimizer
+from configs.sections.optimizer_section import Optimizer
 
 __all__ = ["EngineTask", "ParameterGroup", "parameter_groups"]
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from configs.errors import DataError, RecipeError, UserCodeError
 from configs.reading.user_code import UserCode, describe
-from configs.recipe import Optimizer, Recipe
+from configs.recipe import Recipe
 from configs.sections.data_section import ImageData
 from configs.sections.model_section import UserModel
+from configs.sections.optimizer_section import Optimizer
 from data.text.tokenizer import vocab_size
 from trainer import api
 from trainer.tasks.task_protocol import ParameterGroup, parameter_groups

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from configs.recipe import Recipe
+from configs.sections.optimizer_section import Optimizer
 from data.batch import Slice
 from data.dataset import open_dataset, read_micro_batch
 from trainer.tasks.build_task import build_task
@@ -16,8 +17,7 @@ def reference_losses_and_gradients(recipe: Recipe, steps: int) -> tuple[list[flo
     torch.set_num_threads(1)
     task, data = build_task(recipe), open_dataset(recipe, "train")
     module, settings = task.module, recipe.optimizer
-    assert settings.kind == "sgd"
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=settings.momentum)
+    optimizer = _optimizer(settings, list(module.parameters()))
     losses, gradients = [], {}
     for step in range(1, steps + 1):
         start = (step - 1) * recipe.batch.global_
@@ -34,3 +34,17 @@ def reference_losses_and_gradients(recipe: Recipe, steps: int) -> tuple[list[flo
         optimizer.step()
         losses.append(loss.item())
     return losses, gradients
+
+
+def _optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    match settings.kind:
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=0.0, momentum=settings.momentum)
+        case "rmsprop":
+            options = {"alpha": settings.alpha, "eps": settings.eps, "momentum": settings.momentum}
+            return torch.optim.RMSprop(parameters, lr=0.0, **options)
+        case "adam":
+            return torch.optim.Adam(parameters, lr=0.0, betas=tuple(settings.betas), eps=settings.eps)
+        case "adamw":
+            options = {"betas": tuple(settings.betas), "eps": settings.eps, "weight_decay": 0.0}
+            return torch.optim.AdamW(parameters, lr=0.0, **options)
