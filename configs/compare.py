@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.recipe import Recipe
-from configs.sections.model_section import accepts_code_change
+from configs.sections.model_section import OWN, UserModel, accepts_code_change
 
 __all__ = ["differences", "result_differences", "result_keys", "result_sha256"]
 
@@ -34,7 +34,7 @@ def differences(old_keys: Mapping[str, Any], new: Recipe) -> list[str]:
     return [
         f"{key}: {old_keys.get(key, 'absent')} -> {new_keys.get(key, 'absent')}"
         for key in dict.fromkeys((*old_keys, *new_keys))
-        if old_keys.get(key) != new_keys.get(key) and not _is_free(key, new)
+        if old_keys.get(key) != new_keys.get(key) and not _is_free(key, new) and not _is_accepted(key, new)
     ]
 
 
@@ -46,9 +46,13 @@ def result_keys(recipe: Recipe) -> dict[str, Any]:
 def _is_free(key: str, recipe: Recipe) -> bool:
     # With these rates no earlier step depends on how long the run is, so it may be prolonged.
     prolongs = key == "run.steps" and recipe.schedule.kind in ("constant", "inverse_sqrt", "cosine_restarts")
-    accepted = key == "model.code_sha256" and accepts_code_change(recipe.model)
     free = key in _FREE_KEYS or key.split(".")[0] in _FREE_SECTIONS or key.startswith(_FREE_PREFIXES)
-    return prolongs or accepted or free
+    return prolongs or free
+
+
+def _is_accepted(key: str, recipe: Recipe) -> bool:
+    """A difference that the user asks for. What the run goes on with is a key of its result all the same."""
+    return key == "model.code_sha256" and accepts_code_change(recipe.model)
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
@@ -62,6 +66,8 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
             flat[prefix] = value
 
     walk("", recipe.model_dump(mode="json", by_alias=True))
+    if isinstance(recipe.model, UserModel):  # the file may move: its contents are compared as well
+        flat["model.kind"] = OWN.replace("CLASS", recipe.model.kind.rpartition(":")[2])
     for source in recipe.data.train.sources:
         flat[f"data.train.shards.{source.name}"] = f"weight {source.weight!r}, {source.when_exhausted}"
     return flat

@@ -64,6 +64,11 @@ def check_keep_best(recipe: Recipe) -> None:
             f"checkpoint.keep_best.metric is {best.metric}, which a {recipe.model.kind} does not have: "
             f"choose from {', '.join(known)}"
         )
+    if is_own and best.mode is None and best.metric not in ("val_loss", "val_accuracy"):
+        raise RecipeError(
+            f"checkpoint.keep_best.metric is {best.metric}, of a task of your own: set checkpoint.keep_best.mode to "
+            "max or min, as the better end of it"
+        )
     if not is_own and best.mode not in (None, best.natural_mode):
         raise RecipeError(
             f"checkpoint.keep_best.mode is {best.mode}, which keeps the worst {best.metric}: remove it, or set "

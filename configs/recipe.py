@@ -116,7 +116,9 @@ class KeepBest(Section):
     """Keeps checkpoints of steps that were validated, by one figure of metrics.jsonl."""
 
     metric: str = Field(
-        "val_loss", pattern=r"^val_[a-z_]+$", description="val_loss, val_perplexity (gpt) or val_accuracy (resnet)"
+        "val_loss",
+        pattern=r"^val_[a-z0-9_]+$",
+        description="val_loss, val_perplexity (gpt), val_accuracy (resnet) or one of a task of your own",
     )
     mode: Literal["min", "max"] | None = Field(None, description="default: max for val_accuracy, min for the others")
     count: Positive = 1

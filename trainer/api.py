@@ -44,7 +44,7 @@ class Task:
     """A model, its loss and its metrics. Everything random in it must come from torch's own generator."""
 
     Config: ClassVar[type[BaseModel]] = Config
-    units: ClassVar[Literal["tokens", "images", "samples"]] = "samples"  # what a target is, for rates
+    units: Literal["tokens", "images", "samples"] | None = None  # what a target is; None: as the data has it
 
     def __init__(self, config: Any, facts: Facts) -> None:
         """`config`: of the class's own Config."""

@@ -102,7 +102,7 @@ class ForkServer:
     def _start_fresh(self, connection: socket.socket, line: bytes) -> int:
         """A new interpreter: CUDA does not survive a fork once any import has touched the driver."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.forks.child_end", str(connection.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", "cluster.forks.child_end", str(connection.fileno()), str(os.getpid())],
             stdin=subprocess.PIPE,
             pass_fds=[connection.fileno()],
         )

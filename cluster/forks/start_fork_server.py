@@ -27,7 +27,7 @@ def start_fork_server(
     """
     late = LATE_IMPORTS if modules else ()
     return subprocess.Popen(
-        [sys.executable, "-m", "cluster.forks.fork_server", str(path), str(owner), *modules, *late],
+        [sys.executable, "-P", "-m", "cluster.forks.fork_server", str(path), str(owner), *modules, *late],
         # Threads that an import starts would not survive the fork.
         env={
             **environment,

@@ -25,7 +25,7 @@ class RayGuard:
     def __enter__(self) -> Self:
         # A Unix session of its own: what ends the driver's process group must not end the guard.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.ray_cluster.ray_guard", self._folder],
+            [sys.executable, "-P", "-m", "cluster.ray_cluster.ray_guard", self._folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

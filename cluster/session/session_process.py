@@ -27,7 +27,7 @@ class SessionProcess:
         with errors.open("ab") as file:
             # A session of its own: Ctrl-C reaches the driver alone, which decides.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-P", "-m", module],  # a user's data.py in the working folder is not ours
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

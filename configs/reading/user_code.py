@@ -79,7 +79,7 @@ class UserCode:
         linecache.checkcache(str(path))
         try:
             exec(compile(source, path, "exec"), vars(module))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserCodeError(describe(error)) from error
         return vars(module)
 

@@ -114,7 +114,7 @@ class UserModel(Section):
     def setting(self, name: str, what_for: str) -> int:
         """A key of its own that the data needs. Raises RecipeError where it is missing or no positive number."""
         value = self.settings.get(name)
-        if isinstance(value, int) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
         raise RecipeError(
             f"model.{name} is {value!r}: {what_for} needs it; give the Config of {self.kind} a field `{name}: int`"

@@ -25,6 +25,7 @@ __all__ = ["LocalShard"]
 
 
 
+
 MAX_OPEN = 256
 _STREAMED_BYTES = 2 * CHECKED_BYTES  # larger chunks leave the processor's cache before they are parsed
 

@@ -20,6 +20,7 @@ __all__ = ["CHECKED_BYTES", "Checksums", "Shard", "Stat", "checksum"]
 
 
 
+
 CHECKED_BYTES = 256 << 10
 
 

@@ -76,13 +76,13 @@ def task(
     path: Annotated[Path, typer.Argument(metavar="FILE.py", help="of the task; a recipe comes beside it")],
 ) -> None:
     """FILE.py with a small task that trains as it is, and FILE.yaml, its recipe."""
-    if path.suffix != ".py" or not path.stem.isidentifier():
-        raise RecipeError(f"{path}: give a file name such as my_task.py")
+    name = "".join(word.capitalize() for word in path.stem.split("_"))
+    if path.suffix != ".py" or not name.isidentifier() or not path.parent.is_dir():
+        raise RecipeError(f"{path}: give a file name such as my_task.py, in a folder that is there")
     recipe, shards = path.with_suffix(".yaml"), "shards/digits"
     for file in (path, recipe):
         if file.exists():
             raise RecipeError(f"{file} is there already: choose another name")
-    name = "".join(word.capitalize() for word in path.stem.split("_"))
     path.write_text(_TASK.format(stem=path.stem, name=name))
     recipe.write_text(_RECIPE.format(stem=path.stem.replace("_", "-"), path=path, name=name, shards=shards))
     say(f"wrote {path} and {recipe}")

@@ -11,7 +11,7 @@ import torch
 
 from configs.errors import ExportError
 from configs.recipe import Recipe
-from configs.sections.model_section import GptModel
+from configs.sections.model_section import GptModel, UserModel
 from data.atomic import sync_folder, to_json, write_durably
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.reader import CheckpointReader
@@ -73,6 +73,8 @@ def _inputs(recipe: Recipe, manifest: Manifest) -> int:
     """Vocabulary or channels, from the stored shapes: without opening the data."""
     if isinstance(recipe.model, GptModel):
         return manifest.parameters["model.embed.weight"][0]
+    if isinstance(recipe.model, UserModel):
+        return 0  # `architecture` refuses it
     return manifest.parameters["model.conv1.weight"][1]
 
 

@@ -5,6 +5,7 @@ from cluster.run.run_events import Validated
 from cluster.run.run_folder import RunFolder
 from configs.errors import CheckpointError, DataError, RunFolderError
 from configs.recipe import Recipe
+from configs.sections.model_section import UserModel
 from data.dataset import open_dataset, unigram_entropy
 from trainer.checkpoint.open_store import checkpoint_store
 from trainer.checkpoint.store_protocol import list_steps
@@ -18,7 +19,7 @@ def summarize(recipe: Recipe, folder: RunFolder) -> list[str]:
     summary = [f"finished: step {lines[-1]['step'] if lines else recipe.run.steps}{loss}"]
     validated = [line for line in lines if "val_loss" in line]
     if validated:
-        summary.append(_validation(recipe, validated[-1]))
+        summary.append(validation_line(recipe, validated[-1]))
     samples = [e.sample for e in Ledger(folder.ledger).events() if isinstance(e, Validated) and e.sample]
     if samples:
         summary += ["the model writes:", *(f"  | {line}" for line in samples[-1].splitlines())]
@@ -36,8 +37,12 @@ def _newest_checkpoint(recipe: Recipe, folder: RunFolder) -> str:
     return store.at(steps[-1]).where if steps else f"none is in {store.where} now"
 
 
-def _validation(recipe: Recipe, line: dict[str, float]) -> str:
+def validation_line(recipe: Recipe, line: dict[str, float]) -> str:
+    """The figures of one validation, and what to compare a loss per token with."""
     text = f"validation at step {line['step']}: loss {line['val_loss']:.4f}"
+    if isinstance(recipe.model, UserModel):  # whose metrics are its own
+        named = {name.removeprefix("val_"): value for name, value in line.items() if name.startswith("val_")}
+        return ", ".join([text, *(f"{name} {value:.4f}" for name, value in named.items() if name != "loss")])
     if "val_accuracy" in line:
         return f"{text}, accuracy {line['val_accuracy']:.2%}"
     perplexity = f", perplexity {line['val_perplexity']:.2f}" if "val_perplexity" in line else ""

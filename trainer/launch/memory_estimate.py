@@ -21,7 +21,7 @@ from trainer.models.cost import (
 from trainer.models.gpt import Gpt
 from trainer.models.resnet import Resnet
 from trainer.tasks.task_protocol import parameter_groups
-from trainer.tasks.user_task import UserTask, open_user_task
+from trainer.tasks.user_task import UserTask, check_parameters, flops_of, open_user_task
 
 __all__ = ["estimate"]
 
@@ -168,8 +168,10 @@ def _user_cost(recipe: Recipe, model: UserModel) -> _ModelCost:
     try:
         with shapes_only():
             module = task.build()
-    except Exception:  # it may need values while it is built: then as it will be at the start of the run
+        flops = flops_of(task, module)
+    except (Exception, SystemExit):  # it may need values while it is built: then as it will be at the start of the run
         module = UserTask(task, recipe.optimizer).module
-    parameters = sum(parameter.numel() for parameter in module.parameters())
+        flops = flops_of(task, module)
+    check_parameters(task, module)
     per_sample = context_of(model) if task.units == "tokens" else 1
-    return _ModelCost(module, task.flops_per_target(parameters), per_sample, 0, task.units.removesuffix("s"))
+    return _ModelCost(module, flops, per_sample, 0, str(task.units).removesuffix("s"))

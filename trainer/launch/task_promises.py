@@ -1,5 +1,6 @@
 """Whether a task keeps what equal runs need: tried in this process, on the host, with the first samples of the data."""
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configs.reading.user_code import line_of_frame
+from configs.errors import UserCodeError
+from configs.reading.user_code import describe, line_of_frame
 from configs.recipe import Recipe
 from data.dataset import Dataset, open_dataset
 from trainer.models.norm import BatchNorm2d
@@ -22,7 +24,8 @@ from trainer.tasks.task_protocol import EngineTask
 __all__ = ["check_promises"]
 
 
-_TOLERANCE = 1e-3  # of sums in fp32 that were added up in another order
+_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.01}  # of sums that were added up in another order
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HOST_GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, np.random.BitGenerator)
 Batch = dict[str, Tensor]
 
@@ -45,12 +48,18 @@ def check_promises(recipe: Recipe) -> list[Promise]:
     before = _host_states()
     with _lines_that_draw_outside_torch() as lines:
         task, again = build_task(recipe), build_task(recipe)
+        for each in (task, again):
+            each.module.to(_DTYPES[recipe.precision])
         repeated = _losses(task.module, [whole, halves[0], whole])
     return [
         Promise("the initial weights follow from run.seed", _differing_weights(task, again)),
         Promise("every draw comes from torch's generator", _outside_draws(before, lines)),
+        Promise("the loss is a finite number", "" if all(map(math.isfinite, repeated)) else f"it is {repeated[0]}"),
         Promise("no state goes from one micro-batch to the next", _kept_state(task.module, again.module, repeated)),
-        Promise("loss, weight and metrics are sums over the micro-batch", _not_sums(task.module, whole, halves)),
+        Promise(
+            "loss, weight and metrics are sums over the micro-batch",
+            _not_sums(task.module, whole, halves, _TOLERANCE[recipe.precision]),
+        ),
         Promise("the weight is the number of targets", _wrong_weight(task.module, whole, targets)),
         Promise("every parameter is trained, or frozen by requires_grad", _untrained(task.module, whole)),
     ]
@@ -70,7 +79,12 @@ def _batches(dataset: Dataset, recipe: Recipe) -> tuple[Batch, list[Batch], int]
 
 def _sums(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
     torch.manual_seed(0)  # as the engine does, by the micro-batch's position
-    sums: dict[str, Tensor] = module(**batch)
+    try:
+        sums: dict[str, Tensor] = module(**batch)
+    except UserCodeError:
+        raise
+    except Exception as error:
+        raise UserCodeError(describe(error)) from error
     return sums
 
 
@@ -95,19 +109,19 @@ def _kept_state(used: nn.Module, fresh: nn.Module, losses: list[float]) -> str:
     ]
     if changed:
         return f"buffer {changed[0]} changes in a forward: for batch normalisation use trainer.models.norm.BatchNorm2d"
-    if losses[0] != losses[2]:
+    if math.isfinite(losses[0]) and losses[0] != losses[2]:
         return f"the loss of one micro-batch is {losses[0]:.9g}, and {losses[2]:.9g} when another one came in between"
     return ""
 
 
-def _not_sums(module: nn.Module, whole: Batch, halves: list[Batch]) -> str:
+def _not_sums(module: nn.Module, whole: Batch, halves: list[Batch], tolerance: float) -> str:
     """Without dropout: its draws depend on how a batch is cut."""
     module.eval()
     with torch.no_grad():
         one, parts = _sums(module, whole), [_sums(module, half) for half in halves]
     for name, value in one.items():
         together = sum(float(part[name]) for part in parts)
-        if abs(float(value) - together) > _TOLERANCE * max(abs(together), 1.0):
+        if abs(float(value) - together) > tolerance * max(abs(together), 1.0):
             rest = " + ".join(f"{float(part[name]):.6g}" for part in parts)
             return f'"{name}" is {float(value):.6g} for a micro-batch, and {rest} for its halves: is it a mean?'
     return ""

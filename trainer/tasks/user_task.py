@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,10 @@ from data.text.tokenizer import vocab_size
 from trainer import api
 from trainer.tasks.task_protocol import ParameterGroup, parameter_groups
 
-__all__ = ["UserTask", "open_user_task"]
+__all__ = ["UserTask", "check_parameters", "flops_of", "open_user_task"]
+
+
+_UNITS = ("tokens", "images", "samples")
 
 
 class UserModule(nn.Module):
@@ -31,13 +34,18 @@ class UserModule(nn.Module):
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Sums over the micro-batch as fp32 scalars, "loss" and "weight" among them. Raises UserCodeError."""
         sums = self._task.sums(self.model, batch)
-        name = type(self._task).__name__
+        name = f"{type(self._task).__name__}.sums"
         if not isinstance(sums, dict) or not {"loss", "weight"} <= sums.keys():
-            found = sorted(sums) if isinstance(sums, dict) else type(sums).__name__
-            raise UserCodeError(f'{name}.sums gives {found}: return a dictionary with "loss" and "weight"')
-        wrong = {key: tuple(value.shape) for key, value in sums.items() if value.numel() != 1}
-        if wrong:
-            raise UserCodeError(f"{name}.sums gives {wrong}: every entry is one number, a sum over the micro-batch")
+            found = sorted(map(str, sums)) if isinstance(sums, dict) else type(sums).__name__
+            raise UserCodeError(f'{name} gives {found}: return a dictionary with "loss" and "weight"')
+        for key, value in sums.items():
+            if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_complex():
+                raise UserCodeError(f"{name} gives {key!r}: {value!r:.60}: give real tensors by name, such as x.sum()")
+            if value.numel() != 1:
+                shape = tuple(value.shape)
+                raise UserCodeError(f"{name} gives {key!r} of shape {shape}: every entry is one number, a sum")
+        if torch.is_grad_enabled() and self.training and not sums["loss"].requires_grad:
+            raise UserCodeError(f'{name} gives a "loss" without a gradient: work it out of what the module gives')
         return {key: value.float().reshape(()) for key, value in sums.items()}
 
 
@@ -48,15 +56,17 @@ class UserTask:
         """Raises UserCodeError for an error in `build`."""
         try:
             model = task.build()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserCodeError(describe(error)) from error
         if not isinstance(model, nn.Module):
             raise UserCodeError(f"{type(task).__name__}.build gives {type(model).__name__}: return a torch.nn.Module")
-        self.units = task.units
+        check_parameters(task, model)
+        assert task.units is not None, "`open_user_task` has set it"
+        self.units: Literal["tokens", "images", "samples"] = task.units
         self.module: nn.Module = UserModule(task, model)
         self._task, self._optimizer = task, optimizer
         # Counted now: ZeRO-3 takes the parameters apart.
-        self._flops = task.flops_per_target(sum(parameter.numel() for parameter in model.parameters()))
+        self._flops = flops_of(task, model)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Matrices decay; norms and biases do not, embeddings only with optimizer.decay_embeddings."""
@@ -68,7 +78,11 @@ class UserTask:
             raise DataError(
                 "the batch or validation set holds no valid target: every label is padding; check the shards"
             )
-        return {"loss": sums["loss"] / sums["weight"], **self._task.metrics(sums)}
+        found = self._task.metrics(sums)
+        name = f"{type(self._task).__name__}.metrics"
+        if not isinstance(found, dict) or not all(isinstance(value, int | float) for value in found.values()):
+            raise UserCodeError(f"{name} gives {found!r:.80}: return a dictionary of numbers, such as float(x)")
+        return {"loss": sums["loss"] / sums["weight"], **found}
 
     def samples(self, forward: Callable[[Tensor], Tensor], device: torch.device, length: int) -> str | None:
         """The task's own."""
@@ -87,9 +101,41 @@ def open_user_task(recipe: Recipe, model: UserModel, copy: Path | None = None) -
         raise RecipeError(f"model.kind: class {code.name} of {code.path} is no trainer.api.Task: derive it from that")
     try:
         task: api.Task = found(found.Config.model_validate(model.settings), _facts(recipe))
+    except (Exception, SystemExit) as error:
+        raise UserCodeError(describe(error)) from error
+    if task.units is None:
+        task.units = "images" if recipe.data.kind == "image" else "tokens"
+    if task.units not in _UNITS:
+        raise UserCodeError(f"{code.name}.units is {task.units!r}: choose from {', '.join(_UNITS)}")
+    if (task.units == "tokens") == (recipe.data.kind == "image"):
+        fits = '"images" or "samples"' if recipe.data.kind == "image" else '"tokens"'
+        raise UserCodeError(f"{code.name}.units is {task.units!r}, and data.kind is {recipe.data.kind}: set {fits}")
+    return task
+
+
+def flops_of(task: api.Task, model: nn.Module) -> float:
+    """Of one target, as the task has it. Raises UserCodeError."""
+    try:
+        found = task.flops_per_target(sum(parameter.numel() for parameter in model.parameters()))
     except Exception as error:
         raise UserCodeError(describe(error)) from error
-    return task
+    if not isinstance(found, int | float):
+        raise UserCodeError(f"{type(task).__name__}.flops_per_target gives {found!r:.60}: return a number")
+    return float(found)
+
+
+def check_parameters(task: api.Task, model: nn.Module) -> None:
+    """Raises UserCodeError where nothing is to be trained, or not in fp32 masters."""
+    named = dict(model.named_parameters())
+    name = type(task).__name__
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise UserCodeError(f"{name}.build gives a module without a parameter to train")
+    for key, parameter in named.items():
+        if parameter.dtype != torch.float32:
+            raise UserCodeError(
+                f"{name}.build: parameter {key} is {parameter.dtype}: build in torch.float32; the recipe's precision "
+                "says in what it is trained"
+            )
 
 
 def _facts(recipe: Recipe) -> api.Facts:

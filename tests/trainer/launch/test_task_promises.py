@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from configs.errors import UserCodeError
 from tests.support.training.commands import STOKER
 from tests.support.training.runs import GPT, RESNET, recipe_of, write_image_shards, write_text_shards
 from trainer.launch.task_promises import check_promises
@@ -32,7 +33,7 @@ class Small(api.Task):
         loss = F.cross_entropy(module(images), labels, ignore_index=-100, reduction="sum")
         return {"loss": loss, "weight": (labels != -100).sum()}
 """
-SEED, DRAWS, STATE, SUMS, WEIGHT, TRAINED = range(6)
+SEED, DRAWS, FINITE, STATE, SUMS, WEIGHT, TRAINED = range(7)
 
 
 CASES: dict[str, tuple[str, str, list[int], str]] = {
@@ -44,6 +45,7 @@ CASES: dict[str, tuple[str, str, list[int], str]] = {
     "batch norm": ("nn.Dropout(0.5)", "nn.BatchNorm1d(8)", [STATE], "buffer model.2.running_mean changes in a forward"),
     "state": ("/ 255", "/ 255 * (len(SEEN) + (SEEN.append(1) is None))", [STATE, SUMS], "when another one came"),
     "detached": ("module(images)", "module[3](module[1](module[0](images)).detach())", [TRAINED], "model.1.weight"),
+    "infinite": ('"sum")\n', '"sum") / 0\n', [FINITE], "it is inf"),
     "build": ("return nn", "torch.manual_seed(random.randrange(10**9)); return nn", [SEED, DRAWS], "in build"),
 }  # fmt: skip
 
@@ -64,7 +66,22 @@ def test_what_a_task_breaks_is_named(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", [GPT, RESNET], ids=["gpt", "resnet"])
 def test_our_own_tasks_keep_every_promise(model: dict[str, Any], tmp_path: Path) -> None:
     (write_text_shards if model is GPT else write_image_shards)(tmp_path)
-    assert [promise.problem for promise in check_promises(recipe_of(tmp_path, model, "run"))] == [""] * 6
+    assert [promise.problem for promise in check_promises(recipe_of(tmp_path, model, "run"))] == [""] * 7
+
+
+def test_the_precision_of_the_recipe_is_that_of_the_check(tmp_path: Path) -> None:
+    write_image_shards(tmp_path)
+    path = tmp_path / "small.py"
+    path.write_text(SMALL)
+    shards = {split: {"shards": str(tmp_path / f"{split}-*.tar")} for split in ("train", "val")}
+    data = {"kind": "image", "size": 8, "channels": 1, **shards}
+    model = {"kind": f"{path}:Small", "classes": 3}
+    recipe = recipe_of(tmp_path, model, "run", data=data, precision="bf16")
+    with pytest.raises(UserCodeError, match=r"must have the same dtype.*in sums: `loss = "):
+        check_promises(recipe)
+    cast = SMALL.replace('"] / 255', '"].to(module[1].weight.dtype) / 255')
+    path.write_text(cast.replace("(module(images),", "(module(images).float(),"))
+    assert [promise.problem for promise in check_promises(recipe)] == [""] * 7
 
 
 def test_the_command_tells_of_each_promise_and_fails_with_a_broken_one(tmp_path: Path) -> None:
@@ -75,5 +92,5 @@ def test_the_command_tells_of_each_promise_and_fails_with_a_broken_one(tmp_path:
     recipe |= {"model": {"kind": "small.py:Small"}, "data": {"kind": "image", "size": 8, "channels": 1, **shards}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     done = subprocess.run([STOKER, "check-task", "recipe.yaml"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1 and done.stdout.count("kept: ") == 5, done.stderr
+    assert done.returncode == 1 and done.stdout.count("kept: ") == 6, done.stderr
     assert 'broken: loss, weight and metrics are sums over the micro-batch: "loss" is' in done.stderr

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.run.run_folder import RunFolder
 from configs.checkout import CHECKOUT
-from configs.compare import result_differences
+from configs.compare import result_differences, result_keys
+from configs.effect import check_keep_best
 from configs.errors import RecipeError, RunFolderError, UserCodeError
 from configs.load import dump_recipe, load_recipe
-from configs.recipe import Recipe
+from configs.reading.user_code import describe
+from configs.recipe import KeepBest, Recipe
 from configs.sections.model_section import UserModel, accepting_code_change
 from tests.support.training.commands import STOKER
 from tests.support.training.runs import (
@@ -26,9 +29,11 @@ from tests.support.training.runs import (
     write_text_shards,
 )
 from trainer.huggingface.architecture import architecture
+from trainer.launch.final_summary import validation_line
 from trainer.launch.memory_estimate import estimate
 from trainer.launch.preflight import check_resumable
 from trainer.tasks.build_task import build_task
+from trainer.tasks.user_task import open_user_task
 
 # Our own Transformer as a user's model: the seam may change no bit of it.
 WRAPPED_GPT = """
@@ -78,6 +83,7 @@ class Small(api.Task):
         loss = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
         return {"loss": loss, "weight": (labels != -100).sum(), "accuracy": (logits.argmax(1) == labels).sum()}
 """
+VALIDATED = "width: int = 8\n        @field_validator('width')\n        "
 IMAGES: dict[str, Any] = {"kind": "image", "size": 8, "channels": 1}
 
 
@@ -173,19 +179,113 @@ def test_an_error_in_the_users_file_shows_the_users_line(
     assert expected in str(caught.value), str(caught.value)
 
 
-def test_sums_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"weight"', '"count"', "Small.sums gives ['accuracy', 'count', 'loss']: return a dictionary with"),
+        (
+            "(labels != -100).sum()",
+            "labels != -100",
+            "Small.sums gives 'weight' of shape (2,): every entry is one number",
+        ),
+        ("(labels != -100).sum()", "2", "Small.sums gives 'weight': 2: give real tensors by name"),
+        ('"loss": loss', '"loss": loss.detach()', 'Small.sums gives a "loss" without a gradient'),
+        ('reduction="sum"', "reduktion=1", "in sums: `loss = F.cross_entropy("),
+    ],
+    ids=["names", "shape", "type", "gradient", "error"],
+)
+def test_sums_that_are_none_are_refused(
+    old: str, new: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     batch = {"images_BHWC": torch.zeros(2, 8, 8, 1, dtype=torch.uint8), "labels_B": torch.tensor([0, -100])}
-    for change, expected in (
-        (('"weight"', '"count"'), "['accuracy', 'count', 'loss']: return a dictionary with \"loss\" and \"weight\""),
-        (("(labels != -100).sum()", "labels != -100"), "{'weight': (2,)}: every entry is one number"),
-    ):
-        task = build_task(load_recipe(_file(tmp_path, SMALL.replace(*change) + f"# {expected}")))
-        with pytest.raises(UserCodeError, match=r"Small\.sums gives") as caught:
-            task.module(**batch)
-        assert expected in str(caught.value)
+    task = build_task(load_recipe(_file(tmp_path, SMALL.replace(old, new))))
+    with pytest.raises(Exception) as caught:
+        task.module(**batch)
+    assert expected in describe(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        (VALIDATED + "def twice(cls, v): return 2 * v", "when that is read again"),
+        ("width: float = float('inf')", "give it a type that JSON keeps"),
+        ("width: set[str] = {'a', 'b'}", "a secret or a set is not the same in every process"),
+        ("width: SecretStr = 'hush'", "a secret or a set is not the same in every process"),
+        ("width: int = Field(8, exclude=True)", "its field is excluded"),
+        ("code_sha256: int = 8", "has a field code_sha256, which is Stoker's: rename it"),
+        (VALIDATED + "def no(cls, v): raise RuntimeError('no width')", "no width"),
+    ],
+    ids=["validator", "infinite", "set", "secret", "excluded", "taken", "raises"],
+)  # fmt: skip
+def test_a_config_that_workers_would_read_differently_is_refused(
+    field: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = SMALL.replace("width: int = 8", field).replace("import torch\n", "import torch\nfrom pydantic import *\n")
+    path = _file(tmp_path, source)
+    if "twice" in field or "no(" in field:
+        path = _file(tmp_path, source, width=3)
+    with pytest.raises((RecipeError, UserCodeError)) as caught:
+        load_recipe(path)
+    assert expected in str(caught.value)
+
+
+def test_nested_values_an_alias_and_a_computed_field_come_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fields = (
+        "width: int = Field(8, alias='hidden')\n        sizes: tuple[int, ...] = (1, 2)\n        model_config = "
+        "ConfigDict(populate_by_name=True)\n        @computed_field\n"
+        "        def twice(self) -> int: return 2 * self.width"
+    )
+    source = SMALL.replace("width: int = 8", fields).replace("import torch\n", "import torch\nfrom pydantic import *\n")
+    recipe = load_recipe(_file(tmp_path, source, hidden=5))
+    task = open_user_task(recipe, recipe.model)  # type: ignore[arg-type]
+    assert (task.config.width, task.config.sizes, task.config.twice) == (5, (1, 2), 10)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("nn.ReLU()", "nn.ReLU().double(), nn.Linear(8, 8).double()", "parameter 3.weight is torch.float64: build in"),
+        ("return nn.Sequential(", "return nn.Sequential() if True else nn.Sequential(", "a module without a parameter"),
+        ("class Config", 'units = "atoms"\n    class Config', "Small.units is 'atoms': choose from tokens, images"),
+        ("class Config", 'units = "tokens"\n    class Config', "and data.kind is image: set \"images\" or"),
+        ("class Config", "flops_per_target = lambda self, n: None\n    class Config", "flops_per_target gives None"),
+        ("return nn.Sequential(", "import sys; sys.exit(3); return nn.Sequential(", "SystemExit: 3"),
+    ],
+    ids=["dtype", "none", "units", "tokens", "flops", "exit"],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_before_the_start(
+    old: str, new: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserCodeError) as caught:
+        estimate(load_recipe(_file(tmp_path, SMALL.replace(old, new))))
+    assert expected in str(caught.value)
+
+
+def test_own_metrics_are_in_the_last_summary_and_a_best_checkpoint_needs_to_know_its_good_end(tmp_path: Path) -> None:
+    recipe = _small(tmp_path, "own")
+    line = {"step": 4, "val_loss": 1.5, "val_top1": 0.25}
+    assert validation_line(recipe, line) == "validation at step 4: loss 1.5000, top1 0.2500"
+    best = recipe.checkpoint.model_copy(update={"keep_best": KeepBest(metric="val_top1")})
+    with pytest.raises(RecipeError, match=r"set checkpoint\.keep_best\.mode to max or min"):
+        check_keep_best(recipe.model_copy(update={"checkpoint": best}))
+
+
+def test_the_code_of_a_run_is_in_its_checkpoints_after_a_change_too_and_its_file_may_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(_file(tmp_path))
+    accepting = recipe.model_copy(update={"model": accepting_code_change(recipe.model)})
+    assert result_keys(accepting) == result_keys(recipe)
+    assert "model.code_sha256" in result_keys(recipe)
+    (tmp_path / "moved.py").write_text(SMALL)
+    assert result_differences(recipe, load_recipe(_file(tmp_path, kind="moved.py:Small"))) == []
 
 
 def test_a_resolved_recipe_has_every_default_and_is_read_without_the_file(
