@@ -56,6 +56,9 @@ def main() -> None:
     """Reads the plan from stdin, and ends with one last message: `done`, `failed` or `broken`."""
     _leave_signals_to_driver()
     plan = SessionPlan(**json.loads(sys.stdin.readline()))
+    if plan.address is None:
+        # Ray puts a driver's working folder on its workers' path: a user's own data.py there would come before ours.
+        os.chdir(plan.folder)
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print goes to the log
     threading.Thread(target=_leave_with_driver, daemon=True).start()

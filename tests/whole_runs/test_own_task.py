@@ -50,6 +50,8 @@ def test_an_edit_during_a_run_changes_nothing_of_it_and_is_asked_about_afterward
     sections = {"data": data, "checkpoint": {"every_steps": 20}, "monitor": {"every_steps": 5}, "validation": None}
     calm, rough = (recipe_of(tmp_path, model, "", run={**run, "name": n}, **sections) for n in ("calm", "rough"))
 
+    for name in ("data", "cluster", "trainer", "configs", "random"):  # as users name their files
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('a module of the working folder, not ours')")
     process = start(rough, tmp_path)
     wait_for(lambda: steps_done(rough) > 40, process)
     file.write_text("raise RuntimeError('edited while it runs')")
